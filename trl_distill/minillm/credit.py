@@ -1,0 +1,168 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Credit of each token for what follows it: the mathematics of MiniLLM (https://huggingface.co/papers/2306.08543).
+
+Pure functions of tensors `(B, T)` (B rows, T padded completion). The student is `q`, the frozen teacher `p`, and
+`r_t = log p(y_t) - log q(y_t)`. `mask` is 1 on completion tokens, which stand at the start of each row. Every function
+keeps the dtype of its input; the trainer hands in fp32.
+"""
+
+import torch
+from torch import Tensor
+
+
+def mixture_logps(student_logps: Tensor, teacher_logps: Tensor, alpha: float) -> Tensor:
+    r"""
+    Log-probabilities of tokens under the sampling distribution, Eq. (4): $\alpha p + (1 - \alpha) q$.
+
+    Args:
+        student_logps, teacher_logps (`torch.Tensor`):
+            Log-probabilities of the sampled tokens, of shape `(B, T)`.
+        alpha (`float`):
+            Share of the teacher, in `[0, 1]`.
+
+    Returns:
+        `torch.Tensor`: `(B, T)`; exactly `student_logps` when `alpha` is 0 and `teacher_logps` when it is 1.
+    """
+    if alpha == 0.0:  # exact, so that the first inner epoch has a ratio of exactly 1
+        return student_logps
+    share = torch.tensor(alpha, dtype=student_logps.dtype, device=student_logps.device)
+    return torch.logaddexp((1 - share).log() + student_logps, share.log() + teacher_logps)
+
+
+def token_rewards(
+    student_logps: Tensor,
+    teacher_logps: Tensor,
+    mask: Tensor,
+    reward_scaling: float = 1.0,
+    reward_clip: float | None = None,
+) -> Tensor:
+    r"""
+    Rewards $r_t = \log p(y_t) - \log q(y_t)$ of the sampled tokens, detached and 0 outside `mask`.
+
+    `reward_scaling` divides them and `reward_clip` then bounds their size, as in the released code; the paper has
+    neither. All tensors have shape `(B, T)`.
+    """
+    rewards = (teacher_logps - student_logps).detach() / reward_scaling
+    if reward_clip is not None:
+        rewards = rewards.clamp(-reward_clip, reward_clip)
+    return torch.where(mask.bool(), rewards, 0)
+
+
+def returns_to_go(rewards: Tensor, gamma: float = 1.0) -> Tensor:
+    r"""
+    Discounted sums of this and all later rewards, $R_t = r_t + \gamma R_{t+1}$, of shape `(B, T)`.
+
+    A reverse scan: powers of `gamma` would underflow on long completions.
+    """
+    if gamma == 1.0:
+        return rewards.flip(1).cumsum(1).flip(1)
+    returns = torch.empty_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = rewards[:, t] + gamma * following
+        returns[:, t] = following
+    return returns
+
+
+def advantages(
+    rewards: Tensor, mask: Tensor, gamma: float = 1.0, inclusive: bool = False, length_normalization: bool = True
+) -> Tensor:
+    r"""
+    Credit of each sampled token.
+
+    Exclusive credit is $R_t - r_t = \gamma R_{t+1}$, the long-term part of Eq. (3): what the token is responsible for
+    after itself. Its own reward is in the single-step term, exactly. Inclusive credit is $R_t$, for the plain policy
+    gradient of Eq. (2) without a single-step term.
+
+    Length normalisation, Eq. (6), divides by the number of terms summed. As printed, the equation divides $T - t$ terms
+    by $T - t - 1$, which is 0 at the last but one token; this divides by the $T - t$ terms.
+
+    Args:
+        rewards (`torch.Tensor`):
+            Rewards of shape `(B, T)`, 0 outside `mask`.
+        mask (`torch.Tensor`):
+            Whether a position is a completion token, of shape `(B, T)`.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount. At `0.0` the exclusive credit vanishes.
+        inclusive (`bool`, *optional*, defaults to `False`):
+            Whether a token's own reward is part of its credit.
+        length_normalization (`bool`, *optional*, defaults to `True`):
+            Whether to divide by the number of terms summed.
+
+    Returns:
+        `torch.Tensor`: Credit of shape `(B, T)`, 0 outside `mask` and where no term is summed.
+    """
+    mask = mask.to(rewards.dtype)
+    credit = returns_to_go(rewards, gamma)
+    terms = mask.flip(1).cumsum(1).flip(1)  # (B, T), tokens from t on
+    if not inclusive:
+        credit, terms = credit - rewards, terms - mask
+    if length_normalization:
+        credit = credit / terms.clamp(min=1)
+    return torch.where((mask > 0) & (terms > 0), credit, 0)
+
+
+def whiten(values: Tensor, mask: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
+    """
+    Shift and scale `values` `(B, T)` to mean 0 and variance 1 over `mask`; positions outside it become 0.
+
+    `mean` and `var` are given when they span more rows than these, such as those of all processes.
+    """
+    if mean is None or var is None:
+        mean, var = masked_moments(values, mask)
+    return torch.where(mask.bool(), (values - mean) / (var + 1e-8).sqrt(), 0)
+
+
+def masked_moments(values: Tensor, mask: Tensor, reduce=lambda total: total) -> tuple[Tensor, Tensor]:
+    """
+    Mean and variance of `values` `(B, T)` over `mask`.
+
+    `reduce` sums a tensor over processes. Two passes, because the difference of large squares would cancel in fp32.
+    """
+    mask = mask.bool()
+    count = reduce(mask.sum()).clamp(min=1)
+    mean = reduce(torch.where(mask, values, 0).sum()) / count
+    var = reduce(torch.where(mask, (values - mean) ** 2, 0).sum()) / count
+    return mean, var
+
+
+def long_term_loss(logps: Tensor, sampling_logps: Tensor, credit: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    r"""
+    Clipped long-term loss of each token, with the importance weight inside the ratio:
+
+    $$ \max\left(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\right), \qquad
+       \rho_t = \frac{q_\theta(y_t)}{\tilde p(y_t)}. $$
+
+    $\tilde p$ is the distribution that the tokens were drawn from, Eq. (4), so in the first pass over a rollout the
+    ratio is already the importance weight of Eq. (5). Like the paper's algorithm this keeps one factor of Eq. (5)'s
+    product, which lowers variance and adds bias. The paper's transcriptions clip from above whatever the sign of
+    $A_t$; this is PPO's rule, as in the released code.
+
+    Args:
+        logps (`torch.Tensor`):
+            Log-probabilities under the present student, with gradient, of any shape.
+        sampling_logps, credit (`torch.Tensor`):
+            Log-probabilities under the sampling distribution and credit, of the same shape, constants.
+        epsilon (`float`):
+            Half-width of the clip; `inf` switches it off.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Loss and ratio of each token, of the same shape.
+    """
+    ratio = (logps - sampling_logps).exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    return torch.max(-credit * ratio, -credit * clipped), ratio

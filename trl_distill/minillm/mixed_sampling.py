@@ -1,0 +1,164 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Teacher-mixed sampling of MiniLLM (https://huggingface.co/papers/2306.08543, Eq. 4), by switching models."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import DynamicCache
+
+
+class MixedRollout(NamedTuple):
+    """
+    What [`mixed_generate`] returns.
+
+    Args:
+        completion_ids (`torch.Tensor`):
+            Sampled tokens of shape `(B, T)`, `pad_token_id` behind the end of a row.
+        lengths (`torch.Tensor`):
+            Tokens of each completion, the EOS included, of shape `(B,)`.
+        teacher_tokens (`int`):
+            How many of the tokens the teacher drew.
+        teacher_calls, student_calls (`int`):
+            Forward passes of each model.
+    """
+
+    completion_ids: Tensor
+    lengths: Tensor
+    teacher_tokens: int
+    teacher_calls: int
+    student_calls: int
+
+
+class _Reader:
+    """A model with its own KV cache, which reads all tokens that it has not seen yet in one block."""
+
+    def __init__(self, model, vocab_size: int | None, context: Callable[[], AbstractContextManager]):
+        self.model = model
+        self.vocab_size = vocab_size
+        self.context = context
+        self.cache = DynamicCache(config=model.config.get_text_config())
+        self.seen = 0
+        self.calls = 0
+        self.accepts = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+
+    def next_logits(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits `(B, V)` of the token after `ids` `(B, L)`."""
+        inputs = {"input_ids": ids[:, self.seen :], "attention_mask": mask}
+        if "position_ids" in self.accepts:
+            inputs["position_ids"] = positions[:, self.seen :]
+        if "logits_to_keep" in self.accepts:
+            inputs["logits_to_keep"] = 1
+        with self.context():
+            logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
+        self.seen, self.calls = ids.shape[1], self.calls + 1
+        return logits[:, : self.vocab_size].float()
+
+
+@torch.no_grad()
+def mixed_generate(
+    student,
+    teacher,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    alpha: float,
+    max_new_tokens: int,
+    eos_token_ids: list[int],
+    pad_token_id: int,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    generator: torch.Generator | None = None,
+    synced_gpus: bool = False,
+    teacher_context: Callable[[], AbstractContextManager] = nullcontext,
+) -> MixedRollout:
+    r"""
+    Sample completions from $\tilde p = \alpha p + (1 - \alpha) q$, with teacher $p$ and student $q$.
+
+    One coin a step chooses the model that draws the next token of every row, and a model that was not chosen for a while
+    catches up in one block. A mixture of distributions is what a coin that ignores the text samples from, so every row
+    is an exact sample of $\tilde p$, for `alpha` teacher passes a token in place of one. Rows of one call share their
+    coins and are therefore correlated: give them different prompts.
+
+    Args:
+        student, teacher ([`~transformers.PreTrainedModel`]):
+            Unwrapped models in the mode to sample in (no dropout).
+        input_ids, attention_mask (`torch.Tensor`):
+            Left-padded prompts and their masks, of shape `(B, P)`.
+        alpha (`float`):
+            Share of the teacher, in `[0, 1]`.
+        max_new_tokens (`int`):
+            Longest completion.
+        eos_token_ids (`list[int]`):
+            Tokens that end a completion.
+        pad_token_id (`int`):
+            Token behind the end of a completion.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Softmax temperature of both models.
+        vocab_size (`int`, *optional*):
+            Vocabulary rows that both models share; tokens beyond are never drawn.
+        generator (`torch.Generator`, *optional*):
+            CPU generator of the coins. Tokens come from the global generator of the device.
+        synced_gpus (`bool`, *optional*, defaults to `False`):
+            Whether to go on until every process is done, for sharded models, whose forwards are collective. All
+            processes must then be given coins from equal generators.
+        teacher_context (`Callable[[], AbstractContextManager]`, *optional*):
+            Entered around each teacher pass, such as `student.disable_adapter` when both are one model.
+
+    Returns:
+        [`MixedRollout`]
+    """
+    readers = {
+        True: _Reader(teacher, vocab_size, teacher_context),
+        False: _Reader(student, vocab_size, nullcontext),
+    }
+    coins = (torch.rand(max_new_tokens, generator=generator) < alpha).tolist()
+    eos = torch.tensor(eos_token_ids, device=input_ids.device)
+    ids, mask = input_ids, attention_mask
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, P), padding does not count
+    finished = torch.zeros_like(ids[:, 0], dtype=torch.bool)  # (B,)
+    lengths = torch.zeros_like(ids[:, 0])
+    teacher_tokens = 0
+
+    for teacher_draws in coins:
+        logits = readers[teacher_draws].next_logits(ids, mask, positions)  # (B, V)
+        tokens = torch.multinomial((logits / temperature).softmax(dim=-1), num_samples=1)  # (B, 1)
+        tokens = torch.where(finished[:, None], pad_token_id, tokens)
+        ids = torch.cat([ids, tokens], dim=1)
+        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+        positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
+        lengths += ~finished
+        teacher_tokens += teacher_draws * (~finished).sum()
+        finished = finished | torch.isin(tokens[:, 0], eos)
+        if synced_gpus:
+            waiting = (~finished).any().long()
+            dist.all_reduce(waiting, op=dist.ReduceOp.MAX)
+            if not waiting:
+                break
+        elif finished.all():
+            break
+
+    return MixedRollout(
+        completion_ids=ids[:, input_ids.shape[1] :],
+        lengths=lengths,
+        teacher_tokens=int(teacher_tokens),
+        teacher_calls=readers[True].calls,
+        student_calls=readers[False].calls,
+    )
