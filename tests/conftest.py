@@ -27,7 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Q
 
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<eos>{% endfor %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
@@ -36,14 +36,14 @@ CHAT_TEMPLATE = (
 def tokenizer():
     """A byte-level tokenizer: 256 bytes and four special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<pad>", "<eos>", "<|user|>", "<|assistant|>"]
+    special = ["<pad>", "<|endoftext|>", "<|user|>", "<|assistant|>"]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(special + alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
-        eos_token="<eos>",
+        eos_token="<|endoftext|>",
         additional_special_tokens=special[2:],
         chat_template=CHAT_TEMPLATE,
         padding_side="left",

@@ -140,17 +140,25 @@ def masked_moments(values: Tensor, mask: Tensor, reduce=lambda total: total) -> 
     return mean, var
 
 
-def long_term_loss(logps: Tensor, sampling_logps: Tensor, credit: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def long_term_loss(
+    logps: Tensor, sampling_logps: Tensor, credit: Tensor, epsilon: float, old_logps: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     r"""
-    Clipped long-term loss of each token, with the importance weight inside the ratio:
+    Clipped long-term loss of each token.
 
-    $$ \max\left(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\right), \qquad
-       \rho_t = \frac{q_\theta(y_t)}{\tilde p(y_t)}. $$
+    With $\tilde p$ the distribution that the tokens were drawn from, Eq. (4), and $q_0$ the student that it was made of,
 
-    $\tilde p$ is the distribution that the tokens were drawn from, Eq. (4), so in the first pass over a rollout the
-    ratio is already the importance weight of Eq. (5). Like the paper's algorithm this keeps one factor of Eq. (5)'s
-    product, which lowers variance and adds bias. The paper's transcriptions clip from above whatever the sign of
-    $A_t$; this is PPO's rule, as in the released code.
+    $$ w_t \max\left(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\right), \qquad
+       \rho_t = \frac{q_\theta(y_t)}{q_0(y_t)}, \quad w_t = \frac{q_0(y_t)}{\tilde p(y_t)}. $$
+
+    This clips what PPO means to clip, the change of the student since the rollout. Without `old_logps` it is the form of
+    the paper and of the released code, with the importance weight inside the clip: $\rho_t = q_\theta / \tilde p$ and
+    $w_t = 1$. That form has a floor. At $\alpha = \epsilon = 0.2$ a token with negative credit has no gradient once
+    $q < p / 2.25$, before any update, so no bad start can be unlearnt below 44 % of the teacher's probability.
+
+    Either way one factor of Eq. (5)'s product is kept, like in the paper's algorithm, which lowers variance and adds
+    bias. The paper's transcriptions clip from above whatever the sign of $A_t$; this is PPO's rule, as in the released
+    code.
 
     Args:
         logps (`torch.Tensor`):
@@ -159,10 +167,15 @@ def long_term_loss(logps: Tensor, sampling_logps: Tensor, credit: Tensor, epsilo
             Log-probabilities under the sampling distribution and credit, of the same shape, constants.
         epsilon (`float`):
             Half-width of the clip; `inf` switches it off.
+        old_logps (`torch.Tensor`, *optional*):
+            Log-probabilities under the student that sampled, of the same shape. If given, the importance weight stays
+            outside the clip.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Loss and ratio of each token, of the same shape.
+        `tuple[torch.Tensor, torch.Tensor]`: Loss and clipped-at ratio of each token, of the same shape.
     """
-    ratio = (logps - sampling_logps).exp()
+    anchor = sampling_logps if old_logps is None else old_logps
+    weight = (anchor - sampling_logps).exp()
+    ratio = (logps - anchor).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
-    return torch.max(-credit * ratio, -credit * clipped), ratio
+    return weight * torch.max(-credit * ratio, -credit * clipped), ratio

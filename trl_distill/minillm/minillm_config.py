@@ -58,7 +58,12 @@ class MiniLLMConfig(DistillationConfig):
         reward_clip (`float`, *optional*):
             Bound on the size of the scaled rewards. The released code uses `100`.
         epsilon (`float`, *optional*, defaults to `0.2`):
-            Half-width of the clip of the importance ratio. `inf` switches the clip off.
+            Half-width of the clip of the probability ratio. `inf` switches the clip off.
+        clip_importance_weight (`bool`, *optional*, defaults to `False`):
+            Whether the importance weight is part of the clipped ratio, as in the paper and the released code. It then
+            stops the long-term gradient of tokens that the student makes less than 0.44 times as likely as the teacher
+            (at `teacher_mix_alpha` and `epsilon` of `0.2`), which keeps bad starts alive. If `False`, only the change of
+            the student since the rollout is clipped.
 
         > Parameters that control the language-modelling loss
 
@@ -141,7 +146,14 @@ class MiniLLMConfig(DistillationConfig):
     reward_scaling: float = field(default=1.0, metadata={"help": "Divisor of the rewards."})
     reward_clip: float | None = field(default=None, metadata={"help": "Bound on the size of the scaled rewards."})
     epsilon: float = field(
-        default=0.2, metadata={"help": "Half-width of the clip of the importance ratio. `inf` switches it off."}
+        default=0.2, metadata={"help": "Half-width of the clip of the probability ratio. `inf` switches it off."}
+    )
+    clip_importance_weight: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the importance weight is part of the clipped ratio, as in the paper. If `False`, only the "
+            "change of the student since the rollout is clipped."
+        },
     )
 
     # Parameters that control the language-modelling loss

@@ -80,6 +80,7 @@ _RESUME_FIELDS = (
     "reward_scaling",
     "reward_clip",
     "epsilon",
+    "clip_importance_weight",
     "lm_coef",
     "lm_kd_ratio",
     "lm_max_length",
@@ -434,7 +435,10 @@ class MiniLLMTrainer(DistillationTrainer):
             # First batch of a run. After a resume the count goes on, so that sets start where they would have started;
             # a set that the checkpoint cut in two is sampled anew for its remaining passes, never reused.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        if self._buffered_inputs is None or self._step % (self.args.num_iterations * self.args.steps_per_generation) == 0:
+        if (
+            self._buffered_inputs is None
+            or self._step % (self.args.num_iterations * self.args.steps_per_generation) == 0
+        ):
             self._buffered_inputs = None  # frees the old set before the new one is made
             self._buffered_inputs = self._split_rollouts(self._generate_and_score_completions(generation_batch))
         inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
@@ -486,11 +490,12 @@ class MiniLLMTrainer(DistillationTrainer):
         prompts = [torch.tensor(ids) for ids in prompt_ids]
         input_ids = pad(prompts, padding_value=self._tokenizer.pad_token_id, padding_side="left")
         attention_mask = pad([torch.ones_like(ids) for ids in prompts], padding_value=0, padding_side="left")
-        # Coins are a function of the step, so that a resumed run draws the same. A sharded model makes each forward a
-        # collective, and then all processes must call the same model.
+        # Coins are a function of the rollout set, so that a resumed run draws the same. A sharded model makes each forward
+        # a collective, and then all processes must call the same model.
+        rollout_set = self._step // (self.args.num_iterations * self.args.steps_per_generation)
         sharded = self.accelerator.num_processes > 1 and (self._dist.is_zero3 or self._dist.is_fsdp)
         stream = 0 if sharded else self.accelerator.process_index
-        coins = torch.Generator().manual_seed((self.args.seed << 40) + (self._step << 16) + stream)
+        coins = torch.Generator().manual_seed((self.args.seed << 40) + (rollout_set << 16) + stream)
         with (
             self._ready_to_generate(self.model_wrapped) as student,
             self._ready_to_generate(self.teacher_model) as teacher,
@@ -624,7 +629,7 @@ class MiniLLMTrainer(DistillationTrainer):
         self._add("weight/mean", weights.sum(), tokens)
         if len(weights):
             self._metrics["train"]["weight/min"].append(weights.min().item())
-        return {"sampling_logps": sampling_logps, "advantages": credit}
+        return {"old_logps": old_logps, "sampling_logps": sampling_logps, "advantages": credit}
 
     # ------------------------------------------------------------------------------------------------------------ loss
 
@@ -656,8 +661,12 @@ class MiniLLMTrainer(DistillationTrainer):
                 old_logps = torch.zeros_like(inputs["teacher_logps"]).masked_scatter(mask, logps.detach())
                 self._first_pass = self._credit(old_logps, inputs["teacher_logps"], mask)
                 inputs = inputs | self._first_pass
-            credit = inputs["advantages"][mask]
-            per_token, ratio = long_term_loss(logps, inputs["sampling_logps"][mask], credit, args.epsilon)
+            credit, sampling_logps, old_logps = (
+                inputs[key][mask] for key in ("advantages", "sampling_logps", "old_logps")
+            )
+            per_token, ratio = long_term_loss(
+                logps, sampling_logps, credit, args.epsilon, None if args.clip_importance_weight else old_logps
+            )
             loss = loss + per_token.sum() / total
             self._add("loss/long", per_token.sum(), len(tokens))
             self._add("ratio/mean", ratio.sum(), len(tokens))
@@ -782,7 +791,9 @@ class MiniLLMTrainer(DistillationTrainer):
                 "weights, pass it as `model`."
             )
         saved = json.loads(path.read_text())
-        changed = {name: (saved.get(name), value) for name, value in self._resume_fields().items() if saved.get(name) != value}
+        changed = {
+            name: (saved.get(name), value) for name, value in self._resume_fields().items() if saved.get(name) != value
+        }
         if changed:
             name, (before, now) = next(iter(changed.items()))
             raise ValueError(

@@ -1,0 +1,84 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Run by `test_two_processes_give_the_loss_of_one` on one and on two CPU processes (gloo, DDP)."""
+
+import json
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DistillationTrainer
+
+from trl_distill import MiniLLMConfig, MiniLLMTrainer
+
+
+class FixedCompletions(MiniLLMTrainer):
+    """Answers that depend on the prompt alone, so that any split over processes trains on the same rollouts."""
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        self._empty_rows = [False] * len(prompt_ids)
+        return [[5 + (7 * sum(ids) + t) % 90 for t in range(2 + sum(ids) % 7)] for ids in prompt_ids]
+
+
+def run(trainer_class, folder: Path, **settings) -> list[dict]:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student", padding_side="left")
+    corpus = Dataset.from_dict({"text": [f"Sentence number {i} of a plain text. " * 3 for i in range(12)]})
+    processes = int(settings.pop("processes"))
+    trainer = trainer_class(
+        model=AutoModelForCausalLM.from_pretrained(folder / "student"),
+        teacher_model=str(folder / "teacher"),
+        args=MiniLLMConfig(
+            output_dir=str(folder / "run"),
+            per_device_train_batch_size=4 // processes,
+            gradient_accumulation_steps=2,
+            num_iterations=2,
+            max_completion_length=8,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            **settings,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [f"Say {'very ' * (i % 4)}well: {i}" for i in range(16)]}),
+        lm_dataset=corpus if trainer_class is FixedCompletions else None,
+        processing_class=tokenizer,
+    )
+    assert isinstance(trainer, DistillationTrainer)
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+
+
+if __name__ == "__main__":
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    processes = PartialState(cpu=True).num_processes
+    common = dict(processes=processes, lm_max_length=32, optim="sgd", learning_rate=0.01)
+    history = run(FixedCompletions, folder, max_steps=4, teacher_mix_alpha=0.0, whiten_advantages=True, **common)
+    mixed = run(MiniLLMTrainer, folder, max_steps=2, teacher_mix_alpha=0.5, **common)
+    if PartialState().is_main_process:
+        result = {
+            "processes": processes,
+            "loss": [entry["loss"] for entry in history],
+            "grad_norm": [entry["grad_norm"] for entry in history],
+            "kl": [entry["kl/step"] for entry in history],
+            "mixed": [entry["loss"] for entry in mixed],
+        }
+        output.write_text(json.dumps(result))
+    if dist.is_initialized():
+        dist.destroy_process_group()
