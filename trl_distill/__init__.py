@@ -1,0 +1,43 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Distillation trainers and recipes that TRL does not have, built on TRL."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0.dev0"
+
+# Where each public name lives. TRL and torch are imported when a name is first used, so that the command line answers
+# at once.
+_MODULES = {
+    "MiniLLMConfig": "trl_distill.minillm",
+    "MiniLLMTrainer": "trl_distill.minillm",
+}
+
+__all__ = ["MiniLLMConfig", "MiniLLMTrainer"]
+
+if TYPE_CHECKING:
+    from .minillm import MiniLLMConfig, MiniLLMTrainer
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,144 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+`trl-distill COMMAND --config FILE [--FIELD VALUE ...]`.
+
+Each command is a module of `trl_distill.scripts` with two functions: `make_parser(prog=None)` returns its parser, and
+`run(argv)` parses strictly and does the work in the calling process. Training commands start through
+`accelerate launch`, the others run here.
+"""
+
+import argparse
+import difflib
+import importlib
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+from trl_distill import __version__
+from trl_distill.scripts.arguments import launch_fields, raise_error, split_arguments, strict, user_errors
+
+
+TRAINING = {
+    "minillm": "reverse KL on the student's own answers (on-policy, local teacher)",
+    "sft": "supervised fine-tuning with TRL's script",
+    "dpo": "preference optimization with TRL's script",
+}
+OTHERS = {
+    "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
+    "demo": "distil a small model on this machine and show what got better",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    width = max(map(len, TRAINING | OTHERS))
+    parser = argparse.ArgumentParser(
+        prog="trl-distill",
+        usage="trl-distill COMMAND --config FILE [--FIELD VALUE ...]",
+        description="Train a small model from a larger one. Values come from FILE, flags win over it, unknown fields stop "
+        "the run.\n\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in (TRAINING | OTHERS).items()),
+        epilog="Fields of a command: trl-distill COMMAND --help. Several GPUs: --accelerate_config NAME (cpu, single_gpu, "
+        "ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"trl-distill {__version__}")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def accelerate_config_path(name: str) -> str:
+    """Path of an accelerate config: a file as it is, a name among ours, then among TRL's."""
+    if Path(name).is_file():
+        return name
+    ours = Path(__file__).parent / "accelerate_configs"  # in a wheel
+    if not ours.is_dir():
+        ours = Path(__file__).parents[1] / "recipes" / "accelerate_configs"  # in a checkout
+    folders = [ours, Path(str(resources.files("trl") / "accelerate_configs"))]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return str(folder / f"{name}.yaml")
+    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(names)}.")
+
+
+def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
+    """Arguments of `accelerate launch` for a training command, all of `argv` checked first."""
+    from accelerate.commands.launch import launch_command_parser
+
+    module = f"trl_distill.scripts.{command}"
+    parser = importlib.import_module(module).make_parser(prog=f"trl-distill {command}")
+    _, config, flags = split_arguments(parser, argv, launch_fields())
+
+    # The script gets what the launcher does not take. `flags` is an ordered part of `argv`.
+    remaining = iter(flags)
+    flag, script_argv = next(remaining, None), []
+    for argument in argv:
+        if argument == flag:
+            flag = next(remaining, None)
+        else:
+            script_argv.append(argument)
+
+    # The launcher's values from the file come first, so that flags win.
+    launch_argv = []
+    for name, value in config.items():
+        if launch_fields()[name].nargs != 0:
+            launch_argv += [f"--{name}", str(value)]
+        elif value:
+            launch_argv.append(f"--{name}")
+    names = strict(argparse.ArgumentParser(add_help=False))
+    names.add_argument("--accelerate_config", "--accelerate-config")
+    known, launch_argv = names.parse_known_args(launch_argv + flags)
+    if known.accelerate_config is not None:
+        launch_argv = ["--config_file", accelerate_config_path(known.accelerate_config), *launch_argv]
+
+    args = strict(launch_command_parser()).parse_args([*launch_argv, "--module", module, *script_argv])
+    if args.training_script != module:
+        raise_error(f"unexpected argument {args.training_script!r}.")
+    return args
+
+
+def launch(command: str, argv: list[str]) -> int:
+    from accelerate.commands.launch import launch_command
+
+    with user_errors(f"trl-distill {command}"):
+        args = launch_arguments(command, argv)
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:  # the script has said why
+        return error.returncode
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+    elif args.command in TRAINING:
+        return launch(args.command, args.arguments)
+    elif args.command in OTHERS:
+        importlib.import_module(f"trl_distill.scripts.{args.command}").run(args.arguments)
+    else:
+        close = difflib.get_close_matches(args.command, TRAINING | OTHERS, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"choose from {', '.join(TRAINING | OTHERS)}."
+        sys.stderr.write(f"trl-distill: error: unknown command {args.command!r}: {hint}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
