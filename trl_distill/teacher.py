@@ -23,7 +23,12 @@ from trl.trainer.utils import create_model_from_path
 
 
 # Text with cases in which tokenizers of one vocabulary still part: spaces, digits, accents, code, other scripts
-_PROBES = ("The quick brown fox.", " leading  and   many spaces\n\n\ttab", "1234567 + 3.14 = ?", "naïve café, 你好, мир 🙂")
+_PROBES = (
+    "The quick brown fox.",
+    " leading  and   many spaces\n\n\ttab",
+    "1234567 + 3.14 = ?",
+    "naïve café, 你好, мир 🙂",
+)
 
 
 def load_teacher(

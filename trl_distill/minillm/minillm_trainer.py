@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
@@ -81,9 +80,6 @@ _RESUME_FIELDS = (
     "reward_clip",
     "epsilon",
     "clip_importance_weight",
-    "lm_coef",
-    "lm_kd_ratio",
-    "lm_max_length",
 )
 
 
@@ -199,7 +195,7 @@ class MiniLLMTrainer(DistillationTrainer):
                 "MiniLLMTrainer needs exactly one teacher. Pass `teacher_model` (or set `teacher_model_name_or_path`), "
                 "or set `teacher_is_base=True` to learn from the student's own base model."
             )
-        if args.teacher_is_base and peft_config is None and not is_peft_model(model):
+        if args.teacher_is_base and peft_config is None and not isinstance(model, PeftModel):
             raise ValueError(
                 "`teacher_is_base=True` disables the student's adapter to get the teacher, but the student has no "
                 "adapter. Pass a `peft_config` or a `PeftModel`."
@@ -781,7 +777,12 @@ class MiniLLMTrainer(DistillationTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _resume_fields(self) -> dict[str, Any]:
-        return {name: getattr(self.args, name) for name in _RESUME_FIELDS} | {"world_size": self.args.world_size}
+        corpus = None
+        if self._corpus is not None:
+            corpus = {"blocks": len(self._corpus), "lm_max_length": self.args.lm_max_length}
+            corpus |= {"lm_coef": self.lm_coef, "lm_kd_ratio": self.args.lm_kd_ratio}
+        settings = {name: getattr(self.args, name) for name in _RESUME_FIELDS}
+        return settings | {"world_size": self.args.world_size, "corpus": corpus}
 
     def _check_resumable(self, checkpoint: Path):
         path = checkpoint / _RESUME_FILE
