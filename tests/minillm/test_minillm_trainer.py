@@ -31,6 +31,7 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
+from trl import DistillationConfig, DistillationTrainer
 
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 
@@ -310,6 +311,17 @@ class TestMiniLLMTrainer:
         torch.testing.assert_close(runs[2], runs[8], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(runs[1], runs[8], rtol=1e-4, atol=1e-6)
 
+    def test_rollouts_without_the_teacher_are_those_of_the_parent(self, make_trainer, prompts, tokenizer, tiny_model):
+        trainer = make_trainer(teacher_mix_alpha=0.0)
+        args = DistillationConfig(trainer.args.output_dir, bf16=False, use_cpu=True, max_completion_length=8)
+        parent = DistillationTrainer(tiny_model(seed=0), tiny_model(seed=1), args, prompts, processing_class=tokenizer)
+        rows = list(prompts)[:4]
+        samples = []
+        for instance in (trainer, parent):
+            torch.manual_seed(5)
+            samples.append(instance._generate_and_score_completions(rows)["completion_ids"])
+        assert torch.equal(*samples)
+
     def test_first_pass_has_ratio_one_and_zero_learning_rate_repeats_the_loss(self, make_trainer):
         trainer = make_trainer(teacher_mix_alpha=0.0, learning_rate=0.0, max_steps=4, num_iterations=4)
         trainer.train()
@@ -530,7 +542,7 @@ class TestData:
 
         metrics = make_trainer(eval_dataset=prompts, answer_checker=checker).evaluate()
         assert len(seen) == 16 and isinstance(seen[0][0], str)
-        assert metrics["eval_accuracy"] == pytest.approx(2 / 14)  # 1 and 11 of the 14 that do not end in 0
+        assert metrics["eval_accuracy"] == pytest.approx(2 / 16)  # 1 and 11; no answer counts as wrong
 
     def test_best_model_by_rouge_and_early_stopping(self, make_trainer, prompts):
         trainer = make_trainer(

@@ -36,7 +36,7 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.trainer_utils import get_last_checkpoint
-from trl import DistillationTrainer, pack_dataset
+from trl import DistillationTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, get_config_model_id, pad, repeat_iterable_dataset, split_tensor_dict
@@ -51,9 +51,11 @@ from ..divergence import (
     token_divergence,
     token_logps,
 )
+from ..evaluation.rouge import references_of, rouge_l
 from ..evaluation.text import distinct_n, repetition
 from ..teacher import load_teacher, load_teacher_tokenizer, match_vocabulary, vocabulary_rows
 from .credit import advantages, long_term_loss, masked_moments, mixture_logps, token_rewards, whiten
+from .data import check_prompts, cut_corpus, drop_long_prompts, shuffled_rows
 from .minillm_config import MiniLLMConfig
 from .mixed_sampling import mixed_generate
 
@@ -139,8 +141,8 @@ class MiniLLMTrainer(DistillationTrainer):
         tools (*optional*):
             Not supported; must be `None`.
         answer_checker (`Callable[[str, dict], bool | None]`, *optional*):
-            Called in evaluation with each completion and its dataset row, for `eval_accuracy`. `None` as an answer
-            leaves the row out.
+            Called in evaluation with each completion and its dataset row, for `eval_accuracy`. `None`, for a completion
+            without an answer, counts as wrong.
 
     Raises:
         `ValueError`: On prompts, settings or models that cannot be trained, before training starts.
@@ -209,7 +211,7 @@ class MiniLLMTrainer(DistillationTrainer):
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for dataset_name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             if dataset is not None:
-                _check_columns(dataset, dataset_name)
+                check_prompts(dataset, dataset_name)
         if processing_class is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             processing_class = AutoTokenizer.from_pretrained(
@@ -258,7 +260,9 @@ class MiniLLMTrainer(DistillationTrainer):
         self._prepare_teacher(teacher_model, teacher_tokenizer)
         self._drop_long_prompts()
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
-        self._corpus = self._cut_corpus(lm_dataset) if self.lm_coef > 0.0 else None
+        self._corpus = None
+        if self.lm_coef > 0.0:
+            self._corpus = cut_corpus(lm_dataset, self.processing_class, args.lm_max_length)
 
         # A token has no credit from its own rollout set before the set is scored. That takes an extra student pass,
         # unless the first inner pass can serve: it then must see the parameters that the set was sampled with, so the
@@ -323,64 +327,22 @@ class MiniLLMTrainer(DistillationTrainer):
             if model is not None
         ]
         contexts = [context for context in contexts if context is not None]
-        self._max_prompt_length = min(contexts) - self.max_completion_length if contexts else None
-        self.train_dataset = self._keep_fitting(self.train_dataset, "train_dataset")
+        limit = min(contexts) - self.max_completion_length if contexts else None
+
+        def keep_fitting(dataset, name):
+            return drop_long_prompts(dataset, name, lambda prompts: self._tokenize_prompts(prompts)[0], limit)
+
+        self.train_dataset = keep_fitting(self.train_dataset, "train_dataset")
         if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: self._keep_fitting(data, name) for name, data in self.eval_dataset.items()}
+            self.eval_dataset = {name: keep_fitting(data, name) for name, data in self.eval_dataset.items()}
         elif self.eval_dataset is not None:
-            self.eval_dataset = self._keep_fitting(self.eval_dataset, "eval_dataset")
+            self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
         rollout = self.args.per_device_train_batch_size * self.args.steps_per_generation * self.args.world_size
         if isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < rollout:
             raise ValueError(
                 f"`train_dataset` has {len(self.train_dataset)} usable prompts, but one rollout set takes {rollout} "
                 "(`per_device_train_batch_size` x `steps_per_generation` x processes). Lower one of them."
             )
-
-    def _keep_fitting(self, dataset, name: str):
-        """Rows of `dataset` whose prompt leaves room for a completion in the context of both models."""
-
-        def fits(prompts: list) -> list[bool]:
-            lengths = [len(ids) for ids in self._tokenize_prompts(prompts)[0]]
-            if min(lengths) == 0:
-                raise ValueError(f"`{name}` has a prompt without tokens: {prompts[lengths.index(0)]!r}. Remove it.")
-            return [self._max_prompt_length is None or length <= self._max_prompt_length for length in lengths]
-
-        if isinstance(dataset, IterableDataset):
-            return dataset.filter(lambda row: fits([row["prompt"]])[0])
-        kept = [keep for batch in dataset.select_columns("prompt").iter(256) for keep in fits(batch["prompt"])]
-        if all(kept):
-            return dataset
-        if not any(kept):
-            raise ValueError(
-                f"Every prompt of `{name}` is longer than {self._max_prompt_length} tokens, the models' context minus "
-                f"`max_completion_length` ({self.max_completion_length}). Shorten the prompts or the completions."
-            )
-        logger.warning(
-            f"Dropped {kept.count(False)} of {len(kept)} rows of `{name}`: their prompts are longer than "
-            f"{self._max_prompt_length} tokens, the models' context minus `max_completion_length`."
-        )
-        return dataset.select([index for index, keep in enumerate(kept) if keep])
-
-    def _cut_corpus(self, dataset: Dataset) -> Tensor:
-        """Documents joined by EOS and cut into blocks: `(blocks, lm_max_length)`."""
-        if isinstance(dataset, IterableDataset) or "text" not in dataset.column_names:
-            raise ValueError(
-                "`lm_dataset` must be a map-style `datasets.Dataset` with a column `text`, got a "
-                f"{type(dataset).__name__} with columns {dataset.column_names}."
-            )
-        tokenizer, eos = self.processing_class, self.processing_class.eos_token_id
-
-        def tokenize(batch):
-            return {"input_ids": [ids + [eos] for ids in tokenizer(batch["text"])["input_ids"]]}
-
-        tokenized = dataset.map(tokenize, batched=True, remove_columns=dataset.column_names)
-        packed = pack_dataset(tokenized, seq_length=self.args.lm_max_length, strategy="wrapped")
-        blocks = [ids for ids in packed["input_ids"] if len(ids) == self.args.lm_max_length]
-        if not blocks:
-            raise ValueError(
-                f"`lm_dataset` has fewer tokens than one block of `lm_max_length` ({self.args.lm_max_length}) tokens."
-            )
-        return torch.tensor(blocks)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -455,13 +417,10 @@ class MiniLLMTrainer(DistillationTrainer):
 
     def _corpus_batch(self) -> dict[str, Tensor]:
         """The corpus blocks `(b, lm_max_length)` of this micro-step, a function of the step alone."""
-        rows, blocks = self.args.per_device_train_batch_size, len(self._corpus)
+        rows = self.args.per_device_train_batch_size
         first = (self._step * self.accelerator.num_processes + self.accelerator.process_index) * rows
-        picked = []
-        for index in range(first, first + rows):
-            generator = torch.Generator().manual_seed(self.args.seed + index // blocks)  # a new order each pass
-            picked.append(torch.randperm(blocks, generator=generator)[index % blocks])
-        batch = {"corpus_ids": self._corpus[torch.stack(picked)].to(self.accelerator.device)}
+        picked = shuffled_rows(len(self._corpus), first, rows, self.args.seed)
+        batch = {"corpus_ids": self._corpus[picked].to(self.accelerator.device)}
         if self.args.lm_kd_ratio > 0.0:
             ones = torch.ones_like(batch["corpus_ids"])
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -731,16 +690,14 @@ class MiniLLMTrainer(DistillationTrainer):
 
     def _compare_with_references(self, completions: list[list[int]], rows: list[dict[str, Any]]):
         texts = self.processing_class.batch_decode(completions, skip_special_tokens=True)
-        if self._has_rouge and rows[0].get("completion") is not None:
-            from ..evaluation.rouge import rouge_l
-
-            scores = [
-                rouge_l(text, _reference_texts(row["completion"])) for text, row in zip(texts, rows, strict=True)
-            ]
+        references = [references_of(row) for row in rows]
+        if self._has_rouge and any(references):
+            pairs = zip(texts, references, strict=True)
+            scores = [rouge_l(text, answers) for text, answers in pairs if answers is not None]
             self._add("rougeL", sum(scores), len(scores))
         if self.answer_checker is not None:
-            checks = [self.answer_checker(text, row) for text, row in zip(texts, rows, strict=True)]
-            checks = [check for check in checks if check is not None]
+            # `None`, no answer found, is no right answer: otherwise a model that falls silent would score higher
+            checks = [bool(self.answer_checker(text, row)) for text, row in zip(texts, rows, strict=True)]
             self._add("accuracy", sum(checks), len(checks))
 
     def _add(self, name: str, numerator: Tensor | float, denominator: Tensor | float):
@@ -809,25 +766,3 @@ class MiniLLMTrainer(DistillationTrainer):
             temporary = checkpoint / f"{_RESUME_FILE}.tmp"
             temporary.write_text(json.dumps(self._resume_fields(), indent=2))
             os.replace(temporary, checkpoint / _RESUME_FILE)
-
-
-def _check_columns(dataset, name: str):
-    """Refuse a dataset without usable text prompts, as far as it can be told without reading a stream."""
-    columns = dataset.column_names or []
-    if isinstance(dataset, Dataset) and len(dataset) == 0:
-        raise ValueError(f"`{name}` is empty.")
-    if columns and "prompt" not in columns:
-        raise ValueError(f"`{name}` has no column `prompt`, only {columns}. Rename the column that holds the prompts.")
-    if "image" in columns or "images" in columns:
-        raise ValueError(f"`{name}` has images, but MiniLLMTrainer trains on text only. Remove the column.")
-    if isinstance(dataset, Dataset):
-        for index, prompt in enumerate(dataset["prompt"]):
-            if not prompt:
-                raise ValueError(f"`{name}` has an empty prompt in row {index}. Remove it.")
-
-
-def _reference_texts(completion: str | list) -> list[str]:
-    """References in a row's `completion`: a text, a list of texts, or messages."""
-    if isinstance(completion, str):
-        return [completion]
-    return [part if isinstance(part, str) else part["content"] for part in completion]

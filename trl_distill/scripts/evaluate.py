@@ -1,0 +1,234 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Evaluate a model on a file of prompts.
+
+```bash
+trl-distill evaluate \
+    --model_name_or_path out/minillm \
+    --teacher_model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
+    --dataset_name prompts.jsonl \
+    --seeds 10 20 30 \
+    --output_file evaluation.json
+```
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from .arguments import split_arguments, user_errors
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Let a model answer prompts with several seeds, and measure the answers: Rouge-L, accuracy, length, "
+        "diversity, and with a teacher the divergences and the exposure bias.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
+    )
+    add = parser.add_argument_group("model and data").add_argument
+    add("--model_name_or_path", required=True, help="Model id, folder, or folder of a PEFT adapter.")
+    add("--model_revision", help="Branch, tag or commit of the model.")
+    add("--teacher_model_name_or_path", help="Teacher of the same vocabulary, for divergences and exposure bias.")
+    add("--teacher_model_revision", help="Branch, tag or commit of the teacher.")
+    add("--dataset_name", required=True, help="JSON, JSONL, CSV or Parquet file, folder, or data set id.")
+    add("--dataset_config", help="Configuration of the data set.")
+    add("--dataset_split", help="Split. Default: `test`, or the only one.")
+    add("--max_rows", type=int, help="Use the first rows only.")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="Of both models.")
+    add("--device", help="Default: the GPU if there is one, else the CPU.")
+    add("--load_in_4bit", action="store_true", help="Quantize the model with bitsandbytes.")
+    add("--load_teacher_in_4bit", action="store_true", help="Quantize the teacher with bitsandbytes.")
+    add("--trust_remote_code", action="store_true", help="Run Python code that ships with a checkpoint.")
+    add = parser.add_argument_group("generation").add_argument
+    add("--seeds", type=int, nargs="+", default=[10, 20, 30, 40, 50], help="One answer to each prompt per seed.")
+    add("--temperature", type=float, default=1.0, help="0 is greedy decoding.")
+    add("--top_p", type=float, default=1.0, help="Nucleus of sampling.")
+    add("--no_repeat_ngram_size", type=int, default=0, help="Published MiniLLM test scores were made with 6.")
+    add("--max_new_tokens", type=int, default=256, help="Longest completion.")
+    add("--max_prompt_length", type=int, help="Drop longer prompts.")
+    add("--batch_size", type=int, default=16, help="Prompts generated together.")
+    add = parser.add_argument_group("metrics and output").add_argument
+    add("--check_answers", action="store_true", help="Compare final answers with the column `answer` or `completion`.")
+    add("--no_exposure_bias", action="store_true", help="Skip the exposure bias: the teacher generates nothing then.")
+    add("--output_file", metavar="FILE", help="Write the result as JSON.")
+    add("--completions_file", metavar="FILE", help="Write every completion with its scores as JSONL.")
+    return parser
+
+
+def _load_dataset(name: str, config: str | None, split: str | None):
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+    path = Path(name)
+    formats = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if path.is_file():
+        if suffix not in formats:
+            raise ValueError(f"Cannot read {name}: use one of {', '.join(formats)}.")
+        data = load_dataset(formats[suffix], data_files=str(path))
+    elif suffix in formats:
+        raise FileNotFoundError(f"No such file: {name}")
+    elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        data = load_from_disk(name)
+    else:
+        data = load_dataset(name, config)
+    if isinstance(data, Dataset):
+        return data
+    assert isinstance(data, DatasetDict)
+    if split is None:
+        split = "test" if "test" in data else next(iter(data))
+        if split != "test" and len(data) > 1:
+            raise ValueError(f"Choose a split with --dataset_split: {', '.join(data)}.")
+    if split not in data:
+        raise ValueError(f"No split {split!r} in {name}: choose from {', '.join(data)}.")
+    return data[split]
+
+
+def _write(path: str, text: str) -> None:
+    """All or nothing: a run that is killed while it writes leaves the old file as it was."""
+    part = Path(f"{path}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+ROWS = {  # in the order of the table
+    "rougeL": ("Rouge-L", "F-measure, stemmed, 0-100"),
+    "accuracy": ("accuracy", "share of right answers"),
+    "no_answer": ("no answer", "share without a final answer"),
+    "reverse_kl": ("reverse KL", "KL(model || teacher), nats a token"),
+    "reverse_kl_sequence": ("reverse KL, sequence", "nats a completion"),
+    "forward_kl": ("forward KL", "KL(teacher || model), nats a token, on the model's text"),
+    "length": ("length", "tokens, the end token included"),
+    "truncated": ("truncated", "share cut at --max_new_tokens"),
+    "distinct_4": ("distinct-4", "distinct / all 4-grams of a seed's completions"),
+    "repetition_4": ("repetition-4", "repeated 4-grams within a completion"),
+}
+
+
+def _show(result: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    counts, settings = result["counts"], result["settings"]
+    table = Table(title=f"{settings['model']}: {counts['prompts']} prompts, seeds {settings['seeds']}")
+    for column, justify in (("metric", "left"), ("mean", "right"), ("std over seeds", "right"), ("unit", "left")):
+        table.add_column(column, justify=justify)
+    for name, (label, unit) in ROWS.items():
+        if name in result["metrics"]:
+            values = result["metrics"][name]
+            std = "-" if values["std"] is None else f"{values['std']:.3f}"
+            table.add_row(label, f"{values['mean']:.3f}", std, unit)
+    exposure = result.get("exposure_bias")
+    if exposure and exposure["value"] is not None:
+        error = exposure["value_standard_error"]
+        error = "" if error is None else f", standard error {error:.1f}"
+        table.add_row("ExAccErr", f"{exposure['value']:.1f}", "-", f"% at {exposure['tokens']} tokens{error}")
+    console = Console()
+    console.print(table)
+    if counts["dropped_prompts"]:
+        console.print(f"{counts['dropped_prompts']} of {counts['rows']} prompts were too long and were dropped.")
+    if "rougeL" not in result["metrics"]:
+        console.print("No row has a `completion`, so there is no Rouge-L.")
+    elif counts["with_reference"] < counts["prompts"]:
+        console.print(f"Rouge-L is over the {counts['with_reference']} prompts that have a `completion`.")
+
+
+def run(argv: list[str]) -> None:
+    """Parse `argv`, evaluate, show a table and write the files."""
+    with user_errors("trl-distill evaluate"):
+        args, _, _ = split_arguments(make_parser("trl-distill evaluate"), argv)
+        for file in (args.output_file, args.completions_file):
+            if file is not None and not Path(file).absolute().parent.is_dir():
+                raise ValueError(f"The folder of {file} does not exist. Create it first.")
+
+        import torch
+
+        from ..evaluation import check_answer, evaluate_model, reference_answer
+        from ..teacher import load_teacher, load_teacher_tokenizer
+
+        dataset = _load_dataset(args.dataset_name, args.dataset_config, args.dataset_split)
+        if args.max_rows is not None:
+            dataset = dataset.select(range(min(args.max_rows, len(dataset))))
+        if "prompt" not in dataset.column_names:
+            raise ValueError(
+                f"{args.dataset_name} has no column `prompt`, only {', '.join(dataset.column_names)}. Rename the column "
+                "that holds the question to `prompt`, and the reference answer, if any, to `completion`."
+            )
+        if args.check_answers:
+            missing = [i for i, row in enumerate(dataset) if reference_answer(row) is None]
+            if missing:
+                raise ValueError(
+                    f"--check_answers needs the right answer in the column `answer` or `completion`, but {len(missing)} "
+                    f"of {len(dataset)} rows have none, the first of them row {missing[0]}."
+                )
+
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+        def load(path: str, revision: str | None, in_4bit: bool):
+            kwargs = {"dtype": args.dtype, "device_map": device}
+            if in_4bit:
+                kwargs["quantization_config"] = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}
+            common = {"revision": revision, "trust_remote_code": args.trust_remote_code}
+            return load_teacher(path, **common, **kwargs), load_teacher_tokenizer(path, **common)
+
+        model, tokenizer = load(args.model_name_or_path, args.model_revision, args.load_in_4bit)
+        if tokenizer is None:
+            tokenizer = load_teacher_tokenizer(model)
+        if tokenizer is None:
+            raise ValueError(f"No tokenizer in {args.model_name_or_path}. Save it beside the model.")
+        teacher = teacher_tokenizer = None
+        if args.teacher_model_name_or_path is not None:
+            teacher, teacher_tokenizer = load(
+                args.teacher_model_name_or_path, args.teacher_model_revision, args.load_teacher_in_4bit
+            )
+        # Checks of the rows come first in there; the errors of the long work itself are RuntimeErrors and pass through
+        result = evaluate_model(
+            model,
+            tokenizer,
+            dataset,
+            teacher=teacher,
+            teacher_tokenizer=teacher_tokenizer,
+            seeds=args.seeds,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            no_repeat_ngram_size=args.no_repeat_ngram_size,
+            max_new_tokens=args.max_new_tokens,
+            max_prompt_length=args.max_prompt_length,
+            batch_size=args.batch_size,
+            answer_checker=check_answer if args.check_answers else None,
+            exposure=not args.no_exposure_bias,
+            return_completions=args.completions_file is not None,
+        )
+        # What the user named, not what the loaded object calls itself: an adapter reports its base
+        result["settings"]["model"] = args.model_name_or_path
+        result["settings"]["teacher"] = args.teacher_model_name_or_path
+        result["settings"]["dataset"] = args.dataset_name
+        completions = result.pop("completions", [])
+        if args.completions_file is not None:
+            lines = [json.dumps(completion, ensure_ascii=False) + "\n" for completion in completions]
+            _write(args.completions_file, "".join(lines))
+        if args.output_file is not None:
+            _write(args.output_file, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    _show(result)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
