@@ -37,8 +37,6 @@ def mixture_logps(student_logps: Tensor, teacher_logps: Tensor, alpha: float) ->
     Returns:
         `torch.Tensor`: `(B, T)`; exactly `student_logps` when `alpha` is 0 and `teacher_logps` when it is 1.
     """
-    if alpha == 0.0:  # exact, so that the first inner epoch has a ratio of exactly 1
-        return student_logps
     share = torch.tensor(alpha, dtype=student_logps.dtype, device=student_logps.device)
     return torch.logaddexp((1 - share).log() + student_logps, share.log() + teacher_logps)
 
