@@ -263,6 +263,8 @@ def test_tokenizer_beside_the_teacher(folder, tokenizer, tmp_path):
     path, model = folder
     assert load_teacher_tokenizer(str(tmp_path / "nowhere")) is None
     assert load_teacher_tokenizer(model) is None  # built here, came from nowhere
+    model.save_pretrained(path)
+    assert load_teacher_tokenizer(str(path)) is None  # a folder of weights alone
     tokenizer.save_pretrained(path)
     for teacher in (str(path), load_teacher(str(path))):
         assert load_teacher_tokenizer(teacher).get_vocab() == tokenizer.get_vocab()

@@ -80,9 +80,11 @@ def load_teacher_tokenizer(teacher: str | PreTrainedModel, **kwargs) -> PreTrain
     if not isinstance(teacher, str) and not (path and Path(path).is_dir()):
         return None  # never ask the Hub for a name that a model object may have made up
     try:
-        return AutoTokenizer.from_pretrained(path, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
     except (OSError, ValueError):
         return None
+    # Beside weights alone, transformers makes a tokenizer of some families that knows only their special tokens
+    return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
 
 
 def vocabulary_rows(model) -> int:

@@ -322,6 +322,18 @@ class TestMiniLLMTrainer:
             samples.append(instance._generate_and_score_completions(rows)["completion_ids"])
         assert torch.equal(*samples)
 
+    def test_coins_follow_the_seed_and_the_rollout_set(self, make_trainer):
+        def tossed(seed, step):
+            trainer = make_trainer(seed=seed, teacher_mix_alpha=0.5, max_completion_length=40)
+            trainer.model.train()
+            trainer._step = step
+            torch.manual_seed(0)
+            trainer._mixed_rollout([[5, 6]] * 4)
+            return trainer._totals["train"]["mix/teacher_calls"][0], trainer._totals["train"]["mix/teacher_share"][0]
+
+        assert tossed(42, 0) == tossed(42, 3)  # all passes over one set
+        assert len({tossed(42, 0), tossed(42, 4), tossed(7, 0), tossed(20250101, 0)}) > 2
+
     def test_first_pass_has_ratio_one_and_zero_learning_rate_repeats_the_loss(self, make_trainer):
         trainer = make_trainer(teacher_mix_alpha=0.0, learning_rate=0.0, max_steps=4, num_iterations=4)
         trainer.train()

@@ -12,32 +12,86 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Evaluation of a model on prompts: generation with several seeds, text metrics, divergence from a teacher."""
+"""
+Evaluation of a model on prompts: generation with several seeds, text metrics, divergence from a teacher.
+
+In the order of the work: the prompts that fit, how both models generate, one pass of a model over the prompts, the
+scores of a seed, the exposure bias over all seeds, and last `evaluate_model`, which puts them together.
+"""
 
 import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
-from ..divergence import completion_states, lm_head, token_divergence
-from ..teacher import load_teacher_tokenizer, match_vocabulary
+from ..divergence import LMHead, completion_states, lm_head, token_divergence
+from ..teacher import load_teacher_tokenizer, match_vocabulary, vocabulary_rows
 from .exposure import exposure_bias
 from .rouge import references_of, rouge_l
 from .text import distinct_n, repetition
 
 
 logger = logging.getLogger(__name__)
+
+AnswerChecker = Callable[[str, dict[str, Any]], bool | None]
+
+
+class _Settings(NamedTuple):
+    """How answers are drawn. Part of the report."""
+
+    seeds: list[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    no_repeat_ngram_size: int
+    max_new_tokens: int
+    max_prompt_length: int | None
+    batch_size: int
+
+
+class _Prompts(NamedTuple):
+    """The dataset and what of it is evaluated. Rows go by their number in the dataset everywhere."""
+
+    rows: list[dict[str, Any]]  # all of them
+    ids: list[list[int]]  # token ids of all prompts
+    kept: list[int]  # rows whose prompt is short enough
+    references: dict[int, list[str]]  # right answers of those kept rows that have some
+    batches: list[list[int]]  # the kept rows, the longest prompts first
+
+
+class _Divergences(NamedTuple):
+    """Divergences of the student from the teacher on a batch of answers, on the CPU."""
+
+    rows: Tensor  # (B,)
+    mask: Tensor  # (B, T), which positions hold a token
+    forward: Tensor  # (B, T), KL(teacher || student), 0 at padding
+    reverse: Tensor | None  # (B, T), KL(student || teacher), of the student's own answers only
+
+
+def _check_settings(settings: _Settings) -> None:
+    """Refuse values that no run can use."""
+    if not settings.seeds or len(set(settings.seeds)) != len(settings.seeds):
+        raise ValueError(f"`seeds` must be one or more different numbers, got {settings.seeds}.")
+    if settings.temperature < 0:
+        raise ValueError(f"`temperature` must be 0 (greedy) or more, got {settings.temperature}.")
+    if not 0 < settings.top_p <= 1:
+        raise ValueError(f"`top_p` must be in (0, 1], got {settings.top_p}.")
+    for name in ("max_new_tokens", "batch_size"):
+        value = getattr(settings, name)
+        if value < 1:
+            raise ValueError(f"`{name}` must be 1 or more, got {value}.")
 
 
 def encode_prompts(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -68,7 +122,66 @@ def encode_prompts(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenize
     return encoded
 
 
-def _end_tokens(model, tokenizer) -> list[int]:
+def _short_enough(ids: list[list[int]], models: Sequence[PreTrainedModel], settings: _Settings) -> list[int]:
+    """Rows whose prompt is within `max_prompt_length` and leaves room for an answer in the context of every model."""
+    contexts = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    context = min((context for context in contexts if context), default=math.inf)
+    limit = min(context - settings.max_new_tokens, settings.max_prompt_length or math.inf)
+    kept = [i for i, prompt in enumerate(ids) if len(prompt) <= limit]
+    if not kept:
+        raise ValueError(
+            f"All {len(ids)} prompts are longer than {limit} tokens (shortest: {min(map(len, ids))}): the "
+            f"context is {context} tokens, of which `max_new_tokens` takes {settings.max_new_tokens}, and "
+            f"`max_prompt_length` is {settings.max_prompt_length}. Lower `max_new_tokens` or raise `max_prompt_length`."
+        )
+    dropped = len(ids) - len(kept)
+    if dropped:
+        logger.warning("Dropped %d of %d prompts that are longer than %d tokens.", dropped, len(ids), limit)
+    return kept
+
+
+def _read_prompts(
+    dataset: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    models: Sequence[PreTrainedModel],
+    settings: _Settings,
+) -> _Prompts:
+    """Encode the prompts, drop the long ones, look for references, and form batches."""
+    if isinstance(dataset, dict):
+        raise ValueError(f"Pass one split, not all of them: choose from {sorted(dataset)}.")
+    rows = [dict(row) for row in dataset]
+    if not rows:
+        raise ValueError("The dataset has no rows, so there is nothing to evaluate.")
+    ids = encode_prompts(rows, tokenizer)
+    kept = _short_enough(ids, models, settings)
+
+    references = {i: texts for i in kept if (texts := references_of(rows[i])) is not None}
+    if references:
+        rouge_l("", "")  # a missing library shall be found before hours of generation
+    else:
+        logger.warning("No row has a `completion`, so there is no Rouge-L.")
+
+    order = sorted(kept, key=lambda i: -len(ids[i]))  # the longest first, so that memory runs out early if at all
+    batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
+    return _Prompts(rows, ids, kept, references, batches)
+
+
+def _shared_vocabulary(
+    models: Sequence[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+) -> int | None:
+    """Vocabulary rows that student and teacher share, `None` without a teacher."""
+    if len(models) == 1:
+        return None
+    student, teacher = models
+    if teacher_tokenizer is None:
+        teacher_tokenizer = load_teacher_tokenizer(teacher)
+    return match_vocabulary(tokenizer, teacher_tokenizer, student, teacher)
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer, the tokenizer's among them."""
     ends = model.generation_config.eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
@@ -76,23 +189,57 @@ def _end_tokens(model, tokenizer) -> list[int]:
     return ends
 
 
+def _generation_configs(
+    models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, settings: _Settings
+) -> list[GenerationConfig]:
+    """How student and teacher generate: alike, and only tokens below `vocab_size`."""
+    sampling = {"do_sample": False}
+    if settings.temperature > 0:
+        sampling = {"do_sample": True} | {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
+    # What ends an answer is the student's business: one rule for both, or their answers would not compare
+    end_tokens = _end_tokens(models[0], tokenizer)
+    configs = []
+    for model in models:
+        beyond = range(0) if vocab_size is None else range(vocab_size, vocabulary_rows(model))
+        configs.append(
+            GenerationConfig(
+                **sampling,
+                max_new_tokens=settings.max_new_tokens,
+                no_repeat_ngram_size=settings.no_repeat_ngram_size or None,
+                suppress_tokens=list(beyond) or None,
+                eos_token_id=end_tokens,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_tokens[0],
+                disable_compile=True,
+            )
+        )
+    return configs
+
+
 @contextmanager
-def _evaluating(model):
-    """Eval mode and a neutral generation config, both undone: generate() fills what is unset from the model's own."""
-    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    training, configs = model.training, [holder.generation_config for holder in holders]
-    model.eval()
+def _evaluating(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """
+    Eval mode, random numbers of our own, and a neutral generation config, since generate() fills what is unset from the
+    model's own. All undone at the end.
+    """
+    holders = [*models, *(model.get_base_model() for model in models if hasattr(model, "get_base_model"))]
+    cuda = sorted({model.device.index or 0 for model in models if model.device.type == "cuda"})
+    training, configs = [model.training for model in models], [holder.generation_config for holder in holders]
+    for model in models:
+        model.eval()
     for holder in holders:
         holder.generation_config = GenerationConfig()
     try:
-        yield
+        with torch.random.fork_rng(cuda):
+            yield
     finally:
         for holder, config in zip(holders, configs, strict=True):
             holder.generation_config = config
-        model.train(training)
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)
 
 
-def _pad(sequences: Iterable[Sequence[int]], value: int, side: str, device) -> tuple[Tensor, Tensor]:
+def _pad(sequences: Iterable[Sequence[int]], value: int, side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask `(B, T)` of sequences of different lengths."""
     rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
     masks = [torch.ones_like(row) for row in rows]
     return tuple(
@@ -101,39 +248,134 @@ def _pad(sequences: Iterable[Sequence[int]], value: int, side: str, device) -> t
     )
 
 
-def _sample(model, prompt_ids, prompt_mask, config: GenerationConfig) -> list[list[int]]:
-    """Completions as token ids, the end token included."""
-    output = model.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=config)
-    completions = []
+def _generate(
+    model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, config: GenerationConfig
+) -> list[list[int]]:
+    """Answers to prompts `(B, P)` as token ids, the end token included."""
+    output = model.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=config)  # (B, P + T)
+    answers = []
     for row in output[:, prompt_ids.shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in config.eos_token_id), len(row) - 1)
-        completions.append(row[: end + 1])
-    return completions
+        answers.append(row[: end + 1])
+    return answers
 
 
-def _divergences(student, teacher, batch, vocab_size: int, temperature: float, betas: Sequence[float]):
-    """Divergences `(B, T)` for each beta, 0 at padding, and the completion mask, all on the CPU."""
-    mask = batch[3].bool()
-    heads = [lm_head(model, vocab_size) for model in (student, teacher)]
-    states = [
-        completion_states(model, *(tensor.to(model.device) for tensor in batch))[mask.to(model.device)]
-        for model in (student, teacher)
-    ]
-    states[1] = states[1].to(student.device)
-    teacher_head = heads[1]._replace(
-        weight=heads[1].weight.to(student.device),
-        bias=None if heads[1].bias is None else heads[1].bias.to(student.device),
-    )
-    divergences = []
-    for beta in betas:
-        values, _ = token_divergence(states[0], heads[0], states[1], teacher_head, beta=beta, temperature=temperature)
-        dense = torch.zeros(mask.shape, dtype=torch.float64)
-        dense[mask.cpu()] = values.double().cpu()
-        divergences.append(dense)
-    return divergences, mask.cpu()
+def _states_and_head(
+    model: PreTrainedModel,
+    prompt: tuple[Tensor, Tensor],
+    answer: tuple[Tensor, Tensor],
+    vocab_size: int,
+    device: torch.device,
+) -> tuple[Tensor, LMHead]:
+    """On `device`: the hidden states that predict the N tokens of the answers, `(N, H)`, and the head after them."""
+    tensors = [tensor.to(model.device) for tensor in (*prompt, *answer)]  # ids and masks, (B, P) and (B, T)
+    states = completion_states(model, *tensors)[tensors[-1].bool()]  # (N, H)
+    head = lm_head(model, vocab_size)
+    bias = None if head.bias is None else head.bias.to(device)
+    return states.to(device), head._replace(weight=head.weight.to(device), bias=bias)
+
+
+def _compare(
+    models: Sequence[PreTrainedModel],
+    rows: Sequence[int],
+    prompt: tuple[Tensor, Tensor],
+    answer: tuple[Tensor, Tensor],
+    vocab_size: int,
+    temperature: float,
+    reverse: bool,
+) -> _Divergences:
+    """Student and teacher on prompts `(B, P)` and answers `(B, T)`, each given as ids and mask."""
+    student, teacher = (_states_and_head(model, prompt, answer, vocab_size, models[0].device) for model in models)
+    mask = answer[1].bool().cpu()  # (B, T)
+
+    def divergence(beta: float) -> Tensor:
+        values, _ = token_divergence(*student, *teacher, beta=beta, temperature=temperature)  # (N,)
+        dense = torch.zeros(mask.shape, dtype=torch.float64)  # (B, T)
+        dense[mask] = values.double().cpu()
+        return dense
+
+    return _Divergences(torch.tensor(rows), mask, divergence(0.0), divergence(1.0) if reverse else None)
+
+
+def _one_pass(
+    generator: PreTrainedModel,
+    config: GenerationConfig,
+    seed: int,
+    prompts: _Prompts,
+    models: Sequence[PreTrainedModel],
+    vocab_size: int | None,
+    bar: tqdm,
+) -> tuple[dict[int, list[int]], list[_Divergences]]:
+    """
+    One pass of the student or the teacher over all prompts: the answers as token ids by row, and with a teacher among
+    `models` the divergences on them by batch.
+    """
+    torch.manual_seed(seed)
+    answers, divergences = {}, []
+    for rows in prompts.batches:
+        prompt = _pad([prompts.ids[i] for i in rows], config.pad_token_id, "left", generator.device)  # (B, P) each
+        completions = _generate(generator, *prompt, config)
+        answers |= zip(rows, completions, strict=True)
+        if vocab_size is not None:
+            answer = _pad(completions, config.pad_token_id, "right", generator.device)  # (B, T) each
+            temperature = config.temperature if config.do_sample else 1.0  # greedy answers are compared at 1
+            reverse = generator is models[0]  # on the student's own answers only
+            divergences.append(_compare(models, rows, prompt, answer, vocab_size, temperature, reverse))
+        bar.update(len(rows))
+    return answers, divergences
+
+
+def _samples(
+    seed: int,
+    answers: dict[int, list[int]],
+    prompts: _Prompts,
+    tokenizer: PreTrainedTokenizerBase,
+    answer_checker: AnswerChecker | None,
+) -> list[dict[str, Any]]:
+    """The answers as text, each with the scores that it has alone."""
+    samples = []
+    for i in prompts.kept:
+        text = tokenizer.decode(answers[i], skip_special_tokens=True)
+        sample = {"row": i, "seed": seed, "prompt": prompts.rows[i]["prompt"], "completion": text}
+        sample["token_ids"] = answers[i]
+        if i in prompts.references:
+            sample["rougeL"] = rouge_l(text, prompts.references[i])
+        if answer_checker is not None:
+            sample["right"] = answer_checker(text, prompts.rows[i])
+        samples.append(sample)
+    return samples
+
+
+def _scores(
+    samples: list[dict[str, Any]], divergences: list[_Divergences], end_tokens: Sequence[int]
+) -> dict[str, float]:
+    """Metrics of one seed."""
+    answers = [sample["token_ids"] for sample in samples]
+    tokens = sum(map(len, answers))
+    scores = {
+        "length": tokens / len(answers),
+        "truncated": statistics.fmean(answer[-1] not in end_tokens for answer in answers),
+        "distinct_4": distinct_n(answers, n=4),
+        "repetition_4": statistics.fmean(repetition(answer, n=4) for answer in answers),
+    }
+    rouge = [sample["rougeL"] for sample in samples if "rougeL" in sample]
+    if rouge:
+        scores["rougeL"] = statistics.fmean(rouge)
+    verdicts = [sample["right"] for sample in samples if "right" in sample]
+    if verdicts:
+        scores["accuracy"] = statistics.fmean(bool(verdict) for verdict in verdicts)
+        scores["no_answer"] = statistics.fmean(verdict is None for verdict in verdicts)
+    if divergences:
+        reverse = sum(batch.reverse.sum().item() for batch in divergences)
+        forward = sum(batch.forward.sum().item() for batch in divergences)
+        scores["reverse_kl"] = reverse / tokens
+        scores["reverse_kl_sequence"] = reverse / len(answers)
+        scores["forward_kl"] = forward / tokens
+    return scores
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and spread over the seeds."""
     return {
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
@@ -141,7 +383,24 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def _pooled(divergences: Sequence[_Divergences]) -> tuple[Tensor, Tensor, Tensor]:
+    """The batches of all seeds as one: forward KL and mask `(N, T)`, and rows `(N,)`."""
+    width = max(batch.mask.shape[1] for batch in divergences)
+    forward = torch.cat([pad(batch.forward, (0, width - batch.forward.shape[1])) for batch in divergences])
+    mask = torch.cat([pad(batch.mask, (0, width - batch.mask.shape[1])) for batch in divergences])
+    return forward, mask, torch.cat([batch.rows for batch in divergences])
+
+
+def _exposure_bias(on_student: Sequence[_Divergences], on_teacher: Sequence[_Divergences]) -> dict[str, Any]:
+    """Exposure bias from the divergences on the student's and on the teacher's answers, of all seeds."""
+    (student_kl, student_mask, student_rows), (teacher_kl, teacher_mask, teacher_rows) = map(
+        _pooled, (on_student, on_teacher)
+    )
+    return exposure_bias(student_kl, student_mask, teacher_kl, teacher_mask, student_rows, teacher_rows)
+
+
 def _versions() -> dict[str, str | None]:
+    """Installed versions of what the numbers depend on."""
     names = ("trl-distill", "trl", "transformers", "peft", "torch", "rouge-score", "math-verify")
     versions = {}
     for name in names:
@@ -150,6 +409,36 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def _report(
+    models: Sequence[PreTrainedModel],
+    prompts: _Prompts,
+    settings: _Settings,
+    scores: Sequence[dict[str, float]],
+    divergences: Sequence[Sequence[_Divergences]],
+) -> dict[str, Any]:
+    """The result over all seeds: `scores` of each seed, `divergences` on the answers of each model that generated."""
+    report: dict[str, Any] = {"metrics": {name: _summary([of_seed[name] for of_seed in scores]) for name in scores[0]}}
+    if len(divergences) == 2:
+        report["exposure_bias"] = _exposure_bias(*divergences)
+    report["counts"] = {
+        "rows": len(prompts.rows),
+        "prompts": len(prompts.kept),
+        "dropped_prompts": len(prompts.rows) - len(prompts.kept),
+        "with_reference": len(prompts.references),
+        "completions": len(prompts.kept) * len(settings.seeds),
+    }
+    names = [model.config._name_or_path or type(model).__name__ for model in models]
+    report["settings"] = {
+        "model": names[0],
+        "teacher": names[1] if len(names) == 2 else None,
+        **settings._asdict(),
+        "dtype": str(models[0].dtype).removeprefix("torch."),
+        "device": models[0].device.type,
+    }
+    report["versions"] = _versions()
+    return report
 
 
 @torch.no_grad()
@@ -167,7 +456,7 @@ def evaluate_model(
     max_new_tokens: int = 256,
     max_prompt_length: int | None = None,
     batch_size: int = 16,
-    answer_checker: Callable[[str, dict[str, Any]], bool | None] | None = None,
+    answer_checker: AnswerChecker | None = None,
     exposure: bool = True,
     return_completions: bool = False,
     progress: bool = True,
@@ -217,178 +506,41 @@ def evaluate_model(
         [`~trl_distill.evaluation.exposure_bias`]), `counts`, `settings`, `versions` and `seconds`. Ready for JSON.
     """
     start = time.perf_counter()
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"`seeds` must be one or more different numbers, got {list(seeds)}.")
-    if temperature < 0:
-        raise ValueError(f"`temperature` must be 0 (greedy) or more, got {temperature}.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must be in (0, 1], got {top_p}.")
-    for name, value in {"max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be 1 or more, got {value}.")
-    if isinstance(dataset, dict):
-        raise ValueError(f"Pass one split, not all of them: choose from {sorted(dataset)}.")
-    rows = [dict(row) for row in dataset]
-    if not rows:
-        raise ValueError("The dataset has no rows, so there is nothing to evaluate.")
+    settings = _Settings(
+        seeds=list(seeds),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=0,  # none: a model's own config may hold one
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        max_new_tokens=max_new_tokens,
+        max_prompt_length=max_prompt_length,
+        batch_size=batch_size,
+    )
+    _check_settings(settings)
+    models = [model] if teacher is None else [model, teacher]
+    prompts = _read_prompts(dataset, tokenizer, models, settings)
+    vocab_size = _shared_vocabulary(models, tokenizer, teacher_tokenizer)
+    generators = models if exposure else [model]
+    configs = _generation_configs(generators, tokenizer, vocab_size, settings)
 
-    prompts = encode_prompts(rows, tokenizer)
-    contexts = [
-        getattr(m.config.get_text_config(), "max_position_embeddings", None) for m in (model, teacher) if m is not None
-    ]
-    room = min((context for context in contexts if context), default=math.inf) - max_new_tokens
-    limit = min(room, max_prompt_length or math.inf)
-    kept = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
-    dropped = len(prompts) - len(kept)
-    if not kept:
-        raise ValueError(
-            f"All {len(prompts)} prompts are longer than {limit} tokens (shortest: {min(map(len, prompts))}): the "
-            f"context is {room + max_new_tokens} tokens, of which `max_new_tokens` takes {max_new_tokens}, and "
-            f"`max_prompt_length` is {max_prompt_length}. Lower `max_new_tokens` or raise `max_prompt_length`."
-        )
-    if dropped:
-        logger.warning("Dropped %d of %d prompts that are longer than %d tokens.", dropped, len(prompts), limit)
-    references = {i: references_of(rows[i]) for i in kept}
-    with_reference = [i for i in kept if references[i] is not None]
-    if with_reference:
-        rouge_l("", "")  # a missing library shall be found before hours of generation
-    else:
-        logger.warning("No row has a `completion`, so there is no Rouge-L.")
-
-    vocab_size = None
-    if teacher is not None:
-        if teacher_tokenizer is None:
-            teacher_tokenizer = load_teacher_tokenizer(teacher)
-        vocab_size = match_vocabulary(tokenizer, teacher_tokenizer, model, teacher)
-    kl_temperature = temperature or 1.0
-
-    def generation_config(generator) -> GenerationConfig:
-        rows_beyond = range(vocab_size or 0, generator.get_output_embeddings().weight.shape[0]) if vocab_size else ()
-        ends = _end_tokens(generator, tokenizer)
-        sampling = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature > 0 else {}
-        return GenerationConfig(
-            **({"do_sample": False} | sampling),
-            max_new_tokens=max_new_tokens,
-            no_repeat_ngram_size=no_repeat_ngram_size or None,
-            suppress_tokens=list(rows_beyond) or None,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
-            disable_compile=True,
-        )
-
-    # Read before the models' own configs are set aside
-    student_config = generation_config(model)
-    teacher_config = generation_config(teacher) if teacher is not None else None
-    if teacher_config is not None:
-        # What ends an answer is the student's business: one rule for both, or the samples would not compare
-        teacher_config.eos_token_id = student_config.eos_token_id
-
-    order = sorted(kept, key=lambda i: -len(prompts[i]))  # the longest first, so that memory runs out early if at all
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    pad_id, device = student_config.pad_token_id, model.device
-    sides = [("student", model, student_config)]
-    if teacher is not None and exposure:
-        sides.append(("teacher", teacher, teacher_config))
-    cuda = sorted({m.device.index or 0 for m in (model, teacher) if m is not None and m.device.type == "cuda"})
-
-    per_seed: dict[str, list[float]] = {}
-    pooled: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"student": [], "teacher": []}
-    samples = []
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=cuda))  # the caller's random numbers stay as they were
-        for m in (model, teacher):
-            if m is not None:
-                stack.enter_context(_evaluating(m))
-        bar = stack.enter_context(
-            tqdm(total=len(seeds) * len(sides) * len(kept), desc="Evaluating", unit="answer", disable=not progress)
-        )
-        for seed in seeds:
-            completions: dict[int, list[int]] = {}
-            reverse_sum = forward_sum = 0.0
-            for side, generator, config in sides:
-                torch.manual_seed(seed)
-                for batch in batches:
-                    prompt_ids, prompt_mask = _pad([prompts[i] for i in batch], pad_id, "left", generator.device)
-                    texts = _sample(generator, prompt_ids, prompt_mask, config)
-                    if side == "student":
-                        completions |= zip(batch, texts, strict=True)
-                    if teacher is not None:
-                        tensors = (prompt_ids, prompt_mask, *_pad(texts, pad_id, "right", device))
-                        betas = (0.0, 1.0) if side == "student" else (0.0,)
-                        values, mask = _divergences(model, teacher, tensors, vocab_size, kl_temperature, betas)
-                        if side == "student":
-                            forward_sum += values[0].sum().item()
-                            reverse_sum += values[1].sum().item()
-                        pooled[side].append((values[0], mask, torch.tensor(batch)))
-                    bar.update(len(batch))
-
-            texts = {i: tokenizer.decode(completions[i], skip_special_tokens=True) for i in kept}
-            tokens = sum(map(len, completions.values()))
-            ends = set(student_config.eos_token_id)
-            scores = {
-                "length": tokens / len(kept),
-                "truncated": statistics.fmean(completions[i][-1] not in ends for i in kept),
-                "distinct_4": distinct_n([completions[i] for i in kept], n=4),
-                "repetition_4": statistics.fmean(repetition(completions[i], n=4) for i in kept),
-            }
-            rouge = {i: rouge_l(texts[i], references[i]) for i in with_reference}
-            if rouge:
-                scores["rougeL"] = statistics.fmean(rouge.values())
-            verdicts: dict[int, bool | None] = {}
-            if answer_checker is not None:
-                verdicts = {i: answer_checker(texts[i], rows[i]) for i in kept}
-                scores["accuracy"] = statistics.fmean(bool(verdict) for verdict in verdicts.values())
-                scores["no_answer"] = statistics.fmean(verdict is None for verdict in verdicts.values())
-            if teacher is not None:
-                scores["reverse_kl"] = reverse_sum / tokens
-                scores["reverse_kl_sequence"] = reverse_sum / len(kept)
-                scores["forward_kl"] = forward_sum / tokens
-            for name, value in scores.items():
-                per_seed.setdefault(name, []).append(value)
+    scores, samples = [], []
+    divergences: list[list[_Divergences]] = [[] for _ in generators]  # on the answers of each, over all seeds
+    total = len(settings.seeds) * len(generators) * len(prompts.kept)
+    with _evaluating(models), tqdm(total=total, desc="Evaluating", unit="answer", disable=not progress) as bar:
+        for seed in settings.seeds:
+            passes = [
+                _one_pass(generator, config, seed, prompts, models, vocab_size, bar)
+                for generator, config in zip(generators, configs, strict=True)
+            ]
+            for pool, (_, batches) in zip(divergences, passes, strict=True):
+                pool += batches
+            answers, on_student = passes[0]
+            seed_samples = _samples(seed, answers, prompts, tokenizer, answer_checker)
+            scores.append(_scores(seed_samples, on_student, configs[0].eos_token_id))
             if return_completions:
-                for i in kept:
-                    sample = {"row": i, "seed": seed, "prompt": rows[i]["prompt"], "completion": texts[i]}
-                    sample["token_ids"] = completions[i]
-                    if i in rouge:
-                        sample["rougeL"] = rouge[i]
-                    if verdicts:
-                        sample["right"] = verdicts[i]
-                    samples.append(sample)
+                samples += seed_samples
 
-    result: dict[str, Any] = {"metrics": {name: _summary(values) for name, values in per_seed.items()}}
-    if teacher is not None and exposure:
-        arguments = []
-        for side in ("student", "teacher"):
-            values, masks, groups = zip(*pooled[side], strict=True)
-            width = max(mask.shape[1] for mask in masks)
-            widen = [torch.nn.functional.pad(t.double(), (0, width - t.shape[1])) for t in (*values, *masks)]
-            arguments.append((torch.cat(widen[: len(values)]), torch.cat(widen[len(values) :]), torch.cat(groups)))
-        (student_kl, student_mask, student_groups), (teacher_kl, teacher_mask, teacher_groups) = arguments
-        result["exposure_bias"] = exposure_bias(
-            student_kl, student_mask, teacher_kl, teacher_mask, student_groups, teacher_groups
-        )
-    result["counts"] = {
-        "rows": len(rows),
-        "prompts": len(kept),
-        "dropped_prompts": dropped,
-        "with_reference": len(with_reference),
-        "completions": len(kept) * len(seeds),
-    }
-    result["settings"] = {
-        "model": model.config._name_or_path or type(model).__name__,
-        "teacher": None if teacher is None else teacher.config._name_or_path or type(teacher).__name__,
-        "seeds": list(seeds),
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": 0,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "max_new_tokens": max_new_tokens,
-        "max_prompt_length": max_prompt_length,
-        "batch_size": batch_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-    }
-    result["versions"] = _versions()
+    result = _report(models, prompts, settings, scores, divergences)
     result["seconds"] = round(time.perf_counter() - start, 2)
     if return_completions:
         result["completions"] = samples

@@ -14,6 +14,7 @@
 import importlib.util
 import json
 import os
+import random
 import textwrap
 import time
 from collections import defaultdict
@@ -450,7 +451,8 @@ class MiniLLMTrainer(DistillationTrainer):
         rollout_set = self._step // (self.args.num_iterations * self.args.steps_per_generation)
         sharded = self.accelerator.num_processes > 1 and (self._dist.is_zero3 or self._dist.is_fsdp)
         stream = 0 if sharded else self.accelerator.process_index
-        coins = torch.Generator().manual_seed((self.args.seed << 40) + (rollout_set << 16) + stream)
+        seed = random.Random(f"{self.args.seed}, {rollout_set}, {stream}").getrandbits(32)
+        coins = torch.Generator().manual_seed(seed)
         with (
             self._ready_to_generate(self.model_wrapped) as student,
             self._ready_to_generate(self.teacher_model) as teacher,
@@ -604,7 +606,7 @@ class MiniLLMTrainer(DistillationTrainer):
         student_head = lm_head(unwrapped_student, self.vocab_size)
         total = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         self._first_pass = {}
-        loss = hidden.sum() * 0.0  # tied to the graph: a micro-batch without tokens must still take part in backward
+        loss = hidden[:0].sum()  # 0, tied to the graph: a micro-batch without tokens must still take part in backward
         entropy = hidden.new_full((), float("nan"))  # known only where the whole vocabulary is visited
 
         with torch.enable_grad() if training and args.has_long_term else torch.no_grad():

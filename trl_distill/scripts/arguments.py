@@ -133,6 +133,10 @@ NOTES = {
 }
 
 
+# Loaders of `datasets` by the suffix of a file.
+FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
 @contextlib.contextmanager
 def user_errors(prog: str) -> Iterator[None]:
     """Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only."""
@@ -309,15 +313,15 @@ def resolve(
 
     if str(training_args.resume_from_checkpoint).lower() in ("true", "latest"):
         output_dir = training_args.output_dir
-        training_args.resume_from_checkpoint = os.path.isdir(output_dir) and get_last_checkpoint(output_dir) or None
-        if training_args.resume_from_checkpoint is None:
+        checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+        if checkpoint is None:
             raise ValueError(f"nothing to resume: no checkpoint in {output_dir}.")
+        training_args.resume_from_checkpoint = checkpoint
 
 
 def file_format(path: str) -> str:
     """Name of the loader of `datasets` for a local file."""
-    suffixes = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
     suffix = os.path.splitext(path.removesuffix(".gz"))[1]
-    if suffix not in suffixes:
-        raise ValueError(f"cannot read {path}: expected one of {', '.join(suffixes)}.")
-    return suffixes[suffix]
+    if suffix not in FILE_FORMATS:
+        raise ValueError(f"cannot read {path}: expected one of {', '.join(FILE_FORMATS)}.")
+    return FILE_FORMATS[suffix]

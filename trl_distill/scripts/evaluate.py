@@ -30,8 +30,28 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .arguments import split_arguments, user_errors
+from .arguments import FILE_FORMATS, file_format, split_arguments, user_errors
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+METRICS = {  # in the order of the table
+    "rougeL": ("Rouge-L", "F-measure, stemmed, 0-100"),
+    "accuracy": ("accuracy", "share of right answers"),
+    "no_answer": ("no answer", "share without a final answer"),
+    "reverse_kl": ("reverse KL", "KL(model || teacher), nats a token"),
+    "reverse_kl_sequence": ("reverse KL, sequence", "nats a completion"),
+    "forward_kl": ("forward KL", "KL(teacher || model), nats a token, on the model's text"),
+    "length": ("length", "tokens, the end token included"),
+    "truncated": ("truncated", "share cut at --max_new_tokens"),
+    "distinct_4": ("distinct-4", "distinct / all 4-grams of a seed's completions"),
+    "repetition_4": ("repetition-4", "repeated 4-grams within a completion"),
+}
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -39,7 +59,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog=prog,
         description="Let a model answer prompts with several seeds, and measure the answers: Rouge-L, accuracy, length, "
         "diversity, and with a teacher the divergences and the exposure bias.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
@@ -74,32 +93,105 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _load_dataset(name: str, config: str | None, split: str | None):
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+def _load_dataset(name: str, config: str | None, split: str | None) -> "Dataset":
+    """A split of a file, of a folder that `datasets` saved, or of a data set of the Hub."""
+    from datasets import Dataset, load_dataset, load_from_disk
 
     path = Path(name)
-    formats = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-    suffix = Path(name.removesuffix(".gz")).suffix
     if path.is_file():
-        if suffix not in formats:
-            raise ValueError(f"Cannot read {name}: use one of {', '.join(formats)}.")
-        data = load_dataset(formats[suffix], data_files=str(path))
-    elif suffix in formats:
+        data = load_dataset(file_format(name), data_files=name)
+    elif name.removesuffix(".gz").endswith(tuple(FILE_FORMATS)):
         raise FileNotFoundError(f"No such file: {name}")
     elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         data = load_from_disk(name)
     else:
         data = load_dataset(name, config)
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset):  # saved without splits
         return data
-    assert isinstance(data, DatasetDict)
+    if split is None and "test" not in data and len(data) > 1:
+        raise ValueError(f"Choose a split with --dataset_split: {', '.join(data)}.")
     if split is None:
         split = "test" if "test" in data else next(iter(data))
-        if split != "test" and len(data) > 1:
-            raise ValueError(f"Choose a split with --dataset_split: {', '.join(data)}.")
     if split not in data:
         raise ValueError(f"No split {split!r} in {name}: choose from {', '.join(data)}.")
     return data[split]
+
+
+def _load_rows(args: argparse.Namespace) -> "Dataset":
+    """The rows to evaluate, with the columns that are needed."""
+    from ..evaluation import reference_answer
+
+    rows = _load_dataset(args.dataset_name, args.dataset_config, args.dataset_split)
+    if args.max_rows is not None:
+        rows = rows.select(range(min(args.max_rows, len(rows))))
+    if "prompt" not in rows.column_names:
+        raise ValueError(
+            f"{args.dataset_name} has no column `prompt`, only {', '.join(rows.column_names)}. Rename the column "
+            "that holds the question to `prompt`, and the reference answer, if any, to `completion`."
+        )
+    if args.check_answers:
+        missing = [i for i, row in enumerate(rows) if reference_answer(row) is None]
+        if missing:
+            raise ValueError(
+                f"--check_answers needs the right answer in the column `answer` or `completion`, but {len(missing)} "
+                f"of {len(rows)} rows have none, the first of them row {missing[0]}."
+            )
+    return rows
+
+
+def _load_model(
+    args: argparse.Namespace, path: str, revision: str | None, in_4bit: bool
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
+    """A model or teacher, and the tokenizer saved beside it."""
+    import torch
+
+    from ..teacher import load_teacher, load_teacher_tokenizer
+
+    common = {"revision": revision, "trust_remote_code": args.trust_remote_code}
+    kwargs = {"dtype": args.dtype, "device_map": args.device or ("cuda" if torch.cuda.is_available() else "cpu")}
+    if in_4bit:
+        kwargs["quantization_config"] = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}
+    return load_teacher(path, **common, **kwargs), load_teacher_tokenizer(path, **common)
+
+
+def _evaluate(args: argparse.Namespace) -> dict:
+    """The result of [`~trl_distill.evaluation.evaluate_model`] for the models and the rows that the user names."""
+    from ..evaluation import check_answer, evaluate_model
+    from ..teacher import load_teacher_tokenizer
+
+    rows = _load_rows(args)
+    model, tokenizer = _load_model(args, args.model_name_or_path, args.model_revision, args.load_in_4bit)
+    if tokenizer is None:
+        tokenizer = load_teacher_tokenizer(model)  # an adapter without one: its base has it
+    if tokenizer is None:
+        raise ValueError(f"No tokenizer in {args.model_name_or_path}. Save it beside the model.")
+    teacher = teacher_tokenizer = None
+    if args.teacher_model_name_or_path is not None:
+        teacher, teacher_tokenizer = _load_model(
+            args, args.teacher_model_name_or_path, args.teacher_model_revision, args.load_teacher_in_4bit
+        )
+    result = evaluate_model(
+        model,
+        tokenizer,
+        rows,
+        teacher=teacher,
+        teacher_tokenizer=teacher_tokenizer,
+        seeds=args.seeds,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        max_new_tokens=args.max_new_tokens,
+        max_prompt_length=args.max_prompt_length,
+        batch_size=args.batch_size,
+        answer_checker=check_answer if args.check_answers else None,
+        exposure=not args.no_exposure_bias,
+        return_completions=args.completions_file is not None,
+    )
+    # What the user named, not what the loaded object calls itself: an adapter reports its base
+    result["settings"]["model"] = args.model_name_or_path
+    result["settings"]["teacher"] = args.teacher_model_name_or_path
+    result["settings"]["dataset"] = args.dataset_name
+    return result
 
 
 def _write(path: str, text: str) -> None:
@@ -109,21 +201,8 @@ def _write(path: str, text: str) -> None:
     os.replace(part, path)
 
 
-ROWS = {  # in the order of the table
-    "rougeL": ("Rouge-L", "F-measure, stemmed, 0-100"),
-    "accuracy": ("accuracy", "share of right answers"),
-    "no_answer": ("no answer", "share without a final answer"),
-    "reverse_kl": ("reverse KL", "KL(model || teacher), nats a token"),
-    "reverse_kl_sequence": ("reverse KL, sequence", "nats a completion"),
-    "forward_kl": ("forward KL", "KL(teacher || model), nats a token, on the model's text"),
-    "length": ("length", "tokens, the end token included"),
-    "truncated": ("truncated", "share cut at --max_new_tokens"),
-    "distinct_4": ("distinct-4", "distinct / all 4-grams of a seed's completions"),
-    "repetition_4": ("repetition-4", "repeated 4-grams within a completion"),
-}
-
-
 def _show(result: dict) -> None:
+    """Print the metrics as a table, and what to know when reading it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -131,7 +210,7 @@ def _show(result: dict) -> None:
     table = Table(title=f"{settings['model']}: {counts['prompts']} prompts, seeds {settings['seeds']}")
     for column, justify in (("metric", "left"), ("mean", "right"), ("std over seeds", "right"), ("unit", "left")):
         table.add_column(column, justify=justify)
-    for name, (label, unit) in ROWS.items():
+    for name, (label, unit) in METRICS.items():
         if name in result["metrics"]:
             values = result["metrics"][name]
             std = "-" if values["std"] is None else f"{values['std']:.3f}"
@@ -153,74 +232,13 @@ def _show(result: dict) -> None:
 
 def run(argv: list[str]) -> None:
     """Parse `argv`, evaluate, show a table and write the files."""
+    # Mistakes show before the long work starts. The errors of that work itself are RuntimeErrors and pass through.
     with user_errors("trl-distill evaluate"):
         args, _, _ = split_arguments(make_parser("trl-distill evaluate"), argv)
         for file in (args.output_file, args.completions_file):
             if file is not None and not Path(file).absolute().parent.is_dir():
                 raise ValueError(f"The folder of {file} does not exist. Create it first.")
-
-        import torch
-
-        from ..evaluation import check_answer, evaluate_model, reference_answer
-        from ..teacher import load_teacher, load_teacher_tokenizer
-
-        dataset = _load_dataset(args.dataset_name, args.dataset_config, args.dataset_split)
-        if args.max_rows is not None:
-            dataset = dataset.select(range(min(args.max_rows, len(dataset))))
-        if "prompt" not in dataset.column_names:
-            raise ValueError(
-                f"{args.dataset_name} has no column `prompt`, only {', '.join(dataset.column_names)}. Rename the column "
-                "that holds the question to `prompt`, and the reference answer, if any, to `completion`."
-            )
-        if args.check_answers:
-            missing = [i for i, row in enumerate(dataset) if reference_answer(row) is None]
-            if missing:
-                raise ValueError(
-                    f"--check_answers needs the right answer in the column `answer` or `completion`, but {len(missing)} "
-                    f"of {len(dataset)} rows have none, the first of them row {missing[0]}."
-                )
-
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-        def load(path: str, revision: str | None, in_4bit: bool):
-            kwargs = {"dtype": args.dtype, "device_map": device}
-            if in_4bit:
-                kwargs["quantization_config"] = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}
-            common = {"revision": revision, "trust_remote_code": args.trust_remote_code}
-            return load_teacher(path, **common, **kwargs), load_teacher_tokenizer(path, **common)
-
-        model, tokenizer = load(args.model_name_or_path, args.model_revision, args.load_in_4bit)
-        if tokenizer is None:
-            tokenizer = load_teacher_tokenizer(model)
-        if tokenizer is None:
-            raise ValueError(f"No tokenizer in {args.model_name_or_path}. Save it beside the model.")
-        teacher = teacher_tokenizer = None
-        if args.teacher_model_name_or_path is not None:
-            teacher, teacher_tokenizer = load(
-                args.teacher_model_name_or_path, args.teacher_model_revision, args.load_teacher_in_4bit
-            )
-        # Checks of the rows come first in there; the errors of the long work itself are RuntimeErrors and pass through
-        result = evaluate_model(
-            model,
-            tokenizer,
-            dataset,
-            teacher=teacher,
-            teacher_tokenizer=teacher_tokenizer,
-            seeds=args.seeds,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            no_repeat_ngram_size=args.no_repeat_ngram_size,
-            max_new_tokens=args.max_new_tokens,
-            max_prompt_length=args.max_prompt_length,
-            batch_size=args.batch_size,
-            answer_checker=check_answer if args.check_answers else None,
-            exposure=not args.no_exposure_bias,
-            return_completions=args.completions_file is not None,
-        )
-        # What the user named, not what the loaded object calls itself: an adapter reports its base
-        result["settings"]["model"] = args.model_name_or_path
-        result["settings"]["teacher"] = args.teacher_model_name_or_path
-        result["settings"]["dataset"] = args.dataset_name
+        result = _evaluate(args)
         completions = result.pop("completions", [])
         if args.completions_file is not None:
             lines = [json.dumps(completion, ensure_ascii=False) + "\n" for completion in completions]
