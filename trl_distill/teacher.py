@@ -107,6 +107,29 @@ def dense_head_weight(model):
     return weight
 
 
+_WAY_OUT = (
+    "Use a teacher of the same family. For another tokenizer use GOLD (`trl.experimental.gold`), or sequence-level "
+    "distillation, which needs only text: fine-tune the student on the teacher's answers with `trl-distill sft`."
+)
+
+
+def check_same_tokens(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase):
+    """Raise `ValueError` unless both tokenizers have one vocabulary and encode text alike."""
+    differing = sorted(student_tokenizer.get_vocab().items() ^ teacher_tokenizer.get_vocab().items())
+    if differing:
+        raise ValueError(
+            f"Student and teacher are compared token by token, but {len(differing)} (token, id) pairs are in one "
+            f"vocabulary only, such as {differing[0]}. {_WAY_OUT}"
+        )
+    for probe in _PROBES:
+        ours, theirs = student_tokenizer(probe)["input_ids"], teacher_tokenizer(probe)["input_ids"]
+        if ours != theirs:
+            raise ValueError(
+                f"Student and teacher have the same vocabulary, but their tokenizers encode {probe!r} as {ours} and "
+                f"{theirs}. {_WAY_OUT}"
+            )
+
+
 def match_vocabulary(
     student_tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
@@ -131,29 +154,13 @@ def match_vocabulary(
     Raises:
         `ValueError`: If the tokenizers differ, or the smaller head has no row for some token.
     """
-    way_out = (
-        "Use a teacher of the same family. For another tokenizer use GOLD (`trl.experimental.gold`), or sequence-level "
-        "distillation, which needs only text: fine-tune the student on the teacher's answers with `trl-distill sft`."
-    )
-    vocabulary = student_tokenizer.get_vocab()
     if teacher_tokenizer is not None:
-        differing = sorted(vocabulary.items() ^ teacher_tokenizer.get_vocab().items())
-        if differing:
-            raise ValueError(
-                f"Student and teacher are compared token by token, but {len(differing)} (token, id) pairs are in one "
-                f"vocabulary only, such as {differing[0]}. {way_out}"
-            )
-        for probe in _PROBES:
-            ours, theirs = student_tokenizer(probe)["input_ids"], teacher_tokenizer(probe)["input_ids"]
-            if ours != theirs:
-                raise ValueError(
-                    f"Student and teacher have the same vocabulary, but their tokenizers encode {probe!r} as {ours} and "
-                    f"{theirs}. {way_out}"
-                )
+        check_same_tokens(student_tokenizer, teacher_tokenizer)
     rows = min(vocabulary_rows(student_model), vocabulary_rows(teacher_model))
-    if max(vocabulary.values()) >= rows:
+    largest = max(student_tokenizer.get_vocab().values())
+    if largest >= rows:
         raise ValueError(
-            f"The student's tokenizer has token ids up to {max(vocabulary.values())}, but the smaller LM head has only "
-            f"{rows} rows. {way_out}"
+            f"The student's tokenizer has token ids up to {largest}, but the smaller LM head has only {rows} rows. "
+            f"{_WAY_OUT}"
         )
     return rows

@@ -32,7 +32,7 @@ class FixedCompletions(MiniLLMTrainer):
         return [[5 + (7 * sum(ids) + t) % 90 for t in range(2 + sum(ids) % 7)] for ids in prompt_ids]
 
 
-def run(trainer_class, folder: Path, **settings) -> list[dict]:
+def run(trainer_class, folder: Path, **settings) -> tuple[list[dict], dict]:
     tokenizer = AutoTokenizer.from_pretrained(folder / "student", padding_side="left")
     corpus = Dataset.from_dict({"text": [f"Sentence number {i} of a plain text. " * 3 for i in range(12)]})
     processes = int(settings.pop("processes"))
@@ -42,6 +42,7 @@ def run(trainer_class, folder: Path, **settings) -> list[dict]:
         args=MiniLLMConfig(
             output_dir=str(folder / "run"),
             per_device_train_batch_size=4 // processes,
+            per_device_eval_batch_size=2 // processes,
             gradient_accumulation_steps=2,
             num_iterations=2,
             max_completion_length=8,
@@ -54,12 +55,17 @@ def run(trainer_class, folder: Path, **settings) -> list[dict]:
             **settings,
         ),
         train_dataset=Dataset.from_dict({"prompt": [f"Say {'very ' * (i % 4)}well: {i}" for i in range(16)]}),
+        eval_dataset=Dataset.from_dict(
+            {"prompt": [f"Ask {i}" for i in range(5)], "completion": [None, None, "cd", None, None]}
+        ),
         lm_dataset=corpus if trainer_class is FixedCompletions else None,
+        answer_checker=lambda completion, row: row["prompt"] == "Ask 2",
         processing_class=tokenizer,
     )
     assert isinstance(trainer, DistillationTrainer)
     trainer.train()
-    return [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    return history, trainer.evaluate()
 
 
 if __name__ == "__main__":
@@ -69,14 +75,20 @@ if __name__ == "__main__":
 
     processes = PartialState(cpu=True).num_processes
     common = dict(processes=processes, lm_max_length=32, optim="sgd", learning_rate=0.01)
-    history = run(FixedCompletions, folder, max_steps=4, teacher_mix_alpha=0.0, whiten_advantages=True, **common)
-    mixed = run(MiniLLMTrainer, folder, max_steps=2, teacher_mix_alpha=0.5, **common)
+    history, metrics = run(
+        FixedCompletions, folder, max_steps=4, teacher_mix_alpha=0.0, whiten_advantages=True, **common
+    )
+    mixed, _ = run(MiniLLMTrainer, folder, max_steps=2, teacher_mix_alpha=0.5, **common)
     if PartialState().is_main_process:
         result = {
             "processes": processes,
             "loss": [entry["loss"] for entry in history],
             "grad_norm": [entry["grad_norm"] for entry in history],
             "kl": [entry["kl/step"] for entry in history],
+            "evaluation": {
+                name: metrics[name]
+                for name in ("eval_accuracy", "eval_rougeL", "eval_kl/step", "eval_kl/forward", "eval_kl/sequence")
+            },
             "mixed": [entry["loss"] for entry in mixed],
         }
         output.write_text(json.dumps(result))

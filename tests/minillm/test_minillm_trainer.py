@@ -455,6 +455,15 @@ class TestMiniLLMTrainer:
             mean, error = sampled(**settings)
             assert ((mean - expected).abs() > 4 * error).any(), settings
 
+    def test_scores_and_loss_run_in_mixed_precision(self, make_trainer):
+        """Forward redirection goes around the forward that accelerate casts in; sampling does not."""
+        trainer, seen = make_trainer(bf16=True, max_steps=1), []
+        for model in (trainer.model, trainer.teacher_model):
+            layer = trainer.accelerator.unwrap_model(model).model.layers[0].mlp.down_proj
+            layer.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        trainer.train()
+        assert set(seen) == {torch.bfloat16}
+
     def test_metrics_do_not_change_training(self, make_trainer, prompts):
         """An evaluation between two steps draws its samples without disturbing the coins or the partition."""
         trainer = make_trainer(eval_dataset=prompts)
@@ -556,6 +565,17 @@ class TestData:
         assert len(seen) == 16 and isinstance(seen[0][0], str)
         assert metrics["eval_accuracy"] == pytest.approx(2 / 16)  # 1 and 11; no answer counts as wrong
 
+    def test_several_evaluation_sets_keep_their_names(self, make_trainer, prompts):
+        sets = {"short": prompts.select(range(5)), "long": prompts.select(range(5, 16))}
+        trainer = make_trainer(eval_dataset=sets, per_device_eval_batch_size=4)
+        metrics = trainer.evaluate()
+        for name in sets:
+            assert metrics[f"eval_{name}_loss"] == metrics[f"eval_{name}_kl/step"]
+            assert f"eval_{name}_rougeL" in metrics and f"eval_{name}_completions/mean_length" in metrics
+        assert metrics["eval_short_kl/step"] != metrics["eval_long_kl/step"]
+        assert "eval_kl/step" not in metrics
+        assert set(metrics) <= {key for entry in trainer.state.log_history for key in entry}
+
     def test_best_model_by_rouge_and_early_stopping(self, make_trainer, prompts):
         trainer = make_trainer(
             eval_dataset=prompts,
@@ -613,12 +633,32 @@ class TestData:
             assert torch.tensor(loss).isfinite() and all(grad.isfinite().all() for grad in grads)
         assert loss == 0.0 and norm(grads) == 0.0
 
-    def test_teacher_without_finite_logits(self, make_trainer, tiny_model):
+    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    def test_teacher_without_finite_logits(self, make_trainer, tiny_model, alpha):
         teacher = tiny_model(seed=1)
         with torch.no_grad():
             teacher.lm_head.weight.fill_(float("nan"))
         with pytest.raises(ValueError, match=r"not finite at step 0 \(micro-batch 0, row 0\), on the prompt 'Say"):
-            first_batch(make_trainer(teacher_model=teacher, teacher_mix_alpha=0.0))
+            first_batch(make_trainer(teacher_model=teacher, teacher_mix_alpha=alpha))
+
+    def test_context_is_shared_with_the_completion_and_the_corpus(self, make_trainer, tiny_model, corpus):
+        limit = dict(model=tiny_model(max_position_embeddings=64))
+        with pytest.raises(ValueError, match="`lm_max_length` is 128, but the models' context is 64"):
+            make_trainer(**limit, lm_dataset=corpus, lm_max_length=128)
+        with pytest.raises(ValueError, match="longer than 4 tokens"):
+            make_trainer(**limit, generation_kwargs={"max_new_tokens": 60})
+
+    def test_what_needs_no_model_is_found_before_one_is_loaded(
+        self, make_trainer, tiny_model, tokenizer, prompts, corpus
+    ):
+        for settings, message in [
+            ({"train_dataset": prompts.select(range(3))}, "one rollout set takes 4"),
+            ({"lm_dataset": corpus.rename_column("text", "document")}, "column `text`"),
+            ({"teacher_model_init_kwargs": {"dtype": "float32"}}, "already instantiated"),
+            ({"train_dataset": prompts.rename_column("prompt", "question")}, "no column `prompt`"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                make_trainer(model="a/model/that/does/not/exist", **settings)
 
 
 class TestConfig:
@@ -723,6 +763,11 @@ class TestTeacher:
         trainer.train()
         assert all(torch.equal(param, base[name]) for name, param in trainer.model.named_parameters() if name in base)
 
+    def test_base_teacher_needs_the_base_head(self, make_trainer):
+        lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+        with pytest.raises(ValueError, match="Remove `lm_head` from `modules_to_save`"):
+            make_trainer(peft_config=lora, teacher_is_base=True)
+
     def test_states_on_cpu(self, make_trainer):
         a, b = make_trainer(), make_trainer(teacher_states_on_cpu=True)
         assert gradients(a, first_batch(a))[0] == gradients(b, first_batch(b))[0]
@@ -805,10 +850,13 @@ class TestResume:
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
-    def test_equals_an_uninterrupted_run(self, make_trainer, corpus, tmp_path):
-        whole = self.run(make_trainer, corpus, tmp_path / "whole")
-        resumed = self.run(make_trainer, corpus, tmp_path / "again", str(tmp_path / "whole" / "checkpoint-4"))
-        assert resumed.state.global_step == 8
+    @pytest.mark.parametrize("step", [4, 8, 10])  # 8 steps an epoch: inside one, between two, inside the second
+    def test_equals_an_uninterrupted_run(self, make_trainer, corpus, tmp_path, step):
+        settings = dict(max_steps=12, save_steps=2)
+        whole = self.run(make_trainer, corpus, tmp_path / "whole", **settings)
+        checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
+        resumed = self.run(make_trainer, corpus, tmp_path / "again", checkpoint, **settings)
+        assert resumed.state.global_step == 12
         for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
             assert torch.equal(a, b)
 
@@ -848,3 +896,7 @@ def test_two_processes_give_the_loss_of_one(tmp_path, tiny_model, tokenizer):
     assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
     assert one["kl"] == pytest.approx(two["kl"], rel=1e-4)
     assert len(one["mixed"]) == len(two["mixed"]) == 2
+    # Five evaluation rows on two processes: none counted twice, and names that only one process has mix nothing up
+    for name, value in one["evaluation"].items():
+        assert two["evaluation"][name] == pytest.approx(value, rel=1e-4), name
+    assert one["evaluation"]["eval_accuracy"] == pytest.approx(1 / 5)

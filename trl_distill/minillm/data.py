@@ -14,6 +14,7 @@
 """Prompts and plain text: what is checked, dropped and cut before MiniLLM trains on it."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from accelerate.logging import get_logger
@@ -21,13 +22,18 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
+from trl.trainer.utils import RepeatSampler
 
 
 logger = get_logger(__name__)
 
 
-def check_prompts(dataset: Dataset | IterableDataset, name: str):
-    """Refuse a dataset without usable text prompts, as far as it can be told without a tokenizer or a stream."""
+def check_prompts(dataset: Dataset | IterableDataset, name: str, rollout_size: int = 1):
+    """
+    Refuse a dataset without usable text prompts, as far as it can be told without a tokenizer or reading a stream.
+
+    `rollout_size` is the number of prompts that training needs at least.
+    """
     columns = dataset.column_names or []
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"`{name}` is empty.")
@@ -39,6 +45,11 @@ def check_prompts(dataset: Dataset | IterableDataset, name: str):
         for index, prompt in enumerate(dataset["prompt"]):
             if not prompt:
                 raise ValueError(f"`{name}` has an empty prompt in row {index}. Remove it.")
+        if len(dataset) < rollout_size:
+            raise ValueError(
+                f"`{name}` has {len(dataset)} usable prompts, but one rollout set takes {rollout_size} "
+                "(`per_device_train_batch_size` x `steps_per_generation` x processes). Lower one of them."
+            )
 
 
 def drop_long_prompts(
@@ -79,6 +90,15 @@ def drop_long_prompts(
     return dataset.select([index for index, keep in enumerate(kept) if keep])
 
 
+def check_corpus(dataset: Dataset):
+    """Refuse a corpus that is no map-style dataset with a column `text`."""
+    if isinstance(dataset, IterableDataset) or "text" not in dataset.column_names:
+        raise ValueError(
+            "`lm_dataset` must be a map-style `datasets.Dataset` with a column `text`, got a "
+            f"{type(dataset).__name__} with columns {dataset.column_names}."
+        )
+
+
 def cut_corpus(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:
     """
     Documents in the column `text`, joined by EOS and cut into blocks.
@@ -86,11 +106,6 @@ def cut_corpus(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
     Returns:
         `torch.Tensor`: Token ids of shape `(blocks, length)`. A rest shorter than a block is dropped.
     """
-    if isinstance(dataset, IterableDataset) or "text" not in dataset.column_names:
-        raise ValueError(
-            "`lm_dataset` must be a map-style `datasets.Dataset` with a column `text`, got a "
-            f"{type(dataset).__name__} with columns {dataset.column_names}."
-        )
 
     def tokenize(batch):
         return {"input_ids": [ids + [tokenizer.eos_token_id] for ids in tokenizer(batch["text"])["input_ids"]]}
@@ -103,14 +118,41 @@ def cut_corpus(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
     return torch.tensor(blocks)
 
 
+@lru_cache(maxsize=2)  # a batch reads from one pass, or from the end of one and the start of the next
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
 def shuffled_rows(count: int, first: int, rows: int, seed: int) -> Tensor:
     """
     Row numbers `first` to `first + rows` of an endless reading of `count` rows, in a new order on each pass.
 
     A function of its arguments alone, so that a resumed run reads on without saved state.
     """
-    picked = []
-    for index in range(first, first + rows):
-        generator = torch.Generator().manual_seed(seed + index // count)
-        picked.append(torch.randperm(count, generator=generator)[index % count])
-    return torch.stack(picked)
+    indices = range(first, first + rows)
+    return torch.stack([_permutation(count, seed + index // count)[index % count] for index in indices])
+
+
+class ResumableRepeatSampler(RepeatSampler):
+    """
+    [`~trl.trainer.utils.RepeatSampler`] whose order is a function of the epoch.
+
+    The parent draws each epoch's order from a running generator, so a run resumed in its second epoch would read the
+    first one's order again.
+
+    Args:
+        batches_read (`Callable[[], int]`):
+            Returns how many batches of the run were read before an epoch starts.
+        *args, **kwargs:
+            Arguments of the parent; `seed` is required.
+    """
+
+    def __init__(self, *args, batches_read: Callable[[], int], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.batches_read = batches_read
+
+    def __iter__(self):
+        if self.shuffle:
+            epoch = self.batches_read() // max(len(self) // self.batch_size, 1)
+            self.generator.manual_seed(self.seed + epoch)
+        return super().__iter__()

@@ -13,7 +13,7 @@
 # limitations under the License.
 import importlib.util
 import json
-import os
+import math
 import random
 import textwrap
 import time
@@ -25,8 +25,10 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
@@ -40,7 +42,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import unwrap_model_for_generation
-from trl.trainer.utils import RepeatSampler, get_config_model_id, pad, repeat_iterable_dataset, split_tensor_dict
+from trl.trainer.utils import get_config_model_id, pad, repeat_iterable_dataset, split_tensor_dict
 
 from ..divergence import (
     LMHead,
@@ -54,9 +56,22 @@ from ..divergence import (
 )
 from ..evaluation.rouge import references_of, rouge_l
 from ..evaluation.text import distinct_n, repetition
-from ..teacher import load_teacher, load_teacher_tokenizer, match_vocabulary, vocabulary_rows
+from ..teacher import (
+    check_same_tokens,
+    load_teacher,
+    load_teacher_tokenizer,
+    match_vocabulary,
+    vocabulary_rows,
+)
 from .credit import advantages, long_term_loss, masked_moments, mixture_logps, token_rewards, whiten
-from .data import check_prompts, cut_corpus, drop_long_prompts, shuffled_rows
+from .data import (
+    ResumableRepeatSampler,
+    check_corpus,
+    check_prompts,
+    cut_corpus,
+    drop_long_prompts,
+    shuffled_rows,
+)
 from .minillm_config import MiniLLMConfig
 from .mixed_sampling import mixed_generate
 
@@ -198,6 +213,8 @@ class MiniLLMTrainer(DistillationTrainer):
                 "MiniLLMTrainer needs exactly one teacher. Pass `teacher_model` (or set `teacher_model_name_or_path`), "
                 "or set `teacher_is_base=True` to learn from the student's own base model."
             )
+        if isinstance(teacher_model, PreTrainedModel | PeftModel) and args.teacher_model_init_kwargs is not None:
+            raise ValueError("You passed `teacher_model_init_kwargs`, but `teacher_model` is already instantiated.")
         if args.teacher_is_base and peft_config is None and not isinstance(model, PeftModel):
             raise ValueError(
                 "`teacher_is_base=True` disables the student's adapter to get the teacher, but the student has no "
@@ -210,9 +227,13 @@ class MiniLLMTrainer(DistillationTrainer):
         if train_dataset is None:
             raise ValueError("MiniLLMTrainer needs a `train_dataset` with a `prompt` column.")
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for dataset_name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
+        rollout = args.per_device_train_batch_size * args.steps_per_generation * args.world_size
+        check_prompts(train_dataset, "train_dataset", rollout)
+        for dataset_name, dataset in eval_datasets.items():
             if dataset is not None:
                 check_prompts(dataset, dataset_name)
+        if lm_dataset is not None:
+            check_corpus(lm_dataset)
         if processing_class is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             processing_class = AutoTokenizer.from_pretrained(
@@ -227,12 +248,13 @@ class MiniLLMTrainer(DistillationTrainer):
                 f"MiniLLMTrainer trains on text only, but `processing_class` is a {type(processing_class).__name__}. "
                 "Pass a tokenizer."
             )
-        teacher_tokenizer = None
         if teacher_model is not None:
             teacher_tokenizer = load_teacher_tokenizer(
                 teacher_model, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
             )
-            if teacher_tokenizer is None:
+            if teacher_tokenizer is not None:
+                check_same_tokens(processing_class, teacher_tokenizer)
+            else:
                 logger.warning(
                     "The teacher comes without a tokenizer, so it cannot be checked that it reads tokens as the student "
                     "does. Pass the teacher as a path to have it checked."
@@ -258,12 +280,12 @@ class MiniLLMTrainer(DistillationTrainer):
         ):
             logger.warning("Rouge-L needs rouge-score: `pip install trl-distill[eval]`. It will not be logged.")
 
-        self._prepare_teacher(teacher_model, teacher_tokenizer)
-        self._drop_long_prompts()
+        self._prepare_teacher(teacher_model)
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
         self._corpus = None
         if self.lm_coef > 0.0:
             self._corpus = cut_corpus(lm_dataset, self.processing_class, args.lm_max_length)
+        self._drop_long_prompts()
 
         # A token has no credit from its own rollout set before the set is scored. That takes an extra student pass,
         # unless the first inner pass can serve: it then must see the parameters that the set was sampled with, so the
@@ -276,10 +298,15 @@ class MiniLLMTrainer(DistillationTrainer):
 
     # ---------------------------------------------------------------------------------------------------- preparation
 
-    def _prepare_teacher(self, teacher_model, teacher_tokenizer):
+    def _prepare_teacher(self, teacher_model: str | PreTrainedModel | None):
         args, student = self.args, self.model
         if args.teacher_is_base:
             # The same tokens, heads and wrapper: the student serves with its adapter disabled
+            if isinstance(student.get_output_embeddings(), AuxiliaryTrainingWrapper):
+                raise ValueError(
+                    "`teacher_is_base=True` needs the LM head of the base model, but the adapter trains a copy of it. "
+                    "Remove `lm_head` from `modules_to_save`."
+                )
             self.vocab_size = vocabulary_rows(student)
             logger.warning(
                 "The teacher is the student's base model. A fresh adapter equals its teacher, so the loss starts at 0; "
@@ -295,11 +322,15 @@ class MiniLLMTrainer(DistillationTrainer):
             init_kwargs.setdefault("revision", args.teacher_model_revision)
             init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
             teacher_model = load_teacher(teacher_model, **init_kwargs)
-        elif args.teacher_model_init_kwargs is not None:
-            raise ValueError("You passed `teacher_model_init_kwargs`, but `teacher_model` is already instantiated.")
         teacher_model.eval().requires_grad_(False)
+        for role, model in {"student": student, "teacher": teacher_model}.items():
+            if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+                raise ValueError(
+                    f"The {role} is split over several devices ({model.hf_device_map}). Make one GPU visible, load it "
+                    "in 4 bit, or shard it with `accelerate launch` (FSDP2, ZeRO-3)."
+                )
 
-        self.vocab_size = match_vocabulary(self.processing_class, teacher_tokenizer, student, teacher_model)
+        self.vocab_size = match_vocabulary(self.processing_class, None, student, teacher_model)
         student_rows = vocabulary_rows(student)
         if self._dist.is_zero3 and student_rows != vocabulary_rows(teacher_model):
             raise ValueError(
@@ -319,7 +350,10 @@ class MiniLLMTrainer(DistillationTrainer):
         if self.is_deepspeed_enabled:
             self.teacher_model = prepare_deepspeed(teacher_model, self.accelerator)
         else:
-            self.teacher_model = self.accelerator.prepare_model(teacher_model, evaluation_mode=True)
+            # Under FSDP accelerate leaves the placement to the sharding, which a frozen model does not get
+            self.teacher_model = self.accelerator.prepare_model(
+                teacher_model, device_placement=True, evaluation_mode=True
+            )
 
     def _drop_long_prompts(self):
         contexts = [
@@ -328,7 +362,11 @@ class MiniLLMTrainer(DistillationTrainer):
             if model is not None
         ]
         contexts = [context for context in contexts if context is not None]
-        limit = min(contexts) - self.max_completion_length if contexts else None
+        if contexts and self._corpus is not None and self.args.lm_max_length > min(contexts):
+            raise ValueError(
+                f"`lm_max_length` is {self.args.lm_max_length}, but the models' context is {min(contexts)} tokens."
+            )
+        limit = min(contexts) - self.generation_config.max_new_tokens if contexts else None
 
         def keep_fitting(dataset, name):
             return drop_long_prompts(dataset, name, lambda prompts: self._tokenize_prompts(prompts)[0], limit)
@@ -338,12 +376,7 @@ class MiniLLMTrainer(DistillationTrainer):
             self.eval_dataset = {name: keep_fitting(data, name) for name, data in self.eval_dataset.items()}
         elif self.eval_dataset is not None:
             self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
-        rollout = self.args.per_device_train_batch_size * self.args.steps_per_generation * self.args.world_size
-        if isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < rollout:
-            raise ValueError(
-                f"`train_dataset` has {len(self.train_dataset)} usable prompts, but one rollout set takes {rollout} "
-                "(`per_device_train_batch_size` x `steps_per_generation` x processes). Lower one of them."
-            )
+        check_prompts(self.train_dataset, "train_dataset", self._rollout_size)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -378,13 +411,14 @@ class MiniLLMTrainer(DistillationTrainer):
         )
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        return RepeatSampler(
+        return ResumableRepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=1,
             batch_size=self._rollout_size,
             repeat_count=self.args.num_iterations * self.args.steps_per_generation,
             shuffle=self.shuffle_dataset,
             seed=self.args.seed,
+            batches_read=lambda: self.state.global_step * self.args.gradient_accumulation_steps,
         )
 
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -495,11 +529,19 @@ class MiniLLMTrainer(DistillationTrainer):
 
     # --------------------------------------------------------------------------------------------------------- scoring
 
+    # Accelerate casts in the model's own forward, which forward redirection goes around. Without this, tokens would be
+    # drawn in mixed precision and scored and trained in full.
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
+        return self.accelerator.autocast()
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
         rollouts = super()._generate_and_score_completions(inputs)
-        empty = torch.tensor(self._empty_rows, device=rollouts["completion_mask"].device)
-        rollouts["completion_mask"] = rollouts["completion_mask"] * ~empty[:, None]
+        # Neither rows without a completion nor rows that fill up the last batch of an evaluation count
+        real_rows = self._real_rows(len(inputs))
+        ignored = [empty or row >= real_rows for row, empty in enumerate(self._empty_rows)]
+        ignored = torch.tensor(ignored, device=rollouts["completion_mask"].device)
+        rollouts["completion_mask"] = rollouts["completion_mask"] * ~ignored[:, None]
 
         start = time.perf_counter()
         rollouts |= self._score(rollouts, [row["prompt"] for row in inputs])
@@ -508,12 +550,19 @@ class MiniLLMTrainer(DistillationTrainer):
         completions = [
             ids[mask.bool()].tolist()
             for ids, mask in zip(rollouts["completion_ids"].cpu(), rollouts["completion_mask"].cpu(), strict=True)
-        ]
+        ][:real_rows]
         self._metrics[mode]["text/distinct_4"].append(distinct_n(completions, 4))
         self._add("text/repetition", sum(repetition(ids, 4) for ids in completions), len(completions))
         if mode == "eval":
-            self._compare_with_references(completions, inputs)
+            self._compare_with_references(completions, inputs[:real_rows])
         return rollouts
+
+    def _real_rows(self, rows: int) -> int:
+        """How many rows of this batch are not repeats that make the last batch of all processes equally long."""
+        state = self.accelerator.gradient_state
+        if self.model.training or not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return min(max(state.remainder - self.accelerator.process_index * rows, 0), rows)
 
     @torch.no_grad()
     def _score(self, rollouts: dict[str, Tensor], prompts: list) -> dict[str, Tensor]:
@@ -539,10 +588,11 @@ class MiniLLMTrainer(DistillationTrainer):
                     "teacher's weights, or load it in bfloat16 or float32 instead of float16."
                 )
             if self.args.teacher_states_on_cpu:
-                states = states.cpu()
-                part["teacher_states"] = states.pin_memory() if torch.cuda.is_available() else states
+                part["teacher_states"] = states.cpu()
             parts.append(part)
         scores = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        if self.args.teacher_states_on_cpu and torch.cuda.is_available():
+            scores["teacher_states"] = scores["teacher_states"].pin_memory()
         if "old_logps" in scores:
             scores |= self._credit(scores["old_logps"], scores["teacher_logps"], rollouts["completion_mask"])
         return scores
@@ -595,6 +645,8 @@ class MiniLLMTrainer(DistillationTrainer):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         # Kept outside the wrapped forward, which may have copied `inputs` on its way
         inputs.update(self._first_pass)
+        for key in ("corpus_ids", "corpus_teacher_states"):  # of this pass only; the rest is kept for the next
+            inputs.pop(key, None)
         self._metrics["train" if self.model.training else "eval"]["time/loss"].append(time.perf_counter() - start)
         return loss
 
@@ -638,7 +690,7 @@ class MiniLLMTrainer(DistillationTrainer):
             loss = loss + kl.sum() / total
             entropy = entropies.sum()
             self._add("kl/step", kl.sum(), len(tokens))
-            self._add("kl/sequence", kl.sum(), len(mask))
+            self._add("kl/sequence", kl.sum(), mask.any(dim=1).sum())
             if training:
                 self._add("loss/single", kl.sum(), len(tokens))
             else:
@@ -691,9 +743,10 @@ class MiniLLMTrainer(DistillationTrainer):
     # ------------------------------------------------------------------------------------------ evaluation and logging
 
     def _compare_with_references(self, completions: list[list[int]], rows: list[dict[str, Any]]):
-        texts = self.processing_class.batch_decode(completions, skip_special_tokens=True)
+        # Row by row: `batch_decode` turns an empty list into one text
+        texts = [self.processing_class.decode(ids, skip_special_tokens=True) for ids in completions]
         references = [references_of(row) for row in rows]
-        if self._has_rouge and any(references):
+        if self._has_rouge:
             pairs = zip(texts, references, strict=True)
             scores = [rouge_l(text, answers) for text, answers in pairs if answers is not None]
             self._add("rougeL", sum(scores), len(scores))
@@ -709,20 +762,41 @@ class MiniLLMTrainer(DistillationTrainer):
             # No `.item()`: it would wait for the GPU in every micro-batch
             totals[index] = totals[index] + (value.detach().float() if isinstance(value, Tensor) else value)
 
+    def _averages(self, mode: str) -> dict[str, float]:
+        """Ratios of the sums over all processes since the last call. A collective: all processes must call it."""
+        own = {name: [float(value) for value in pair] for name, pair in self._totals[mode].items()}
+        self._totals[mode].clear()
+        gathered = gather_object([own])
+        ratios = {}
+        for name in dict.fromkeys(name for totals in gathered for name in totals):
+            numerator, denominator = map(sum, zip(*(totals.get(name, (0, 0)) for totals in gathered), strict=True))
+            if denominator > 0:
+                ratios[name] = numerator / denominator
+        if "advantage/square" in ratios:
+            variance = ratios.pop("advantage/square") - ratios["advantage/mean"] ** 2
+            ratios["advantage/std"] = max(variance, 0.0) ** 0.5
+        return ratios
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        totals = self._totals[mode]
-        if totals:
-            sums = torch.tensor([[float(value) for value in pair] for pair in totals.values()])
-            sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").tolist()
-            ratios = {name: a / b for name, (a, b) in zip(totals, sums, strict=True) if b > 0}
-            if "advantage/square" in ratios:
-                variance = ratios.pop("advantage/square") - ratios["advantage/mean"] ** 2
-                ratios["advantage/std"] = max(variance, 0.0) ** 0.5
-            for name, ratio in ratios.items():
-                self._metrics[mode][name] = [ratio]
-            totals.clear()
+        if self.model.training:
+            for name, value in self._averages("train").items():
+                self._metrics["train"][name] = [value]
         super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        # Put into the result here, under the name of this dataset: `log` knows only the prefix "eval_"
+        metrics = {
+            name: sum(known) / len(known)
+            for name, values in self._metrics["eval"].items()
+            if (known := [value for value in values if not math.isnan(value)])
+        }
+        self._metrics["eval"].clear()
+        metrics |= self._averages("eval")
+        if "kl/step" in metrics:
+            metrics["loss"] = metrics["kl/step"]  # over tokens; the loop averages over batches
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
 
     # --------------------------------------------------------------------------------------------------------- resuming
 
@@ -762,9 +836,9 @@ class MiniLLMTrainer(DistillationTrainer):
             )
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+        # First, so that no kill and no push to the Hub sees a checkpoint without it
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and checkpoint.is_dir():
-            temporary = checkpoint / f"{_RESUME_FILE}.tmp"
-            temporary.write_text(json.dumps(self._resume_fields(), indent=2))
-            os.replace(temporary, checkpoint / _RESUME_FILE)
+        if self.args.should_save:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            (checkpoint / _RESUME_FILE).write_text(json.dumps(self._resume_fields(), indent=2))
+        super()._save_checkpoint(model, trial)

@@ -139,7 +139,9 @@ def mixed_generate(
 
     for teacher_draws in coins:
         logits = readers[teacher_draws].next_logits(ids, mask, positions)  # (B, V)
-        tokens = torch.multinomial((logits / temperature).softmax(dim=-1), num_samples=1)  # (B, 1)
+        # A row of NaN draws any token instead of stopping the device; whoever scores the completion sees the NaN again
+        probabilities = (logits / temperature).softmax(dim=-1).nan_to_num(nan=1.0)
+        tokens = torch.multinomial(probabilities, num_samples=1)  # (B, 1)
         tokens = torch.where(finished[:, None], pad_token_id, tokens)
         ids = torch.cat([ids, tokens], dim=1)
         mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
