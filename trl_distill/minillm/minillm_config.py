@@ -83,7 +83,7 @@ class MiniLLMConfig(DistillationConfig):
         teacher_states_on_cpu (`bool`, *optional*, defaults to `False`):
             Whether to keep the teacher's hidden states in host memory between the passes over a rollout set.
         loss_chunk_tokens (`int`, *optional*, defaults to `1024`):
-            Tokens projected to the vocabulary at a time. The workspace is 256 KiB a token.
+            Tokens projected to the vocabulary at a time. The workspace is 256 KiB a token on GPUs.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.DistillationConfig`]:
@@ -184,7 +184,7 @@ class MiniLLMConfig(DistillationConfig):
     )
     loss_chunk_tokens: int = field(
         default=1024,
-        metadata={"help": "Tokens projected to the vocabulary at a time. The workspace is 256 KiB a token."},
+        metadata={"help": "Tokens projected to the vocabulary at a time. The workspace is 256 KiB a token on GPUs."},
     )
 
     @property

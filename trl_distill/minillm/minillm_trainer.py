@@ -467,10 +467,11 @@ class MiniLLMTrainer(DistillationTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         start = time.perf_counter()
         mode = "train" if self.model.training else "eval"
-        if mode == "train" and self.args.teacher_mix_alpha > 0.0:
-            completion_ids = self._mixed_rollout(prompt_ids)
-        else:
-            completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
+        with self.accelerator.autocast():  # one for all tokens: it casts fp32 weights once and not at every token
+            if mode == "train" and self.args.teacher_mix_alpha > 0.0:
+                completion_ids = self._mixed_rollout(prompt_ids)
+            else:
+                completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
         self._metrics[mode]["time/rollout"].append(time.perf_counter() - start)
         # A completion without tokens keeps its row in the batch as one masked token
         self._empty_rows = [len(ids) == 0 for ids in completion_ids]

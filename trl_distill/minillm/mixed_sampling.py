@@ -65,11 +65,18 @@ class _Reader:
         if "position_ids" in self.accepts:
             inputs["position_ids"] = positions[:, self.seen :]
         if "logits_to_keep" in self.accepts:
-            inputs["logits_to_keep"] = 1
+            # An index, not the number 1: the slice that 1 stands for is strided, and torch multiplies strided states with
+            # a frozen head by copying the head once a row
+            last = ids.shape[1] - self.seen - 1
+            inputs["logits_to_keep"] = torch.arange(last, last + 1, device=ids.device)
         with self.context():
             logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
         self.seen, self.calls = ids.shape[1], self.calls + 1
         return logits[:, : self.vocab_size].float()
+
+    def keep_rows(self, rows: Tensor):
+        if self.seen:
+            self.cache.batch_select_indices(rows)
 
 
 @torch.no_grad()
@@ -133,32 +140,45 @@ def mixed_generate(
     eos = torch.tensor(eos_token_ids, device=input_ids.device)
     ids, mask = input_ids, attention_mask
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, P), padding does not count
-    finished = torch.zeros_like(ids[:, 0], dtype=torch.bool)  # (B,)
-    lengths = torch.zeros_like(ids[:, 0])
-    teacher_tokens = 0
+    rows = torch.arange(len(ids), device=ids.device)  # (b,), where the rows that are still read belong
+    finished = torch.zeros_like(rows, dtype=torch.bool)  # (b,)
+    completion_ids = ids.new_full((len(ids), max_new_tokens), pad_token_id)
+    lengths = torch.zeros_like(rows)  # (B,)
+    teacher_tokens = steps = 0
 
     for teacher_draws in coins:
-        logits = readers[teacher_draws].next_logits(ids, mask, positions)  # (B, V)
+        logits = readers[teacher_draws].next_logits(ids, mask, positions)  # (b, V)
         # A row of NaN draws any token instead of stopping the device; whoever scores the completion sees the NaN again
         probabilities = (logits / temperature).softmax(dim=-1).nan_to_num(nan=1.0)
-        tokens = torch.multinomial(probabilities, num_samples=1)  # (B, 1)
+        tokens = torch.multinomial(probabilities, num_samples=1)  # (b, 1)
         tokens = torch.where(finished[:, None], pad_token_id, tokens)
+        completion_ids[rows, steps] = tokens[:, 0]
+        lengths[rows] += ~finished
+        teacher_tokens += teacher_draws * (~finished).sum()
+        steps += 1
         ids = torch.cat([ids, tokens], dim=1)
         mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
         positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
-        lengths += ~finished
-        teacher_tokens += teacher_draws * (~finished).sum()
+
         finished = finished | torch.isin(tokens[:, 0], eos)
+        waiting = (~finished).sum()
         if synced_gpus:
-            waiting = (~finished).any().long()
-            dist.all_reduce(waiting, op=dist.ReduceOp.MAX)
-            if not waiting:
+            somewhere = waiting.clone()
+            dist.all_reduce(somewhere, op=dist.ReduceOp.MAX)
+            if not somewhere:
                 break
-        elif finished.all():
+        elif not waiting:
             break
+        # Rows that have ended leave the batch, a quarter at a time so that the caches are seldom copied. One row stays to
+        # take part in the collectives of the others.
+        if waiting <= 0.75 * len(rows) and len(rows) > 1:
+            keep = (~finished).nonzero()[:, 0] if waiting else rows.new_zeros(1)
+            ids, mask, positions, rows, finished = (x[keep] for x in (ids, mask, positions, rows, finished))
+            for reader in readers.values():
+                reader.keep_rows(keep)
 
     return MixedRollout(
-        completion_ids=ids[:, input_ids.shape[1] :],
+        completion_ids=completion_ids[:, :steps],
         lengths=lengths,
         teacher_tokens=int(teacher_tokens),
         teacher_calls=readers[True].calls,
