@@ -1,0 +1,73 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Timing of arms that take turns, so that a machine which slows down slows all of them down."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+
+
+def use_one_clock(device: str) -> str:
+    """
+    Settle how seconds are counted, and say so for the result.
+
+    On a CPU it is the processor time of a single thread: wall time of several threads says more about what else the
+    machine does than about the code.
+    """
+    if device == "cpu":
+        torch.set_num_threads(1)
+        return "processor time, 1 thread"
+    return "wall time"
+
+
+def now(device: str) -> float:
+    """Seconds on the clock of [`use_one_clock`], once the device has done what it was given."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_turns(arms: Iterable[str], timed: Callable[[str, int], float], repeats: int) -> dict[str, list[float]]:
+    """
+    Seconds of each arm, `repeats` times, after one round to warm up.
+
+    `timed(arm, repeat)` is called with `repeat` from -1, the warm-up, on. Every other round goes backwards, so that no
+    arm always follows the same one.
+    """
+    arms = list(arms)
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    for repeat in range(-1, repeats):
+        for arm in arms if repeat % 2 == 0 else reversed(arms):
+            value = timed(arm, repeat)
+            if repeat >= 0:
+                seconds[arm].append(value)
+    return seconds
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def ratio(values: list[float], base: list[float]) -> dict[str, float]:
+    """Ratio of the medians, and the smallest and largest ratio within one round."""
+    rounds = [value / other for value, other in zip(values, base, strict=True)]
+    return {
+        "of_medians": statistics.median(values) / statistics.median(base),
+        "min": min(rounds),
+        "max": max(rounds),
+    }
