@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from trl_distill.scripts.arguments import file_format, parse_strictly, resolve, user_errors
+from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
 
 
 if TYPE_CHECKING:
@@ -93,37 +94,16 @@ def build_trainer(
     dataset_args: "DatasetMixtureConfig",
     minillm_args: MiniLLMScriptArguments,
 ) -> "MiniLLMTrainer":
-    from datasets import load_dataset
-    from trl import get_dataset, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from trl_distill import MiniLLMTrainer
 
-    if model_args.model_name_or_path is None:
-        raise ValueError("no student: set `model_name_or_path`.")
-
-    # The file's own entries win. The teacher keeps its checkpoint's dtype: a frozen model needs no fp32 weights.
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-    } | (training_args.model_init_kwargs or {})
+    # The teacher keeps its checkpoint's dtype: a frozen model needs no fp32 weights
+    set_model_init_kwargs(training_args, model_args, role="student")
     if model_args.attn_implementation is not None and not training_args.teacher_is_base:
         training_args.teacher_model_init_kwargs = {"attn_implementation": model_args.attn_implementation} | (
             training_args.teacher_model_init_kwargs or {}
         )
-
-    if dataset_args.datasets:
-        dataset = get_dataset(dataset_args)
-    else:
-        dataset = load_dataset(
-            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
-    splits = {"train_dataset": script_args.dataset_train_split}
-    if training_args.eval_strategy != "no":
-        splits["eval_dataset"] = script_args.dataset_test_split
-    for split in splits.values():
-        if split not in dataset:
-            raise ValueError(f"the data have no split {split!r}, only {', '.join(dataset)}.")
 
     checker = None
     if minillm_args.answer_checker == "math":
@@ -137,7 +117,7 @@ def build_trainer(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
         answer_checker=checker,
-        **{argument: dataset[split] for argument, split in splits.items()},
+        **load_splits(script_args, training_args, dataset_args),
     )
 
 
@@ -159,12 +139,7 @@ def run(argv: list[str]) -> None:
         dataset_name = script_args.dataset_name
         trainer = build_trainer(*args)
 
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=dataset_name)
-    trainer.end()  # trackers, process group
+    train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Run by `test_two_processes_give_the_loss_of_one` on one and on two CPU processes (gloo, DDP)."""
+
+import json
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_distill import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer
+
+
+ROWS = {
+    "prompt": [f"Q{i}: " for i in range(24)],
+    "completion": [f"answer {i} " * (1 + i % 3) for i in range(24)],
+    "label": [i % 3 != 0 for i in range(24)],  # 16 right ones and 8 wrong ones
+}
+
+
+def arguments(folder: Path, output: Path, config, processes: int = 1, **settings) -> dict:
+    values = dict(
+        per_device_train_batch_size=4 // processes,
+        per_device_eval_batch_size=1,  # a mean of rows, however they are split
+        gradient_accumulation_steps=2,
+        num_train_epochs=2,
+        learning_rate=1e-2,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+    return dict(
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        args=config(str(output), **(values | settings)),
+        train_dataset=Dataset.from_dict(ROWS),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
+
+
+def history(trainer) -> list[dict]:
+    names = ("loss", "grad_norm", "learning_rate", "logps/right", "logps/wrong", "mean_token_accuracy")
+    entries = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    return [{name: entry[name] for name in names if name in entry} for entry in entries]
+
+
+def run(folder: Path, output: Path, processes: int) -> dict:
+    """Both stages of NAT and the two baselines with a loss of their own."""
+    trainer = NegativeAssistedTrainer(
+        **arguments(folder, output / "nat", NegativeAssistedConfig, processes, integration_width=4),
+        eval_dataset=Dataset.from_dict(ROWS),
+    )
+    trainer.train()
+    trainer.save_model()
+    result = {
+        "processes": trainer.accelerator.num_processes,
+        "negative": history(trainer.negative_trainer),
+        "positive": history(trainer),
+        "eval_loss": trainer.evaluate()["eval_loss"],
+    }
+    for objective in ("nt", "ul"):
+        settings = dict(objective=objective, negative_weight=0.5)
+        baseline = LabeledSFTTrainer(**arguments(folder, output / objective, LabeledSFTConfig, processes, **settings))
+        baseline.train()
+        result[objective] = history(baseline)
+    return result
+
+
+if __name__ == "__main__":
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True)
+    found = run(Path(sys.argv[1]), Path(sys.argv[2]), state.num_processes)
+    if state.is_main_process:
+        Path(sys.argv[3]).write_text(json.dumps(found))
+    if dist.is_initialized():
+        dist.destroy_process_group()

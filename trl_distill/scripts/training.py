@@ -1,0 +1,68 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the training scripts share: the splits of the data, how the model is loaded, and the run itself."""
+
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+
+def load_splits(
+    script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
+) -> "dict[str, Dataset]":
+    """`train_dataset`, and with evaluation also `eval_dataset`, of the data that the user names."""
+    from datasets import load_dataset
+    from trl import get_dataset
+
+    if dataset_args.datasets:
+        dataset = get_dataset(dataset_args)
+    else:
+        dataset = load_dataset(
+            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
+        )
+    splits = {"train_dataset": script_args.dataset_train_split}
+    if training_args.eval_strategy != "no":
+        splits["eval_dataset"] = script_args.dataset_test_split
+    for split in splits.values():
+        if split not in dataset:
+            raise ValueError(f"the data have no split {split!r}, only {', '.join(dataset)}.")
+    return {argument: dataset[split] for argument, split in splits.items()}
+
+
+def set_model_init_kwargs(training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model") -> None:
+    """Put the fields about the model where the trainer looks for them. The config file's own entries win."""
+    if model_args.model_name_or_path is None:
+        raise ValueError(f"no {role}: set `model_name_or_path`.")
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (training_args.model_init_kwargs or {})
+
+
+def train_and_save(
+    trainer: "Trainer", resume_from_checkpoint: str | bool | None, dataset_name: str | None, what: str = "Model"
+) -> None:
+    """Train, save the result in the output folder, upload it if asked to, and end trackers and process group."""
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    trainer.save_model(trainer.args.output_dir)
+    trainer.accelerator.print(f"{what} saved to {trainer.args.output_dir}.")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)
+    trainer.end()
