@@ -1,0 +1,139 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Train a student with [`NCETrainer`] on right rationales and their calibration weights.
+
+```bash
+trl-distill nce --config recipes/nat_nce_asc/nce_llama_7b_qlora.yaml [--FIELD VALUE ...]
+accelerate launch -m trl_distill.scripts.nce --config recipes/nat_nce_asc/nce_llama_7b_qlora.yaml
+```
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
+from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from trl_distill import NCEConfig, NCETrainer
+
+
+@dataclass
+class NCEScriptArguments:
+    """
+    Arguments of the NCE scripts that are neither the trainer's nor common to all scripts.
+
+    Args:
+        nat_path (`str`, *optional*):
+            Folder or Hub repository of a NAT model, with the sub-folders `nat` and `neg`. Needed by `objective: kd` and by
+            `trl-distill calibrate`.
+        teacher_model_name_or_path (`str`, *optional*):
+            Base model of the NAT model, if it is not the student's. Without it, student and teacher are adapters of one
+            base; with it, the student may also be trained in full.
+    """
+
+    nat_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub repository of a NAT model. Needed by `objective: kd` and by `calibrate`."},
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Base model of the NAT model, if it is not the student's."}
+    )
+
+
+def load_nat_model(
+    args: "NCEConfig",
+    nat_args: NCEScriptArguments,
+    base_name_or_path: str,
+    quantization_config: "BitsAndBytesConfig | None" = None,
+    **init_kwargs,
+) -> "PeftModel":
+    """The NAT model of `nat_args.nat_path` on its base, frozen, on the device of this process."""
+    from trl.trainer.utils import create_model_from_path
+
+    from trl_distill import load_nat
+
+    if nat_args.nat_path is None:
+        raise ValueError("no NAT model: set `nat_path` to the folder that `trl-distill nat` has written.")
+    if quantization_config is not None:
+        init_kwargs["quantization_config"] = quantization_config
+    kwargs = {"device_map": {"": args.device}, "trust_remote_code": args.trust_remote_code} | init_kwargs
+    return load_nat(create_model_from_path(base_name_or_path, **kwargs), nat_args.nat_path)
+
+
+def build_trainer(
+    script_args: "ScriptArguments",
+    training_args: "NCEConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+    nat_args: NCEScriptArguments,
+) -> "NCETrainer":
+    from trl import get_peft_config, get_quantization_config
+
+    from trl_distill import NCETrainer
+
+    set_model_init_kwargs(training_args, model_args, role="student")
+    model, teacher_model, peft_config = model_args.model_name_or_path, None, get_peft_config(model_args)
+    quantization_config = get_quantization_config(model_args)
+    if training_args.objective == "kd" and nat_args.teacher_model_name_or_path is not None:
+        teacher_model = load_nat_model(training_args, nat_args, nat_args.teacher_model_name_or_path, dtype="auto")
+    elif training_args.objective == "kd":
+        if peft_config is None:
+            raise ValueError(
+                "student and teacher are adapters of one base: set `use_peft: true`. To train the whole student, set "
+                "`teacher_model_name_or_path` to the base of the NAT model, which is then loaded beside it."
+            )
+        model = load_nat_model(training_args, nat_args, model, quantization_config, **training_args.model_init_kwargs)
+        training_args.model_init_kwargs = quantization_config = None
+    return NCETrainer(
+        model=model,
+        teacher_model=teacher_model,
+        args=training_args,
+        quantization_config=quantization_config,
+        peft_config=peft_config,
+        **load_splits(script_args, training_args, dataset_args),
+    )
+
+
+def make_parser(prog: str | None = None):
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+
+    from trl_distill import NCEConfig
+
+    dataclass_types = (ScriptArguments, NCEConfig, ModelConfig, DatasetMixtureConfig, NCEScriptArguments)
+    return TrlParser(dataclass_types, prog=prog)
+
+
+def run(argv: list[str]) -> None:
+    prog = "trl-distill nce"
+    with user_errors(prog):
+        args = parse_strictly(make_parser(prog), argv)
+        script_args, training_args, _, dataset_args, _ = args
+        resolve(script_args, training_args, dataset_args)
+        dataset_name = script_args.dataset_name
+        trainer = build_trainer(*args)
+
+    train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
