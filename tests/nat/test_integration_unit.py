@@ -479,6 +479,9 @@ class TestAdapters:
             nn.init.normal_(matrix)
         assert not torch.allclose(logits(model), before, atol=1e-2)
         assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {"other"}
+        for name, parts in (("nat", 4), ("other", 2)):
+            found = gate_parameters(model, name)
+            assert len(found) == parts * 2 * len(TARGETS) and all(f".{name}." in key for key in found)
         model.set_adapter("nat")
         assert torch.equal(logits(model), before)
 
@@ -658,7 +661,7 @@ class TestFiles:
     def test_is_trainable(self, saved, tiny_model):
         _, folder = saved
         loaded = load_nat(tiny_model(), str(folder), is_trainable=True)
-        assert loaded.training
+        assert loaded.training and loaded.peft_config["nat"].inference_mode is False
         trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
         assert trained == {name for name, _ in loaded.named_parameters() if ".nat." in name} and trained
 
@@ -757,7 +760,7 @@ class TestFiles:
         assert hashed == adapter_sha256({name: tensor.float() for name, tensor in reversed(weights.items())})
         name = next(iter(weights))
         assert hashed != adapter_sha256(weights | {name: weights[name] * 1.01})
-        assert hashed != adapter_sha256({f"x{key}" if key == name else key: value for key, value in weights.items()})
+        assert hashed != adapter_sha256({f"{key}x" if key == name else key: value for key, value in weights.items()})
 
     def test_bf16_base(self, make_nat, tiny_model, tmp_path):
         """Adapters and gate are fp32 on a bf16 model, and come back so."""

@@ -13,36 +13,42 @@
 # limitations under the License.
 
 
-"""Answers to questions with one right answer: where they stand in a text, and whether two of them are equal."""
+"""Answers to questions with one right answer: where they stand in a text, and whether they are right."""
 
 import re
-import threading
 from typing import Any
 
+from .equality import braced, equal_answers, math_string
+
+
+# What counts as the final answer of a text
+RULES = ("marked", "last_number", "release")
 
 NUMBER = re.compile(r"(?<![\w.])-?[$£€]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
+BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 FOUR_HASHES = re.compile(r"^\s*####[ \t]*(?=[-+$£€(.\\\d])", re.MULTILINE)  # headings such as "#### Step 1" are none
 ANSWER_IS = re.compile(r"\banswers?(?:\s+is|\s+are|\s*:)\s*:?\s*", re.IGNORECASE)
-SENTENCE_END = re.compile(r"[.!?;](?=\s|$)")
-WORD = re.compile(r"[A-Za-z]{2,}")
-TIMEOUT = 5  # seconds for one step of math-verify: SymPy can take forever on a strange expression
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|;(?=\s+[a-z])")
+WORD = re.compile(r"\b(?!(?:sin|cos|tan|log|exp|sqrt)\b)[A-Za-z]{3,}")
 
 
 def _last_boxed(text: str) -> str | None:
     """Content of the last complete `\\boxed{...}` or `\\boxed x`."""
-    for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*", text))):
-        rest = text[match.end() :]
-        if not rest.startswith("{"):
-            unbraced = re.match(r"[^\s${}]+", rest)  # `\boxed 2`
-            if unbraced:
-                return unbraced.group().rstrip(".,;") or None
-            continue
-        depth = 0
-        for position, character in enumerate(rest):
-            depth += (character == "{") - (character == "}")
-            if depth == 0:
-                return rest[1:position].strip() or None
+    for match in reversed(list(BOX.finditer(text))):
+        end = braced(text, match.end())
+        if end is not None:
+            return text[match.end() + 1 : end - 1].strip() or None
+        unbraced = re.match(r"[^\s${}]+", text[match.end() :])  # `\boxed 2`
+        if unbraced:
+            return unbraced.group().rstrip(".,;") or None
     return None
+
+
+def _last_released(text: str) -> str | None:
+    """Content of the last `\\boxed{...}`, and of that one only: cut off or without braces it is none."""
+    start = text.rfind("\\boxed") + len("\\boxed")
+    end = braced(text, start) if start >= len("\\boxed") else None
+    return text[start + 1 : end - 1] if end is not None else None
 
 
 def _last_number(text: str) -> str | None:
@@ -50,7 +56,7 @@ def _last_number(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def _tidy(answer: str) -> str | None:
+def _phrase(answer: str) -> str | None:
     answer = SENTENCE_END.split(answer.strip())[0].strip().strip("*_`").strip()
     if len(answer) > 2 and answer[0] == answer[-1] == "$":
         answer = answer.strip("$").strip()
@@ -60,12 +66,7 @@ def _tidy(answer: str) -> str | None:
     return answer or None
 
 
-def _drop_unit(answer: str) -> str:
-    number = NUMBER.match(answer)
-    return number.group() if number and re.fullmatch(r"\s*[A-Za-z ]+", answer[number.end() :]) else answer
-
-
-def extract_answer(text: str, last_number: bool = True) -> str | None:
+def extract_answer(text: str, rule: str = "last_number") -> str | None:
     r"""
     Find the final answer in a text.
 
@@ -76,78 +77,60 @@ def extract_answer(text: str, last_number: bool = True) -> str | None:
     Args:
         text (`str`):
             A completion or a written solution.
-        last_number (`bool`, *optional*, defaults to `True`):
-            Whether the last number counts where nothing marks an answer.
+        rule (`str`, *optional*, defaults to `"last_number"`):
+            `"marked"` stops before the last number: a text in which nothing marks an answer has none. `"release"` is the
+            rule of the code that was released with [NAT](https://huggingface.co/papers/2312.12832): only the last
+            `\boxed{...}` counts, and only with braces.
 
     Returns:
         `str` or `None`: The answer as written, or `None` if the text has none.
     """
+    if rule not in RULES:
+        raise ValueError(f"`rule` must be one of {', '.join(RULES)}, got {rule!r}.")
+    if rule == "release":
+        return _last_released(text)
     text = text.replace("−", "-")
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed
     for pattern in (FOUR_HASHES, ANSWER_IS):
         marks = list(pattern.finditer(text))
-        answer = _tidy(text[marks[-1].end() :].partition("\n")[0]) if marks else None
+        answer = _phrase(text[marks[-1].end() :].partition("\n")[0]) if marks else None
         if answer is not None and "\\boxed" not in answer:
             return answer
-    return _last_number(text) if last_number and "\\boxed" not in text else None
+    return _last_number(text) if rule == "last_number" and "\\boxed" not in text else None
 
 
-def equal_answers(answer: str | None, reference: str | None) -> bool:
-    """
-    Whether two answers are the same mathematical object, by math-verify; words are compared as words.
-
-    A missing answer (`None`) equals nothing, another missing one included.
-    """
-    if answer is None or reference is None:
-        return False
-    if answer.casefold() == reference.casefold():
-        return True
-    worded = ["\\" not in side and WORD.search(side) is not None for side in (answer, reference)]
-    if all(worded):
-        return False  # math-verify reads a word as a product of letters, so that "no" would equal "on"
-    answer, reference = (
-        _drop_unit(side) if has_words else side for side, has_words in zip((answer, reference), worded, strict=True)
-    )
-    try:
-        from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-    except ImportError as error:
-        raise ImportError(
-            "Comparing answers needs the package math-verify. Install it with `pip install trl-distill[eval]`."
-        ) from error
-    # math-verify interrupts SymPy by a signal, which Python allows in the main thread only
-    timeout = TIMEOUT if threading.current_thread() is threading.main_thread() else None
-    parsed = []
-    for side in (reference, answer):
-        side = re.sub(r"\\?[$£€]", "", side)
-        parsed.append(
-            parse(
-                f"${side}$",
-                extraction_config=[LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()],
-                parsing_timeout=timeout,
-            )
-        )
-    return bool(parsed[0] and parsed[1] and verify(*parsed, timeout_seconds=timeout))
-
-
-def reference_answer(row: dict[str, Any]) -> str | None:
-    """
+def reference_answer(row: dict[str, Any], rule: str = "last_number") -> str | None:
+    r"""
     The right answer of a dataset row: its `answer` column if it has one, else its `completion`.
 
     An `answer` without a mark (box, "####", "answer is") is taken as a whole; in a `completion` the last number counts
-    then.
+    then. With the rule `"release"`, a box without braces holds no answer.
     """
     if row.get("answer") is not None:
         text = str(row["answer"]).strip()
-        return extract_answer(text, last_number=False) or text or None
+        marked = extract_answer(text, "release" if rule == "release" else "marked")
+        return marked or (None if "\\boxed" in text else text or None)
     completion = row.get("completion")
     if isinstance(completion, list) and completion:
         completion = completion[-1]["content"] if isinstance(completion[-1], dict) else completion[0]
-    return extract_answer(completion) if completion else None
+    return extract_answer(completion, "release" if rule == "release" else "last_number") if completion else None
 
 
-def check_answer(completion: str, row: dict[str, Any]) -> bool | None:
+def judge_answer(answer: str | None, reference: str | None, rule: str = "last_number") -> bool | None:
+    """
+    Whether an extracted answer is right. Where there is none, neither `True` nor `False` but `None`.
+
+    With the rule `"release"` two answers are equal if their [`~trl_distill.evaluation.equality.math_string`] are, and a
+    missing answer is wrong.
+    """
+    if answer is None or reference is None:
+        return False if rule == "release" else None
+    return math_string(answer) == math_string(reference) if rule == "release" else equal_answers(answer, reference)
+
+
+def check_answer(completion: str, row: dict[str, Any], rule: str = "last_number") -> bool | None:
     """
     Whether a completion ends in the right answer of its row.
 
@@ -156,9 +139,11 @@ def check_answer(completion: str, row: dict[str, Any]) -> bool | None:
             Generated text.
         row (`dict[str, Any]`):
             Dataset row with the right answer in the column `answer` or `completion`.
+        rule (`str`, *optional*, defaults to `"last_number"`):
+            What counts as the answer of a text, see [`extract_answer`]. With `"release"`, two answers are equal if their
+            normal forms in the MATH benchmark are, and a missing answer is wrong.
 
     Returns:
         `bool` or `None`: `None` if the completion or the row has no answer.
     """
-    answer, reference = extract_answer(completion), reference_answer(row)
-    return None if answer is None or reference is None else equal_answers(answer, reference)
+    return judge_answer(extract_answer(completion, rule), reference_answer(row, rule), rule)

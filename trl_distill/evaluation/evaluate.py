@@ -23,20 +23,18 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.data_utils import is_conversational
 
 from ..divergence import LMHead, completion_states, lm_head, token_divergence
+from ..sampling import encode_prompts, end_token_ids, generate_ids, generating, pad_ids
 from ..teacher import load_teacher_tokenizer, match_vocabulary, vocabulary_rows
 from .exposure import exposure_bias
 from .rouge import references_of, rouge_l
@@ -92,34 +90,6 @@ def _check_settings(settings: _Settings) -> None:
         value = getattr(settings, name)
         if value < 1:
             raise ValueError(f"`{name}` must be 1 or more, got {value}.")
-
-
-def encode_prompts(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of the prompts, standard or conversational, up to where the model goes on."""
-    encoded = []
-    for number, row in enumerate(rows):
-        prompt = row.get("prompt")
-        if prompt is None:
-            raise ValueError(
-                f"Row {number} has no `prompt`; its columns are {sorted(row)}. Rename the column that holds the "
-                "question to `prompt`, and the reference answer, if any, to `completion`."
-            )
-        if not prompt:
-            raise ValueError(f"Row {number} has an empty `prompt`. Remove such rows before evaluation.")
-        if is_conversational({"prompt": prompt}):
-            goes_on = prompt[-1]["role"] == "assistant"
-            ids = tokenizer.apply_chat_template(
-                prompt,
-                add_generation_prompt=not goes_on,
-                continue_final_message=goes_on,
-                tokenize=True,
-                return_dict=True,
-                **(row.get("chat_template_kwargs") or {}),
-            )["input_ids"]
-        else:
-            ids = tokenizer(prompt)["input_ids"]
-        encoded.append(list(ids))
-    return encoded
 
 
 def _short_enough(ids: list[list[int]], models: Sequence[PreTrainedModel], settings: _Settings) -> list[int]:
@@ -180,15 +150,6 @@ def _shared_vocabulary(
     return match_vocabulary(tokenizer, teacher_tokenizer, student, teacher)
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer, the tokenizer's among them."""
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        ends.insert(0, tokenizer.eos_token_id)
-    return ends
-
-
 def _generation_configs(
     models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, settings: _Settings
 ) -> list[GenerationConfig]:
@@ -197,7 +158,7 @@ def _generation_configs(
     if settings.temperature > 0:
         sampling = {"do_sample": True} | {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
     # What ends an answer is the student's business: one rule for both, or their answers would not compare
-    end_tokens = _end_tokens(models[0], tokenizer)
+    end_tokens = end_token_ids(models[0], tokenizer)
     configs = []
     for model in models:
         beyond = range(0) if vocab_size is None else range(vocab_size, vocabulary_rows(model))
@@ -213,51 +174,6 @@ def _generation_configs(
             )
         )
     return configs
-
-
-@contextmanager
-def _evaluating(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """
-    Eval mode, random numbers of our own, and a neutral generation config, since generate() fills what is unset from the
-    model's own. All undone at the end.
-    """
-    holders = [*models, *(model.get_base_model() for model in models if hasattr(model, "get_base_model"))]
-    cuda = sorted({model.device.index or 0 for model in models if model.device.type == "cuda"})
-    training, configs = [model.training for model in models], [holder.generation_config for holder in holders]
-    for model in models:
-        model.eval()
-    for holder in holders:
-        holder.generation_config = GenerationConfig()
-    try:
-        with torch.random.fork_rng(cuda):
-            yield
-    finally:
-        for holder, config in zip(holders, configs, strict=True):
-            holder.generation_config = config
-        for model, mode in zip(models, training, strict=True):
-            model.train(mode)
-
-
-def _pad(sequences: Iterable[Sequence[int]], value: int, side: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask `(B, T)` of sequences of different lengths."""
-    rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
-    masks = [torch.ones_like(row) for row in rows]
-    return tuple(
-        pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side).to(device)
-        for tensors, fill in ((rows, value), (masks, 0))
-    )
-
-
-def _generate(
-    model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, config: GenerationConfig
-) -> list[list[int]]:
-    """Answers to prompts `(B, P)` as token ids, the end token included."""
-    output = model.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=config)  # (B, P + T)
-    answers = []
-    for row in output[:, prompt_ids.shape[1] :].tolist():
-        end = next((i for i, token in enumerate(row) if token in config.eos_token_id), len(row) - 1)
-        answers.append(row[: end + 1])
-    return answers
 
 
 def _states_and_head(
@@ -313,11 +229,11 @@ def _one_pass(
     torch.manual_seed(seed)
     answers, divergences = {}, []
     for rows in prompts.batches:
-        prompt = _pad([prompts.ids[i] for i in rows], config.pad_token_id, "left", generator.device)  # (B, P) each
-        completions = _generate(generator, *prompt, config)
+        prompt = pad_ids([prompts.ids[i] for i in rows], config.pad_token_id, "left", generator.device)  # (B, P) each
+        completions = generate_ids(generator, *prompt, config)
         answers |= zip(rows, completions, strict=True)
         if vocab_size is not None:
-            answer = _pad(completions, config.pad_token_id, "right", generator.device)  # (B, T) each
+            answer = pad_ids(completions, config.pad_token_id, "right", generator.device)  # (B, T) each
             temperature = config.temperature if config.do_sample else 1.0  # greedy answers are compared at 1
             reverse = generator is models[0]  # on the student's own answers only
             divergences.append(_compare(models, rows, prompt, answer, vocab_size, temperature, reverse))
@@ -526,7 +442,7 @@ def evaluate_model(
     scores, samples = [], []
     divergences: list[list[_Divergences]] = [[] for _ in generators]  # on the answers of each, over all seeds
     total = len(settings.seeds) * len(generators) * len(prompts.kept)
-    with _evaluating(models), tqdm(total=total, desc="Evaluating", unit="answer", disable=not progress) as bar:
+    with generating(models), tqdm(total=total, desc="Evaluating", unit="answer", disable=not progress) as bar:
         for seed in settings.seeds:
             passes = [
                 _one_pass(generator, config, seed, prompts, models, vocab_size, bar)

@@ -29,8 +29,8 @@ from transformers import (
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
-from ..columns import ColumnCollator
-from .data import check_labels, prepare_whole_rows, rows_with_label
+from ..rationales import ColumnCollator, check_labels
+from .data import prepare_whole_rows, rows_with_label
 from .nat_config import LabeledSFTConfig
 
 

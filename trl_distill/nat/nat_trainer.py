@@ -35,7 +35,8 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from .data import check_labels, prepare_whole_rows, rows_with_label
+from ..rationales import check_labels
+from .data import prepare_whole_rows, rows_with_label
 from .integration_unit import (
     NATLoraConfig,
     adapter_sha256,

@@ -40,6 +40,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..divergence import backbone_states, lm_head, token_divergence
+from ..rationales import drop_long_rows
 from ..sampling import batches_by_length
 from ..teacher import dense_head_weight
 from .nce_config import NCEConfig
@@ -184,21 +185,7 @@ def prepare_rows(
     whole = copy.copy(args)
     whole.max_length, whole.shuffle_dataset = None, False
     prepared = prepare(dataset, processing_class, whole, False, None, name)
-    if args.max_length is not None:
-        lengths = [len(ids) for ids in prepared["input_ids"]]
-        kept = [i for i, length in enumerate(lengths) if length <= args.max_length]
-        if not kept:
-            raise ValueError(
-                f"All {len(lengths)} rows of the {name} dataset are longer than `max_length={args.max_length}` tokens "
-                f"(shortest: {min(lengths)}). Raise `max_length`."
-            )
-        if len(kept) < len(lengths):
-            logger.warning(
-                f"Left out {len(lengths) - len(kept)} of {len(lengths)} rows of the {name} dataset: they are longer than "
-                f"`max_length={args.max_length}` tokens, and cut they would lose their answer."
-            )
-        prepared = prepared.select(kept)
-    return prepared
+    return drop_long_rows(prepared, args.max_length, name)
 
 
 class _Preparation(SFTTrainer):

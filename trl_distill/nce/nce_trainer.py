@@ -27,8 +27,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
-from ..columns import ColumnCollator
 from ..divergence import backbone_states, lm_head, token_divergence
+from ..rationales import ColumnCollator
 from ..teacher import dense_head_weight, load_teacher_tokenizer, match_vocabulary
 from .calibration import (
     WEIGHT,

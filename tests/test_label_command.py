@@ -1,0 +1,180 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import gzip
+import json
+
+import pytest
+from datasets import load_dataset
+
+from trl_distill import cli
+from trl_distill.evaluation.answers import RULES
+from trl_distill.scripts.label import make_parser, run
+
+
+ROWS = [
+    {
+        "question": "Problem:\nHow many legs has a crab?",
+        "answer": "Eight and two claws.\n#### 10",
+        "generated": ["Solution:\nIt has \\boxed{10}.", "It has 10.", "It has \\boxed{8}.", "It has \\boxed{10}."],
+    },
+    {
+        "question": "What is half of a third?",
+        "answer": r"$\frac12 \cdot \frac13 = \boxed{\frac16}$",
+        "generated": [r"\boxed{\frac{2}{12}}", r"The answer is 1/6.", r"\boxed{\frac23}"],
+    },
+]
+COLUMNS = ["--prompt_column", "question", "--completions_column", "generated"]
+
+
+def write(path, rows):
+    text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+def read(path):
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "rationales.jsonl", ROWS)
+
+
+def test_rows_and_counts(file, tmp_path, capsys):
+    output, report = tmp_path / "rows.jsonl", tmp_path / "report.json"
+    templates = ["--prompt_template", "Problem:\n{prompt}\n", "--completion_template", "Solution:\n{completion}"]
+    files = ["--output_file", str(output), "--report_file", str(report)]
+    assert cli.main(["label", "--dataset_name", file, *COLUMNS, *templates, *files]) == 0
+
+    crab, half = "Problem:\nHow many legs has a crab?\n", "Problem:\nWhat is half of a third?\n"
+    assert [(row["prompt"], row["completion"], row["label"], row["answer"]) for row in read(output)] == [
+        (crab, "Solution:\nIt has \\boxed{10}.", True, "10"),
+        (crab, "Solution:\nIt has \\boxed{8}.", False, "10"),
+        (half, "Solution:\n\\boxed{\\frac{2}{12}}", True, r"\frac16"),
+        (half, "Solution:\nThe answer is 1/6.", True, r"\frac16"),
+        (half, "Solution:\n\\boxed{\\frac23}", False, r"\frac16"),
+    ]
+    counts = json.loads(report.read_text())
+    assert counts["rationales"] == {"total": 7, "right": 4, "wrong": 2, "no_answer": 1, "no_reference": 0}
+    assert counts["dropped"] == {"truncated": 0, "repeats": 1, "too_long": 0}
+    assert counts["rows"] == {"right": 3, "wrong": 2} and counts["questions"]["mixed"] == 2
+    assert counts["settings"]["rule"] == "marked"
+    table = capsys.readouterr().out
+    for line in ("questions", "right but unboxed", "without an answer", "repeats, dropped"):
+        assert line in table
+    assert not list(tmp_path.glob("*.part"))
+
+    labels = load_dataset("json", data_files=str(output), split="train")
+    assert labels.features["label"].dtype == "bool" and labels["label"] == [True, False, True, True, False]
+
+
+def test_processes_and_compression_change_nothing(file, tmp_path):
+    outputs = []
+    for name, flags in (("one.jsonl", []), ("two.jsonl.gz", ["--num_proc", "2"])):
+        dataset = write(tmp_path / f"in.{name}", ROWS * 10)
+        run(["--dataset_name", dataset, "--output_file", str(tmp_path / name), "--keep_repeats", *COLUMNS, *flags])
+        outputs.append(read(tmp_path / name))
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 60
+
+
+def test_sampled_rationales_and_yaml(tmp_path):
+    samples = {
+        "prompt": [{"role": "user", "content": "2 + 2?"}],
+        "completion": [{"role": "assistant", "content": "It is 4."}],
+        "completions": ["It is 4.", "5", "No number", "4 or"],
+        "mean_logps": [-0.5, -1.0, None, -2.0],
+        "truncated": [False, False, False, True],
+    }
+    config = tmp_path / "label.yaml"
+    dataset, output = write(tmp_path / "samples.jsonl", [samples, "\n"]), tmp_path / "rows.jsonl"
+    config.write_text(f"dataset_name: {dataset}\noutput_file: {output}\nrule: last_number\n")
+    run(["--config", str(config)])
+    assert read(output) == [
+        {
+            "prompt": samples["prompt"],
+            "completion": [{"role": "assistant", "content": text}],
+            "label": label,
+            "answer": "4",
+        }
+        for text, label in (("It is 4.", True), ("5", False))
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_parser_knows_every_rule(rule):
+    assert make_parser().parse_args(["--dataset_name", "x", "--output_file", "y", "--rule", rule]).rule == rule
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "message"),
+    [
+        (ROWS, [], "line 1 of {file}: no column `prompt` with the question, only question, answer, generated."),
+        ([ROWS[0], '{"question": \n'], COLUMNS, "line 2 of {file}: Expecting value"),
+        ([ROWS[0], "3\n"], COLUMNS, "line 2 of {file}: expected a JSON object, got 3"),
+        (
+            [ROWS[0], ROWS[1] | {"answer": None}],
+            COLUMNS,
+            "line 2 of {file}: the column `answer` with the right answer is",
+        ),
+        ([ROWS[0] | {"generated": [1]}], COLUMNS, "must hold a text or a list of texts, got [1]"),
+        ([], COLUMNS, "{file} holds no rows"),
+        (
+            [ROWS[0] | {"generated": ["No idea.", "None."]}],
+            COLUMNS,
+            "No row is left of 2 rationales in {file}: 2 have no answer",
+        ),
+        (ROWS, [*COLUMNS, "--max_characters", "9"], "6 were too long"),
+        (ROWS, [*COLUMNS, "--max_characters", "0"], "`max_characters` must be 1 or more, got 0."),
+        (ROWS, [*COLUMNS, "--num_proc", "0"], "`num_proc` must be 1 or more, got 0."),
+        (
+            ROWS,
+            [*COLUMNS, "--prompt_template", "Problem:"],
+            "`prompt_template` must hold {{prompt}} once, got 'Problem:'.",
+        ),
+        (ROWS, [*COLUMNS, "--rule", "strict"], "invalid choice: 'strict'"),
+        (
+            ROWS,
+            [*COLUMNS, "--report_file", "nowhere/report.json"],
+            "The folder of nowhere/report.json does not exist.",
+        ),
+        (ROWS, [*COLUMNS, "--prompt_templates", "x"], "did you mean `prompt_template`"),
+        (ROWS, [*COLUMNS, "--dataset_name", "missing.jsonl"], "No such file"),
+    ],
+)
+@pytest.mark.parametrize("num_proc", ["1", "2"])
+def test_mistakes_are_explained_and_nothing_is_written(tmp_path, capsys, rows, flags, message, num_proc):
+    file, output = write(tmp_path / "rationales.jsonl", rows), tmp_path / "rows.jsonl"
+    output.write_text("what was there\n")
+    with pytest.raises(SystemExit) as stop:
+        run(["--dataset_name", file, "--output_file", str(output), "--num_proc", num_proc, *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "trl-distill label: error: " in error and message.format(file=file) in error and "Traceback" not in error
+    assert output.read_text() == "what was there\n"
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"plain text"])
+def test_a_damaged_archive_is_explained(tmp_path, capsys, damage):
+    path = tmp_path / "rationales.jsonl.gz"
+    write(path, ROWS * 50)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(SystemExit):
+        run(["--dataset_name", str(path), "--output_file", str(tmp_path / "rows.jsonl"), *COLUMNS])
+    error = capsys.readouterr().err
+    assert "trl-distill label: error: " in error and "Traceback" not in error
+    assert not list(tmp_path.glob("rows.*"))

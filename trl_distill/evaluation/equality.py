@@ -1,0 +1,328 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+Whether two answers, in LaTeX or in plain text, are equal.
+
+Lists, tuples, equations, units, choices and words are taken apart here; what is left goes to math-verify. Alone it drops
+the letters of `2 + ab` as a unit, reads `10 000` as a product, and takes any number of a text that it cannot parse.
+"""
+
+import functools
+import re
+import threading
+from fractions import Fraction
+from typing import Any
+
+
+TIMEOUT = 5  # seconds for one step of math-verify: SymPy can take forever on a strange expression
+
+REWRITES = [  # to one way of writing, in this order
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        ("[−–]", "-"),
+        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degrees?(?![A-Za-z])", "°"),
+        ("π", r"\\pi "),
+        (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
+        ("√", r"\\sqrt "),
+        ("∞", r"\\infty "),
+        ("∪", r"\\cup "),
+        ("≤|<=", r"\\leq "),
+        ("≥|>=", r"\\geq "),
+        ("≠|!=", r"\\neq "),
+        (r"\{:\}", ":"),
+        (r"^\s*\\?[A-Za-z]+\s*\\in(?![a-z])", ""),
+        (r"(?<=\d)(?:,\s*\\!\s*|\{,\})(?=\d{3})", ""),  # 5,\!040 and 5{,}040
+        (r"\\(?:left|right)(?![A-Za-z])\.?|(?<!\\)\\!|\\?[$£€]|\"|\\phantom\s*(?:\{[^{}]*\}|\S)", ""),
+        (r"\\(?:quad|qquad|displaystyle)(?![A-Za-z])|(?<!\\)\\[,;: ]|~|\s+", " "),
+        (r"\\[dtc]frac", r"\\frac"),
+        (r"\{[bp]matrix\}", "{pmatrix}"),
+        (r"\\math(?:bf|it)\s*\{([^{}]*)\}", r" \1"),
+        (r"\\(?:text(?:bf|it|rm|normal)|[mh]box|mathrm)\s*\{", r"\\text{"),
+        (r"(?<=[\d}])i(?![A-Za-z])", " i"),  # so that math-verify reads the imaginary unit in both sides or in none
+        (r",?\s*\\text\{[\s,]*(?:and|or)\s*\}|,?\s+(?:and|or)\s+", ", "),
+    ]
+]
+THOUSANDS = re.compile(r"(?<![\w.,])(-?\d{1,3}(?:,\d{3})+|-?\d{1,3}(?: \d{3})+)(?!,?\d)")
+DEGREES_IN_A_FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*-?)(\d+(?:\.\d+)?)°")
+TRAILING_TEXT = re.compile(r"(?<=\S)(?:\s*\\text\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)+$")
+TRAILING_WORDS = re.compile(r"(?<=[\w})])((?:\s+[A-Za-z]+\.?)+)(?:\^\{?[23]\}?)?$|(?<=\d)([A-Za-z]{2,})$")
+SHORT_UNITS = set("cm mm km ft in mi yd kg mg lb oz hr hrs ml sq cu am pm of".split())
+FUNCTIONS = set("sin cos tan cot sec csc log exp sqrt max min mod".split())
+NAME = re.compile(r"\\?[A-Za-z]+'*(?:_\{?\w+\}?)?(?:\^\{-1\})?(?:\([^()]*\))?'*|\([A-Za-z, ]+\)")
+NUMBER = re.compile(r"([-+]?)(?:(\d+\.?\d*|\.\d+)(?:/(\d+))?|\\frac\{([-+]?\d+)\}\{(\d+)\})")
+IN_A_BASE = re.compile(r"(-?(?=[A-Z]*\d)[0-9A-Z]+)_\{?(\d+)\}?")
+CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.:)]?)(?:(?<=[.:)])\s+(.*))?")
+WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'-]*[A-Za-z.]")
+
+
+def braced(text: str, start: int) -> int | None:
+    """Position behind the group in braces that opens at `start`, or `None` if none opens there or it never closes."""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] == "{") - (text[position] == "}")
+        if depth == 0:
+            return position + 1 if position > start else None
+    return None
+
+
+def math_string(answer: str) -> str:
+    """
+    Normal form of the MATH benchmark, whose graders call two answers equal if these strings are.
+
+    As in [Hendrycks et al. (2021)](https://huggingface.co/papers/2103.03874): units, percent and degree signs, a short
+    `x=`, spaces and the size of fractions do not count.
+    """
+    text = answer.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
+    text = re.sub(r"[td]frac", "frac", text)
+    text = re.sub(r"\\left|\\right|\^\{\\circ\}|\^\\circ|\\\$", "", text)
+    if text.count("\\text{ ") == 1:
+        text = text.partition("\\text{ ")[0]
+    text = re.sub(r"(?:^|(?<=[ {]))\.", "0.", text.replace("\\%", ""))
+    left, equals, right = text.partition("=")
+    if equals and len(left) <= 2 and "=" not in right:
+        text = right
+    text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
+    text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", text)
+    text = "1/2" if text == "0.5" else text
+    return re.sub(r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}", text)
+
+
+def _with_braces(text: str, command: str, arguments: int) -> str:
+    r"""`\frac12`, `\frac\pi 2` and `\sqrt3` with braces around what TeX takes for the arguments."""
+    start = text.find(command)
+    while start >= 0:
+        start += len(command)
+        end = re.compile(r"\s*(?:\[[^\[\]]*\])?").match(text, start).end()  # the 3 of \sqrt[3]8
+        for _ in range(arguments):
+            bare = re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\[\\])").match(text, end)
+            if bare:
+                text = f"{text[:end]}{{{bare[1]}}}{text[bare.end() :]}"
+            end = braced(text, end) or len(text)
+        start = text.find(command, start)
+    return text
+
+
+def _without_spaces(text: str) -> str:
+    """Only between two digits a space may say something."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _tidy(answer: str) -> str:
+    """One way of writing for what can be written in many."""
+    for pattern, replacement in REWRITES:
+        answer = pattern.sub(replacement, answer)
+    answer = DEGREES_IN_A_FUNCTION.sub(r"\1{\\frac{\2\\pi}{180}}", answer).replace("°", "")
+    answer = _with_braces(_with_braces(answer, r"\frac", 2), r"\sqrt", 1).lstrip(" ,").rstrip(" .,;\\")
+    if answer.startswith(r"\text{") and braced(answer, 5) == len(answer):
+        answer = answer[6:-1].strip()
+    if not re.search(r"[(\[]|\\\{", answer):
+        answer = THOUSANDS.sub(lambda match: re.sub("[ ,]", "", match[0]), answer)
+    return answer
+
+
+def _split(text: str, separators: str) -> list[str]:
+    """Parts of a text between the separators that stand outside all brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character in separators:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _group(text: str) -> tuple[str, str, str] | None:
+    """Opening bracket, content and closing bracket of a text that stands in one pair of brackets as a whole."""
+    match = re.fullmatch(r"(\\\{|[(\[])(.*)(\\\}|[)\]])", text)
+    depth = 0
+    for character in match[2] if match else "":
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:  # "(x + 1)(x - 1)"
+            return None
+    return match.groups() if match else None
+
+
+def _items(text: str) -> list[str]:
+    r"""Elements of a list or of a set in braces. `\pm` stands for two of them."""
+    group = _group(text)
+    items = _split(group[1] if group and group[0] == r"\{" else text, ",;")
+    signs = [("+", "-") if r"\pm" in item else ("",) for item in items]
+    return [item.replace(r"\pm", sign) for item, both in zip(items, signs, strict=True) for sign in both]
+
+
+def _is_unit(word: str) -> bool:
+    """Whether a word behind a number is a unit. A product of variables has its letters in the order of the alphabet."""
+    word = word.rstrip(".").lower()
+    return word in SHORT_UNITS or len(word) > 2 and word not in FUNCTIONS and list(word) != sorted(set(word))
+
+
+def _without_unit(text: str) -> str:
+    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", TRAILING_TEXT.sub("", text))
+    words = TRAILING_WORDS.search(text)
+    if words and re.search(r"[\d\\]", text[: words.start()]) and all(map(_is_unit, (words[1] or words[2]).split())):
+        text = text[: words.start()]
+    return text.strip().rstrip(".,; ")
+
+
+def _choice(text: str) -> tuple[str | None, str]:
+    """Letter and text of a choice: `(B) 12`, `B. 12`, `(B)`, `B`."""
+    match = CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip())
+    return (match[1] or match[2], match[3] or "") if match else (None, text)
+
+
+def _number(text: str) -> Fraction | None:
+    match = NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    sign, decimal, divisor, numerator, denominator = match.groups()
+    below = int(divisor or denominator or 1)
+    return Fraction(decimal or numerator) * (-1 if sign == "-" else 1) / below if below else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str, timeout: int | None) -> list[Any]:
+    """What math-verify reads in an expression, as a whole or not at all."""
+    try:
+        from latex2sympy2_extended import NormalizationConfig
+        from math_verify import LatexExtractionConfig, parse
+    except ImportError as error:
+        raise ImportError(
+            "Comparing answers needs the package math-verify. Install it with `pip install trl-distill[eval]`."
+        ) from error
+    if re.search(r"(?<![_^\d])\d+\s+\d|\d_", text):  # it would add, or forget the base
+        return []
+    normalization = NormalizationConfig(units=False, nits=True, malformed_operators=True, boxed="none")
+    config = LatexExtractionConfig(boxed_match_priority=-1, normalization_config=normalization)
+    return parse(f"${text}$", [config], fallback_mode="no_fallback", parsing_timeout=timeout)
+
+
+def _differ(left: Any, right: Any) -> bool:
+    """Whether two expressions have different values at a point: seen at once, while `simplify` would take long."""
+    from sympy import Expr, Rational
+
+    if not isinstance(left, Expr) or not isinstance(right, Expr):
+        return False
+    difference = left - right
+    symbols = sorted(difference.free_symbols, key=str)
+    value = difference.evalf(subs={symbol: Rational(7 + 3 * i, 5 + i) for i, symbol in enumerate(symbols)})
+    return bool(value.is_number and value.is_finite and abs(value) > 1e-5)
+
+
+def _equal_expressions(answer: str, reference: str) -> bool:
+    if ("=" in answer) != ("=" in reference):  # math-verify would compare the right-hand side
+        return False
+    # It interrupts SymPy by a signal, which Python allows in the main thread only
+    timeout = TIMEOUT if threading.current_thread() is threading.main_thread() else None
+    parsed = [_parsed(side, timeout) for side in (answer, reference)]
+    if not all(parsed):
+        return False
+    from math_verify import verify
+    from math_verify.errors import TimeoutException
+    from math_verify.utils import timeout as limited
+
+    try:
+        if limited(timeout)(_differ)(parsed[0][0], parsed[1][0]):
+            return False
+    except TimeoutException:
+        return False
+    except Exception:  # of any kind: SymPy cannot tell
+        pass
+    return verify(parsed[1], parsed[0], allow_set_relation_comp=True, timeout_seconds=timeout)
+
+
+def _equal_scalars(answer: str, reference: str) -> bool:
+    (letter, text), (reference_letter, reference_text) = _choice(answer), _choice(reference)
+    if letter and reference_letter:
+        return letter == reference_letter
+    if letter and text or reference_letter and reference_text:  # "(B) 12" and "12"
+        return _equal_lists(text, reference_text)
+    answer, reference = _without_unit(answer), _without_unit(reference)
+    percent = ["%" in side for side in (answer, reference)]
+    answer, reference = (re.sub(r"\s*\\?%", "", side) for side in (answer, reference))
+
+    in_bases = [IN_A_BASE.fullmatch(side) for side in (answer, reference)]
+    if all(in_bases):
+        digits, bases = zip(*(base.groups() for base in in_bases), strict=True)
+        return bases[0] == bases[1] and digits[0].lstrip("0") == digits[1].lstrip("0")
+    answer, reference = (base[1] if base else side for side, base in zip((answer, reference), in_bases, strict=True))
+
+    compact = [_without_spaces(side) for side in (answer, reference)]
+    if compact[0] == compact[1]:
+        return True
+    if any(WORDS.fullmatch(side) for side in (answer, reference)):
+        # math-verify reads a word as a product of letters, so that "no" would equal "on"
+        return compact[0].casefold() == compact[1].casefold()
+    numbers = [_number(side) for side in compact]
+    if None in numbers:
+        return _equal_expressions(answer, reference)
+    factors = {1, Fraction(1, 100)} if percent[0] != percent[1] else {1}  # 50% is 50 for some and 0.5 for others
+    places = min((len(side.partition(".")[2]) for side in compact if "." in side), default=0)
+    left, right = (
+        {number * factor for factor in (factors if has else {1})} for number, has in zip(numbers, percent, strict=True)
+    )
+    return any(x == y or places >= 6 and round(x, places) == round(y, places) for x in left for y in right)
+
+
+def _equal_values(answer: str, reference: str) -> bool:
+    sides, reference_sides = _split(answer, "="), _split(reference, "=")
+    named = [len(equation) > 1 and NAME.fullmatch(equation[0]) for equation in (sides, reference_sides)]
+    if len(sides) > 1 and len(reference_sides) == 1 or all(named) and sides[0] == reference_sides[0]:
+        answer = sides[-1]
+    if named[1] and (len(sides) < 2 or sides[0] == reference_sides[0]):
+        reference = reference_sides[-1]
+
+    groups = [_group(side) for side in (answer, reference)]
+    if all(groups) and all(len(_split(group[1], ",;")) > 1 for group in groups):
+        if groups[0][0] == groups[1][0] == r"\{":
+            return _equal_lists(answer, reference)
+        items = [_split(group[1], ",;") for group in groups]
+        brackets = [(group[0], group[2]) for group in groups]
+        same_shape = brackets[0] == brackets[1] and len(items[0]) == len(items[1])
+        return same_shape and all(map(_equal_lists, *items))
+    return _equal_scalars(answer, reference)
+
+
+def _equal_lists(answer: str, reference: str) -> bool:
+    """Whether each element of one has its equal in the other. Only words have an order."""
+    answers, references = _items(answer), _items(reference)
+    if len(answers) != len(references):
+        return False
+    if any(re.fullmatch(r"(?:\\text\{)?[A-Za-z]{3,}\}?", item) for item in references):
+        return all(map(_equal_values, answers, references))
+    for item in references:
+        equal = next((other for other in answers if _equal_values(other, item)), None)
+        if equal is None:
+            return False
+        answers.remove(equal)
+    return bool(references)
+
+
+def equal_answers(answer: str | None, reference: str | None) -> bool:
+    """
+    Whether two answers are the same mathematical object, by math-verify; words are compared as words.
+
+    A unit, a percent sign, a base or the name of a variable counts only where both sides have one. Lists and sets have no
+    order, tuples and intervals have one, and their brackets count. A missing answer (`None`) equals nothing, another
+    missing one included.
+    """
+    if not answer or not reference:
+        return False
+    if _without_spaces(answer) == _without_spaces(reference):
+        return True
+    return _equal_lists(_tidy(answer), _tidy(reference))
