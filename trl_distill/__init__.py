@@ -23,14 +23,52 @@ __version__ = "0.1.0.dev0"
 # Where each public name lives. TRL and torch are imported when a name is first used, so that the command line answers
 # at once.
 _MODULES = {
+    "ASCRankerConfig": "trl_distill.asc",
+    "ASCRankerTrainer": "trl_distill.asc",
+    "LabeledSFTConfig": "trl_distill.nat",
+    "LabeledSFTTrainer": "trl_distill.nat",
     "MiniLLMConfig": "trl_distill.minillm",
     "MiniLLMTrainer": "trl_distill.minillm",
+    "NCEConfig": "trl_distill.nce",
+    "NCETrainer": "trl_distill.nce",
+    "NegativeAssistedConfig": "trl_distill.nat",
+    "NegativeAssistedTrainer": "trl_distill.nat",
+    "adaptive_self_consistency": "trl_distill.asc",
+    "calibration_weights": "trl_distill.nce",
+    "load_nat": "trl_distill.nat",
+    "self_consistency": "trl_distill.asc",
+    "weighted_self_consistency": "trl_distill.asc",
 }
 
-__all__ = ["MiniLLMConfig", "MiniLLMTrainer"]
+__all__ = [
+    "ASCRankerConfig",
+    "ASCRankerTrainer",
+    "LabeledSFTConfig",
+    "LabeledSFTTrainer",
+    "MiniLLMConfig",
+    "MiniLLMTrainer",
+    "NCEConfig",
+    "NCETrainer",
+    "NegativeAssistedConfig",
+    "NegativeAssistedTrainer",
+    "adaptive_self_consistency",
+    "calibration_weights",
+    "load_nat",
+    "self_consistency",
+    "weighted_self_consistency",
+]
 
 if TYPE_CHECKING:
+    from .asc import (
+        ASCRankerConfig,
+        ASCRankerTrainer,
+        adaptive_self_consistency,
+        self_consistency,
+        weighted_self_consistency,
+    )
     from .minillm import MiniLLMConfig, MiniLLMTrainer
+    from .nat import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer, load_nat
+    from .nce import NCEConfig, NCETrainer, calibration_weights
 
 
 def __getattr__(name: str):

@@ -34,10 +34,19 @@ from trl_distill.scripts.arguments import launch_fields, raise_error, split_argu
 
 TRAINING = {
     "minillm": "reverse KL on the student's own answers (on-policy, local teacher)",
+    "nat": "right rationales beside a frozen adapter that learned the wrong ones (recorded answers)",
+    "nce": "right rationales, weighted by what the negative adapter knows (recorded answers)",
+    "labeled_sft": "right and wrong rationales without an adapter of their own: CoT KD, MIX, NT, UL",
+    "ranker": "a model that tells right rationales from wrong ones, for asc",
     "sft": "supervised fine-tuning with TRL's script",
     "dpo": "preference optimization with TRL's script",
 }
 OTHERS = {
+    "sample": "let a model or a server answer prompts several times, into a file",
+    "label": "compare sampled rationales with the right answers",
+    "augment": "let a model answer its training questions, keep what is right",
+    "calibrate": "weigh rationales by the divergence of the negative adapter from NAT, for nce",
+    "asc": "sample answers, score them with a ranker, vote",
     "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
     "demo": "distil a small model on this machine and show what got better",
 }

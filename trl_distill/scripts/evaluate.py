@@ -30,7 +30,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .arguments import FILE_FORMATS, file_format, split_arguments, user_errors
 
@@ -64,7 +64,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
     )
     add = parser.add_argument_group("model and data").add_argument
-    add("--model_name_or_path", required=True, help="Model id, folder, or folder of a PEFT adapter.")
+    add("--model_name_or_path", required=True, help="Model id, folder, or folder of a PEFT adapter or of NAT.")
     add("--model_revision", help="Branch, tag or commit of the model.")
     add("--teacher_model_name_or_path", help="Teacher of the same vocabulary, for divergences and exposure bias.")
     add("--teacher_model_revision", help="Branch, tag or commit of the teacher.")
@@ -139,30 +139,45 @@ def _load_rows(args: argparse.Namespace) -> "Dataset":
     return rows
 
 
+def _placement(args: argparse.Namespace, in_4bit: bool) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`."""
+    import torch
+
+    kwargs = {
+        "dtype": args.dtype,
+        "device_map": args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        "trust_remote_code": args.trust_remote_code,
+    }
+    if in_4bit:
+        kwargs["quantization_config"] = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}
+    return kwargs
+
+
 def _load_model(
     args: argparse.Namespace, path: str, revision: str | None, in_4bit: bool
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
-    """A model or teacher, and the tokenizer saved beside it."""
-    import torch
-
+    """A full model, a PEFT adapter, or the two adapters of NAT on their base; and the tokenizer saved beside it."""
     from ..teacher import load_teacher, load_teacher_tokenizer
 
-    common = {"revision": revision, "trust_remote_code": args.trust_remote_code}
-    kwargs = {"dtype": args.dtype, "device_map": args.device or ("cuda" if torch.cuda.is_available() else "cpu")}
-    if in_4bit:
-        kwargs["quantization_config"] = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}
-    return load_teacher(path, **common, **kwargs), load_teacher_tokenizer(path, **common)
+    kwargs = _placement(args, in_4bit)
+    nat_config = Path(path) / "nat" / "adapter_config.json"
+    if nat_config.is_file():
+        from trl_distill import load_nat
+
+        base = json.loads(nat_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        model = load_nat(load_teacher(base, **kwargs), path)
+    else:
+        model = load_teacher(path, revision, **kwargs)
+    tokenizer = load_teacher_tokenizer(path, revision=revision, trust_remote_code=args.trust_remote_code)
+    return model, tokenizer or load_teacher_tokenizer(model)  # an adapter without one: its base has it
 
 
 def _evaluate(args: argparse.Namespace) -> dict:
     """The result of [`~trl_distill.evaluation.evaluate_model`] for the models and the rows that the user names."""
     from ..evaluation import check_answer, evaluate_model
-    from ..teacher import load_teacher_tokenizer
 
     rows = _load_rows(args)
     model, tokenizer = _load_model(args, args.model_name_or_path, args.model_revision, args.load_in_4bit)
-    if tokenizer is None:
-        tokenizer = load_teacher_tokenizer(model)  # an adapter without one: its base has it
     if tokenizer is None:
         raise ValueError(f"No tokenizer in {args.model_name_or_path}. Save it beside the model.")
     teacher = teacher_tokenizer = None
