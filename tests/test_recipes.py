@@ -23,13 +23,13 @@ import pytest
 import yaml
 from datasets import load_dataset
 
-from trl_distill.scripts import minillm
+from trl_distill.scripts import calibrate, labeled_sft, minillm, nat, nce, ranker
 from trl_distill.scripts.arguments import parse_strictly
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "accelerate_configs")
-COMMANDS = {"minillm": minillm}
+COMMANDS = {"minillm": minillm, "nat": nat, "labeled_sft": labeled_sft, "nce": nce, "ranker": ranker}
 
 # What makes a recipe tiny. All else, every switch of the objective included, stays as it is.
 TINY = {
@@ -40,16 +40,20 @@ TINY = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 4,
     "gradient_accumulation_steps": 2,
-    "max_completion_length": 6,
-    "eval_steps": 2,
-    "save_steps": 2,
     "logging_steps": 1,
 }
+TINY_MINILLM = TINY | {"max_completion_length": 6, "eval_steps": 2, "save_steps": 2}
+SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}  # 4-bit blocks need 64
 
 
 def command_of(path):
     """The command that the recipe's header tells to run."""
     return re.search(r"trl-distill (\w+) --config (\S+)", path.read_text()).groups()
+
+
+def recipes_of(*commands):
+    paths = [path for path in FILES if command_of(path)[0] in commands]
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -67,46 +71,105 @@ class TestRecipes:
         parser = COMMANDS[command_of(path)[0]].make_parser()
         _, training_args, model_args, *_ = parse_strictly(parser, ["--config", str(path), "--use_cpu"])
         values = yaml.safe_load(path.read_text())
-        assert training_args.max_steps == values["max_steps"]
+        for name in ("max_steps", "num_train_epochs", "learning_rate"):
+            if name in values:
+                assert getattr(training_args, name) == values[name]
         assert model_args.model_name_or_path == values["model_name_or_path"]
 
-    def test_runs_when_tiny(self, path, tmp_path, tokenizer, tiny_model, prompts):
-        size = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}  # 4-bit blocks need 64
-        for seed, name, rows in ((0, "student", 264), (1, "teacher", 272)):
-            tiny_model(seed=seed, vocab_size=rows, initializer_range=0.1, **size).save_pretrained(tmp_path / name)
-            tokenizer.save_pretrained(tmp_path / name)
-        for split in ("train", "validation"):
-            prompts.to_json(tmp_path / "data" / f"{split}.jsonl")
 
-        values = yaml.safe_load(path.read_text())
-        changes = TINY | {
-            "model_name_or_path": str(tmp_path / "student"),
-            "teacher_model_name_or_path": str(tmp_path / "teacher"),
-            "dataset_name": str(tmp_path / "data"),
-            "output_dir": str(tmp_path / "out"),
+@recipes_of("minillm")
+def test_minillm_runs_when_tiny(path, tmp_path, tokenizer, tiny_model, prompts):
+    for seed, name, rows in ((0, "student", 264), (1, "teacher", 272)):
+        tiny_model(seed=seed, vocab_size=rows, initializer_range=0.1, **SIZE).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    for split in ("train", "validation"):
+        prompts.to_json(tmp_path / "data" / f"{split}.jsonl")
+
+    values = yaml.safe_load(path.read_text())
+    changes = TINY_MINILLM | {
+        "model_name_or_path": str(tmp_path / "student"),
+        "teacher_model_name_or_path": str(tmp_path / "teacher"),
+        "dataset_name": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "out"),
+    }
+    if "steps_per_generation" in values:  # the same number of mini-batches in a rollout set
+        mini_batches = values["steps_per_generation"] // values["gradient_accumulation_steps"]
+        changes["steps_per_generation"] = mini_batches * TINY["gradient_accumulation_steps"]
+    if "lm_dataset_name" in values:
+        (tmp_path / "corpus.jsonl").write_text(f"{json.dumps({'text': 'Plain text. ' * 20})}\n" * 4)
+        changes |= {
+            "lm_dataset_name": str(tmp_path / "corpus.jsonl"),
+            "lm_dataset_split": "train",
+            "lm_max_length": 16,
         }
-        if "steps_per_generation" in values:  # the same number of mini-batches in a rollout set
-            mini_batches = values["steps_per_generation"] // values["gradient_accumulation_steps"]
-            changes["steps_per_generation"] = mini_batches * TINY["gradient_accumulation_steps"]
-        if "lm_dataset_name" in values:
-            (tmp_path / "corpus.jsonl").write_text(f"{json.dumps({'text': 'Plain text. ' * 20})}\n" * 4)
-            changes |= {
-                "lm_dataset_name": str(tmp_path / "corpus.jsonl"),
-                "lm_dataset_split": "train",
-                "lm_max_length": 16,
-            }
-        config = tmp_path / "tiny.yaml"
-        config.write_text(yaml.safe_dump(values | changes))
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(values | changes))
 
-        COMMANDS[command_of(path)[0]].run(["--config", str(config)])
+    minillm.run(["--config", str(config)])
 
-        state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
-        logged = {key: value for entry in state["log_history"] for key, value in entry.items()}
-        assert {"loss", "kl/step", "loss/long", "loss/single", "eval_kl/step", "eval_rougeL"} <= logged.keys()
-        assert ("loss/lm" in logged) == ("lm_dataset_name" in values)
-        assert state["best_metric"] == logged["eval_rougeL"]
-        saved = "adapter_model.safetensors" if values.get("use_peft") else "model.safetensors"
-        assert (tmp_path / "out" / saved).is_file()
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    logged = {key: value for entry in state["log_history"] for key, value in entry.items()}
+    assert {"loss", "kl/step", "loss/long", "loss/single", "eval_kl/step", "eval_rougeL"} <= logged.keys()
+    assert ("loss/lm" in logged) == ("lm_dataset_name" in values)
+    assert state["best_metric"] == logged["eval_rougeL"]
+    saved = "adapter_model.safetensors" if values.get("use_peft") else "model.safetensors"
+    assert (tmp_path / "out" / saved).is_file()
+
+
+@pytest.fixture
+def labelled(tmp_path, tokenizer, tiny_model):
+    """A tiny model in `base` and labelled rationales in `labelled.jsonl`."""
+    tiny_model(vocab_size=264, initializer_range=0.1, **SIZE).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"{i} + 1 = ", "completion": f"{i + 1 + i % 2}.", "label": i % 2 == 0} for i in range(40)]
+    (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def make_tiny(path, folder, data, output, **changes):
+    """The recipe with a tiny model, few steps and local data."""
+    values = yaml.safe_load(path.read_text())
+    changes |= {"model_name_or_path": str(folder / "base"), "dataset_name": str(folder / data)}
+    changes["output_dir"] = str(folder / output)
+    if "test_split_size" in values:
+        changes["test_split_size"] = 0.25
+    for name in ("eval_strategy", "save_strategy"):
+        if name in values:
+            changes |= {name: "steps", f"{name.removesuffix('_strategy')}_steps": 2}
+    config = folder / f"{output}.yaml"
+    config.write_text(yaml.safe_dump(values | TINY | changes))
+    return str(config)
+
+
+@recipes_of("nce")
+def test_nat_and_nce_run_when_tiny(path, labelled):
+    nat_recipe = RECIPES / "nat_nce_asc" / path.name.replace("nce_", "nat_")
+    nat.run(["--config", make_tiny(nat_recipe, labelled, "labelled.jsonl", "nat")])
+    assert (labelled / "nat" / "neg" / "adapter_model.safetensors").is_file()
+    assert (labelled / "nat" / "nat" / "adapter_model.safetensors").is_file()
+
+    config = make_tiny(path, labelled, "weighted.jsonl", "nce", nat_path=str(labelled / "nat"))
+    weighted = labelled / "weighted.jsonl"
+    calibrate.run(
+        ["--config", config, "--dataset_name", str(labelled / "labelled.jsonl"), "--output_file", str(weighted)]
+    )
+    assert {"weight", "weight_hash"} <= json.loads(weighted.read_text().splitlines()[0]).keys()
+    nce.run(["--config", config])
+    assert (labelled / "nce" / "adapter_model.safetensors").is_file()
+    assert not (labelled / "nce" / "nat").exists()
+
+
+@recipes_of("labeled_sft")
+@pytest.mark.parametrize("objective", ["cot_kd", "mix", "nt", "ul"])
+def test_baselines_run_when_tiny(path, objective, labelled):
+    labeled_sft.run(["--config", make_tiny(path, labelled, "labelled.jsonl", "out"), "--objective", objective])
+    assert (labelled / "out" / "adapter_model.safetensors").is_file()
+
+
+@recipes_of("ranker")
+def test_ranker_runs_when_tiny(path, labelled):
+    ranker.run(["--config", make_tiny(path, labelled, "labelled.jsonl", "out")])
+    assert (labelled / "out" / "model.safetensors").is_file()
 
 
 @pytest.fixture(scope="module")
