@@ -1,0 +1,151 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What all arms share: the teacher and its rationales, the base models, the questions of the test, and its score."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.quality.models import student_of, teacher_of, tokenizer_of
+from trl_distill.sampling import Samples, sample_completions
+
+from .world import DRILLS, PUPIL, Drills, Pupil
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """
+    The world and the sizes of everything. A test makes a minute one.
+
+    Args:
+        cache (`pathlib.Path`):
+            Folder in which models, rationales and adapters are kept.
+        pupil, drills (`World`, *optional*):
+            What the teacher learns, and what the base model has read.
+        questions (`int`, *optional*, defaults to `1000`):
+            Questions that the teacher answers for each seed.
+        samples (`int`, *optional*, defaults to `8`):
+            Rationales that it samples for each of them, at temperature 1. Repeats are dropped.
+        epochs (`int`, *optional*, defaults to `6`):
+            Passes of every arm over each row that it trains on.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Rows of an optimizer step.
+        rank, width (`int`, *optional*, defaults to `8` and `16`):
+            Rank of the LoRA, and width of NAT's gates.
+        augmentation (`int`, *optional*, defaults to `4`):
+            Rationales that NAT samples for each question, of which the right ones join the data of NCE.
+        test_questions (`int`, *optional*, defaults to `1000`):
+            Questions of the test, the same for all arms and seeds, none of them trained on.
+        votes, vote_questions (`int`, *optional*, defaults to `16` and `500`):
+            Samples of a vote, and how many of the test's questions are voted on.
+    """
+
+    cache: Path
+    pupil: Pupil = PUPIL
+    drills: Drills = DRILLS
+    questions: int = 1000
+    samples: int = 8
+    epochs: int = 6
+    batch_size: int = 32
+    rank: int = 8
+    width: int = 16
+    augmentation: int = 4
+    test_questions: int = 1000
+    votes: int = 16
+    vote_questions: int = 500
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return tokenizer_of(self.pupil)
+
+    def folder(self, seed: int, name: str) -> Path:
+        return self.cache / str(seed) / name.replace(" ", "-")
+
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, one for all seeds."""
+        return teacher_of(self.pupil, self.cache)
+
+    def base(self) -> PreTrainedModel:
+        """The frozen model under all students, one for all seeds."""
+        return student_of(self.drills, 100, self.cache)
+
+    def ask(self, count: int, seed: int, without: Sequence[str] = ()) -> list[str]:
+        """Different questions."""
+        generator, asked, skipped = random.Random(seed), {}, set(without)
+        while len(asked) < count:
+            question = self.pupil.prompt(generator)
+            if question not in skipped:
+                asked[question] = None
+        return list(asked)
+
+    def test(self, seed: int) -> list[str]:
+        """Questions of the test. Seed 100, on which learning rates are chosen, has others."""
+        reported = self.ask(self.test_questions, seed=-2)
+        return self.ask(self.test_questions, seed=-3, without=reported) if seed == 100 else reported
+
+    def draw(
+        self, model: PreTrainedModel, questions: Sequence[str], samples: int, seed: int, temperature: float = 1.0
+    ) -> list[Samples]:
+        """Completions of each question."""
+        drawn = {}
+        for batch in sample_completions(
+            model,
+            self.tokenizer,
+            [{"prompt": question} for question in questions],
+            samples,
+            temperature=temperature,
+            max_new_tokens=self.pupil.max_completion_length,
+            batch_size=1024,
+            seed=seed,
+        ):
+            drawn |= batch
+        return [drawn[i] for i in range(len(questions))]
+
+    def label(self, questions: Sequence[str], drawn: Sequence[Samples]) -> list[dict]:
+        """Rows `prompt`, `completion` and `label`. Repeats within a question and texts without an answer are dropped."""
+        return [
+            # The space keeps prompt and completion apart when TRL joins them
+            {"prompt": question, "completion": f" {text}", "label": self.pupil.correct(question, text)}
+            for question, samples in zip(questions, drawn, strict=True)
+            for text in dict.fromkeys(samples.completions)
+            if self.pupil.answer_of(text) is not None
+        ]
+
+    def asked(self, seed: int) -> list[str]:
+        """The questions that the teacher answers for a seed."""
+        return self.ask(self.questions, seed=1000 + seed, without=[*self.test(seed), *self.test(100)])
+
+    def rationales(self, seed: int) -> Dataset:
+        """What the teacher wrote for a seed, right and wrong."""
+        file = self.folder(seed, "rationales.json")
+        if not file.exists():
+            questions = self.asked(seed)
+            drawn = self.draw(self.teacher(), questions, self.samples, seed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(self.label(questions, drawn)))
+        return Dataset.from_list(json.loads(file.read_text()))
+
+    def accuracy(self, model: PreTrainedModel, questions: Sequence[str]) -> list[bool]:
+        """Whether each greedy answer is right."""
+        answers = self.draw(model, questions, samples=1, seed=0, temperature=0.0)
+        return [
+            self.pupil.correct(question, sample.completions[0])
+            for question, sample in zip(questions, answers, strict=True)
+        ]

@@ -1,0 +1,203 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Runs the laboratory of rationales: every arm on the same base model, from the same rationales of the same teacher.
+
+Results are saved as they come. Started again, it does what is missing.
+
+    python -m benchmarks.rationales.run --seeds 0 1 2
+"""
+
+import argparse
+import json
+import logging
+import os
+import time
+import warnings
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import torch
+import transformers
+
+from benchmarks.provenance import provenance
+
+from .arms import ARMS, AUGMENTED, LEARNING_RATE, STUDENTS, augment, train
+from .intervals import pack
+from .laboratory import Laboratory
+from .voting import vote
+
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 1))  # of each process
+
+
+class Task(NamedTuple):
+    """A part of the work: `prepare`, `augment` and `vote` once for each seed, `train` for each arm."""
+
+    kind: str
+    seed: int
+    arm: str = ""
+    learning_rate: float = 0.0
+
+    def needs(self) -> set["Task"]:
+        """What must be there first."""
+        if self.kind == "prepare":
+            return set()
+        if self.kind == "train":
+            return {Task("augment" if self.arm in AUGMENTED else "prepare", self.seed)}
+        arms = ("nat",) if self.kind == "augment" else STUDENTS
+        return {Task("train", self.seed, arm, LEARNING_RATE) for arm in arms}
+
+
+def prepare(laboratory: Laboratory, seed: int) -> dict:
+    """Trains the base model, lets the teacher write, and describes both."""
+    laboratory.teacher(), laboratory.base()
+    rationales, questions = laboratory.rationales(seed), laboratory.test(seed)
+    solved = {row["prompt"] for row in rationales if row["label"]}
+    wrong = {row["prompt"] for row in rationales if not row["label"]}
+    drawn = laboratory.draw(laboratory.teacher(), questions, samples=1, seed=seed)
+    pairs = zip(questions, drawn, strict=True)
+    sampled = [laboratory.pupil.correct(question, samples.completions[0]) for question, samples in pairs]
+    return {
+        "teacher, one sample": sum(sampled) / len(sampled),
+        "teacher": pack(laboratory.accuracy(laboratory.teacher(), questions)),
+        "base": pack(laboratory.accuracy(laboratory.base(), questions)),
+        "easy": pack([laboratory.pupil.is_easy(question) for question in questions]),
+        "right": sum(rationales["label"]),
+        "wrong": len(rationales) - sum(rationales["label"]),
+        "questions": {
+            "asked": laboratory.questions,
+            "with both": len(solved & wrong),
+            "right only": len(solved - wrong),
+            "wrong only": len(wrong - solved),
+        },
+        "parameters": {
+            "teacher": laboratory.teacher().num_parameters(),
+            "base": laboratory.base().num_parameters(),
+        },
+    }
+
+
+def perform(laboratory: Laboratory, task: Task) -> dict | list[dict]:
+    if task.kind == "prepare":
+        return prepare(laboratory, task.seed)
+    if task.kind == "augment":
+        return augment(laboratory, task.seed)
+    if task.kind == "vote":
+        return vote(laboratory, task.seed, STUDENTS)
+    model, facts = train(laboratory, task.arm, task.seed, task.learning_rate)
+    right = laboratory.accuracy(model, laboratory.test(task.seed))
+    return {"arm": task.arm, "seed": task.seed, **facts, "accuracy": sum(right) / len(right), "right": pack(right)}
+
+
+def _quiet():
+    torch.set_num_threads(THREADS)
+    torch.set_flush_denormal(True)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def record(results: dict, task: Task, result: dict | list[dict]):
+    """Puts the result of a task where `finished` and the table look for it."""
+    if task.kind == "train":
+        results["runs"].append(result)
+        results["runs"].sort(key=lambda run: (run["seed"], ARMS.index(run["arm"]), run["learning_rate"]))
+    else:
+        results[task.kind][str(task.seed)] = result
+
+
+def finished(results: dict) -> set[Task]:
+    done = {Task(kind, int(seed)) for kind in ("prepare", "augment", "vote") for seed in results[kind]}
+    return done | {Task("train", run["seed"], run["arm"], run["learning_rate"]) for run in results["runs"]}
+
+
+def tasks_of(seeds: list[int], arms: list[str], learning_rates: list[float], votes: bool) -> list[Task]:
+    """All tasks: the arms on the teacher's rationales for all seeds, then what builds on NAT."""
+    tasks = [Task("prepare", seed) for seed in seeds]
+    for chosen in ([arm for arm in arms if arm not in AUGMENTED], [arm for arm in arms if arm in AUGMENTED]):
+        for seed in seeds:
+            for arm in chosen:
+                tasks += [Task("train", seed, arm, rate) for rate in learning_rates]
+            if chosen and chosen[0] in AUGMENTED:
+                tasks.append(Task("augment", seed))
+    if votes:
+        tasks += [Task("vote", seed) for seed in seeds]
+    return tasks
+
+
+def save(results: dict, output: Path):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(output)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/rationales.json"))
+    parser.add_argument("--cache", type=Path, default=Path("build/rationales"), help="where models are kept")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--no-votes", action="store_true")
+    parser.add_argument("--learning-rates", nargs="+", type=float, default=[LEARNING_RATE])
+    args = parser.parse_args()
+
+    laboratory = Laboratory(args.cache)
+    empty = {"benchmark": "rationales", "provenance": [], "prepare": {}, "augment": {}, "vote": {}, "runs": []}
+    results = json.loads(args.output.read_text()) if args.output.exists() else empty
+    sizes = {name: value for name, value in vars(laboratory).items() if isinstance(value, int)}
+    made = provenance() | {"sizes": sizes, "processes": args.processes, "threads": THREADS}
+    results["provenance"].append(made)  # one entry a start
+    todo = tasks_of(args.seeds, args.arms, args.learning_rates, not args.no_votes)
+    todo = [task for task in todo if task not in finished(results)]
+    laboratory.teacher()  # before two processes train it
+    print(f"{len(todo)} tasks to do, {len(finished(results))} done.", flush=True)
+
+    start, count, running = time.perf_counter(), 0, {}
+    # spawn: threads of PyTorch do not survive a fork
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+        while True:
+            done = finished(results)
+            for task in [task for task in todo if task.needs() <= done][: args.processes - len(running)]:
+                todo.remove(task)
+                running[pool.submit(perform, laboratory, task)] = task
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task, count = running.pop(future), count + 1
+                if error := future.exception():
+                    print(f"{task} failed: {error!r}", flush=True)
+                    continue
+                result = future.result()
+                if task.kind == "train":
+                    result |= {"provenance": len(results["provenance"]) - 1}
+                record(results, task, result)
+                save(results, args.output)
+                minutes = (time.perf_counter() - start) / 60
+                left = minutes / count * (len(todo) + len(running))
+                score = f": {100 * result['accuracy']:.1f} %, {result['cpu_seconds']:.0f} s" if task.arm else ""
+                print(f"{task.kind} {task.arm} {task.seed}{score}. {left:.0f} min left.", flush=True)
+    if todo:
+        print(f"Not done, for want of what they need: {', '.join(map(str, todo))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

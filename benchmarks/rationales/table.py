@@ -1,0 +1,173 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Prints the results of the laboratory of rationales as Markdown.
+
+    python -m benchmarks.rationales.table benchmarks/results/rationales.json
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from .arms import ARMS, STUDENTS
+from .intervals import over_seeds, paired, unpack
+
+
+# What an arm is compared with beside CoT KD, so that one thing differs
+CONTROL = {
+    # as many optimizer steps
+    "mix": "cot kd, twice the epochs",
+    "nt": "cot kd, twice the epochs",
+    "ul": "cot kd, twice the epochs",
+    "nat, twice the epochs": "cot kd, twice the epochs",
+    # the negative adapter
+    "nat": "nat without negative adapter",
+    # the gates
+    "nat without negative adapter": "lora of nat's size",
+    # the distillation from NAT
+    "kd": "sft on augmented data",
+    # the calibration
+    "nce kd": "nce kd, mean weight",
+    "nce weighted_ce": "sft on augmented data",
+}
+
+
+def mean(values) -> str:
+    """A mean in percent with its interval over seeds."""
+    center, spread = over_seeds([100 * value for value in values])
+    return f"{center:.1f} ± {spread:.1f}" if spread < float("inf") else f"{center:.1f}"
+
+
+def gain(arm: dict[int, list[bool]], baseline: dict[int, list[bool]]) -> str:
+    """A difference in points: its intervals over seeds and over questions, and how often it is above 0."""
+    result = paired(arm, baseline)
+    over = f"{100 * result['over_seeds']:.1f}" if len(result["each"]) > 1 else "?"
+    won = sum(each > 0 for each in result["each"])
+    return (
+        f"{100 * result['difference']:+.1f} ± {over} (± {100 * result['over_questions']:.1f}), "
+        f"{won} of {len(result['each'])}"
+    )
+
+
+def arms_table(results: dict) -> str:
+    """All arms, each against CoT KD and against its control."""
+    rates: dict[tuple[str, float], list[dict]] = {}
+    for run in sorted(results["runs"], key=lambda run: (ARMS.index(run["arm"]), run["learning_rate"], run["seed"])):
+        rates.setdefault((run["arm"], run["learning_rate"]), []).append(run)
+    tuned = len(rates) > len({arm for arm, _ in rates})  # the file in which learning rates are chosen
+    right = {arm: {run["seed"]: unpack(run["right"]) for run in runs} for (arm, _), runs in rates.items()}
+    prepared = {int(seed): facts for seed, facts in results["prepare"].items()}
+    easy = {seed: unpack(facts["easy"]) for seed, facts in prepared.items()}
+
+    def shares(verdicts: dict[int, list[bool]], kind: bool | None) -> list[float]:
+        return [
+            statistics.mean(
+                value for value, is_easy in zip(values, easy[seed], strict=True) if kind in (None, is_easy)
+            )
+            for seed, values in verdicts.items()
+        ]
+
+    lines = [
+        "| arm | accuracy % | easy % | hard % | minus CoT KD, points | minus a control, points | trained | steps | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ("teacher", "base"):
+        verdicts = {seed: unpack(facts[name]) for seed, facts in prepared.items()}
+        cells = [mean(shares(verdicts, kind)) for kind in (None, True, False)]
+        lines.append(f"| {name}, greedy | " + " | ".join(cells) + " | | | | | |")
+    for (arm, rate), runs in rates.items():
+        verdicts = {run["seed"]: unpack(run["right"]) for run in runs}
+        cells = [mean(shares(verdicts, kind)) for kind in (None, True, False)]
+        cells.append(gain(verdicts, right["cot kd"]) if arm != "cot kd" and "cot kd" in right and not tuned else "")
+        control = CONTROL.get(arm)
+        cells.append(f"{control}: {gain(verdicts, right[control])}" if control in right and not tuned else "")
+        cells.append(f"{runs[0]['trainable_parameters']:,}")
+        negative = statistics.mean(run["optimizer_steps_of_the_negative_stage"] for run in runs)
+        steps = f"{statistics.mean(run['optimizer_steps'] for run in runs):.0f}"
+        cells.append(f"{negative:.0f} + {steps}" if negative else steps)
+        cells.append(f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}")
+        label = f"{arm}, {rate:g}" if tuned else arm
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def votes_table(results: dict) -> str:
+    """The votes of each student, and the ranker."""
+    heads = ["student", "greedy %", "one sample %", "SC %", "WS %", "ASC %", "ASC minus SC", "ASC minus WS"]
+    heads += ["ranker right on teacher %", "on student %", "bug in the teacher's mistakes %", "in the student's %"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for student in STUDENTS:
+        of_seed = {
+            int(seed): next(vote for vote in votes if vote["student"] == student)
+            for seed, votes in results["vote"].items()
+        }
+        right = {
+            name: {seed: unpack(vote["votes"][name]) for seed, vote in of_seed.items()} for name in ("sc", "ws", "asc")
+        }
+        single = [vote["single"] for vote in of_seed.values()]
+        shares = {name: [statistics.mean(values) for values in right[name].values()] for name in right}
+        greedy = [
+            statistics.mean(unpack(run["right"])[: len(right["sc"][run["seed"]])])  # to the questions of the vote
+            for run in results["runs"]
+            if run["arm"] == student and run["seed"] in of_seed
+        ]
+        cells = [mean(greedy), mean(single), *(mean(shares[name]) for name in ("sc", "ws", "asc"))]
+        cells += [gain(right["asc"], right["sc"]), gain(right["asc"], right["ws"])]
+        for key in ("accuracy", "wrong, with the bug's answer"):
+            judged = [[vote["ranker"][who][key] for vote in of_seed.values()] for who in ("teacher", "student")]
+            cells += [mean(values) if None not in values else "" for values in judged]
+        lines.append(f"| {student} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def facts(results: dict) -> str:
+    """The data of the seeds."""
+    prepared = list(results["prepare"].values())
+    sampled = statistics.mean(facts["teacher, one sample"] for facts in prepared)
+    right, wrong = (statistics.mean(facts[name] for facts in prepared) for name in ("right", "wrong"))
+    text = (
+        f"Seeds {', '.join(results['prepare'])}. Teacher of {prepared[0]['parameters']['teacher']:,} parameters, right in "
+        f"{100 * sampled:.1f} % of its samples; base of {prepared[0]['parameters']['base']:,}. {right:.0f} right and "
+        f"{wrong:.0f} wrong rationales a seed."
+    )
+    if results["augment"]:
+        added = list(results["augment"].values())
+        of_nat, new = (
+            statistics.mean(value)
+            for value in ([a["rows"]["nat"] for a in added], [a["questions only nat solved"] for a in added])
+        )
+        beta = ", ".join(f"{a['beta']['mean']:.2f} ± {a['beta']['std']:.2f}" for a in added)
+        text += (
+            f" NAT adds {of_nat:.0f} right ones of its own, to {new:.0f} questions that the teacher never got right. "
+            f"Mean and standard deviation of beta: {beta}."
+        )
+    return text
+
+
+def table(results: dict) -> str:
+    parts = [facts(results), arms_table(results)]
+    return "\n\n".join(parts + ([votes_table(results)] if results["vote"] else []))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results/rationales.json"))
+    print(table(json.loads(parser.parse_args().results.read_text())))
+
+
+if __name__ == "__main__":
+    main()
