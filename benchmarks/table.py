@@ -23,6 +23,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -96,6 +97,33 @@ def training_step(result: dict) -> str:
     return f"{about}\n\n{markdown(heads, rows)}\n\n{markdown(chunk_heads, chunks)}"
 
 
+def real_model(result: dict) -> str:
+    runs: dict[str, list[dict]] = {}
+    for run in result["runs"]:
+        runs.setdefault(run["arm"], []).append(run)
+
+    def losses(of_arm: list[dict], name: str) -> str:
+        values = [run[name]["loss"] for run in of_arm]
+        return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+    rows = [
+        [arm, len(of_arm), of_arm[0].get("trainable_parameters", ""), losses(of_arm, "right"), losses(of_arm, "wrong")]
+        for arm, of_arm in runs.items()
+    ]
+    heads = ["arm", "seeds", "trained parameters", "held-out right, nats a token", "held-out wrong"]
+    return markdown(heads, rows)
+
+
+def label_counts(result: dict) -> str:
+    names = ["right", "wrong", "no_answer", "unboxed", "right_but_unboxed"]
+    rows = [
+        [teacher, rule, *(counts[name] for name in names)]
+        for teacher, of_teacher in result["teachers"].items()
+        for rule, counts in of_teacher["counts"].items()
+    ]
+    return markdown(["teacher", "rule", *names], rows)
+
+
 def origin(result: dict) -> str:
     made = result["provenance"]
     changes = " with uncommitted changes" if made["uncommitted_changes"] else ""
@@ -103,7 +131,7 @@ def origin(result: dict) -> str:
     note = f" {result['note']}" if result.get("note") else ""
     return (
         f"Commit {(made['commit'] or 'unknown')[:10]}{changes}, {made['date'][:10]}, {made['device']} with {made['cores']} "
-        f"cores, clock: {result['clock']}, {versions}.{note}"
+        f"cores, clock: {result.get('clock', 'none')}, {versions}.{note}"
     )
 
 
@@ -116,7 +144,17 @@ def show(path: Path) -> str:
 
         worlds = [world for world in result["worlds"] if any(run["world"] == world for run in result["runs"])]
         return "\n\n".join([title, *(table(world, result) for world in worlds)])
-    tables = {"speed/rollout": rollout, "speed/training_step": training_step}
+    if result.get("benchmark") == "rationales":
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from benchmarks.rationales.table import table
+
+        return f"{title}\n\n{table(result)}"
+    tables = {
+        "speed/rollout": rollout,
+        "speed/training_step": training_step,
+        "rationales/real_model": real_model,
+        "rationales/label_counts": label_counts,
+    }
     parts = [result] if "benchmark" in result else [part for part in result.values() if isinstance(part, dict)]
     parts = [part for part in parts if part.get("benchmark") in tables]
     if not parts:
