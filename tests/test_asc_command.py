@@ -236,6 +236,7 @@ class TestASC:
         changes = {name: value and value.format(folder=saved) for name, value in changes.items()}
         error = error_of(capsys, asc.run, arguments(saved, **changes))
         assert error.startswith("trl-distill asc: error: ") and message in error
+        assert not list(saved.glob("samples.jsonl*"))  # nothing was drawn before
 
     def test_help_needs_no_torch(self):
         code = "import sys; from trl_distill.scripts.asc import make_parser; make_parser().format_help(); print('torch' in sys.modules)"

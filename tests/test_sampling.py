@@ -288,6 +288,13 @@ class TestFile:
         with pytest.raises(ValueError, match=message):
             to_file(**change)
 
+    def test_a_corrected_mistake_is_no_other_setting(self, to_file, tmp_path):
+        with pytest.raises(ValueError, match="`temperature` must be 0"):
+            to_file(temperature=-1)
+        assert not list(tmp_path.iterdir())
+        (tmp_path / "samples.jsonl.part").write_text('{"seed": 7}\n')  # a run that drew nothing binds nobody
+        assert len(to_file()) == 10
+
     def test_files_of_others_are_left_alone(self, to_file, tmp_path):
         (tmp_path / "samples.jsonl").write_text("mine")
         with pytest.raises(ValueError, match="was not written by this command"):

@@ -25,7 +25,7 @@ import torch
 import trl
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
-from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
+from trl import DistillationConfig, DistillationTrainer, RewardTrainer, SFTConfig, SFTTrainer
 from trl.kernels import ChunkedLogProbFunction
 from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE, ChunkedDivergenceFunction
 from trl.models import prepare_deepspeed
@@ -61,6 +61,9 @@ SIGNATURES = {
     SFTTrainer._load_from_checkpoint: "resume_from_checkpoint model",
     SFTTrainer._load_best_model: "",
     SFTTrainer.train: "resume_from_checkpoint trial ignore_keys_for_eval",
+    RewardTrainer._prepare_dataset: "dataset processing_class args dataset_name",
+    RewardTrainer._set_signature_columns_if_needed: "",
+    RewardTrainer.compute_loss: "model inputs return_outputs num_items_in_batch",
     LoraVariant.forward: "module active_adapter x result kwargs",
     LoraVariant.merge_safe: "module active_adapter orig_weight",
     LoraVariant.merge_unsafe: "module active_adapter orig_weight",

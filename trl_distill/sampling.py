@@ -325,7 +325,7 @@ def _samples_of_server(
     from openai import OpenAIError
 
     samples, requests, empty = Samples([], [], []), 0, 0
-    while missing := settings["num_samples"] - len(samples.completions):
+    while (missing := settings["num_samples"] - len(samples.completions)) > 0:
         try:
             drawn = _ask(
                 client,
@@ -352,14 +352,16 @@ def _samples_of_server(
     return samples
 
 
-def _open_client(base_url: str | None, api_key_env: str, max_retries: int, timeout: float) -> "OpenAI":
+def _open_client(base_url: str | None, api_key_env: str | None, max_retries: int, timeout: float) -> "OpenAI":
     try:
         from openai import OpenAI
     except ImportError as error:
         raise ImportError(
             "Sampling from a server needs the package openai. Install it with `pip install trl-distill[judge]`."
         ) from error
-    key = os.environ.get(api_key_env)
+    if api_key_env is None and base_url is None:
+        api_key_env = "OPENAI_API_KEY"
+    key = os.environ.get(api_key_env) if api_key_env else None  # no server gets a key that is not meant for it
     if not key and base_url is None:
         raise ValueError(
             f"No API key: set the environment variable {api_key_env}, or `base_url` for a server of yours."
@@ -418,22 +420,20 @@ def _sample_to_file(
         logger.info("%s is complete.", path)
         return read_samples(path)
 
-    samples: dict[int, Samples] = {}
-    with open(journal, "a+b") as file:
-        file.seek(0)
-        whole = file.read().rpartition(b"\n")[0]  # a last line that was cut off while it was written goes away
-        file.truncate(len(whole) + 1 if whole else 0)
-        head, *lines = whole.decode().split("\n")
-        if head:
-            _require_same(journal, json.loads(head), settings)
-            logger.info("Going on after %d batches of %s.", len(lines), journal)
-        else:
+    # A last line that was cut off while it was written goes away
+    whole = journal.read_bytes().rpartition(b"\n")[0] if journal.exists() else b""
+    head, *lines = whole.decode().split("\n")
+    if lines:
+        _require_same(journal, json.loads(head), settings)
+        logger.info("Going on after %d batches of %s.", len(lines), journal)
+    samples = {int(i): Samples(*values) for line in lines for i, values in json.loads(line).items()}
+    batches = sample(len(lines))  # refuses what cannot work before there is a file
+    with open(journal, "ab") as file:
+        file.truncate(len(whole) + 1 if lines else 0)
+        if not lines:
             file.write(json.dumps(settings).encode() + b"\n")
-        for line in lines:
-            samples |= {int(i): Samples(*values) for i, values in json.loads(line).items()}
-
         with tqdm(total=len(rows), initial=len(samples), desc="Sampling", unit="prompt", disable=not progress) as bar:
-            for batch in sample(len(lines)):
+            for batch in batches:
                 file.write(json.dumps(batch).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -515,7 +515,7 @@ def sample_server_to_file(
     num_samples: int,
     *,
     base_url: str | None = None,
-    api_key_env: str = "OPENAI_API_KEY",
+    api_key_env: str | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 512,
@@ -543,8 +543,9 @@ def sample_server_to_file(
             Completions a prompt.
         base_url (`str`, *optional*):
             Address of the server, such as `http://localhost:8000/v1`. Defaults to OpenAI's.
-        api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the key. The key itself is never stored.
+        api_key_env (`str`, *optional*):
+            Environment variable with the key, which itself is never stored. Without `base_url` it is `OPENAI_API_KEY`; a
+            server at a `base_url` gets a key only if this is set.
         temperature, top_p, max_new_tokens (*optional*):
             As in [`sample_completions`].
         seed (`int`, *optional*, defaults to `42`):

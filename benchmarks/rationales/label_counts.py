@@ -38,7 +38,7 @@ from trl_distill.evaluation.labels import Labeller, Rationales, judge_rationales
 FILES = {"gpt-3.5-turbo": "math_cot_gpt35.jsonl.gz", "gpt-4": "math_cot_gpt4.jsonl.gz"}
 QUESTIONS = 7500  # of the complete release
 
-# Counted on the complete release before. "marked, MATH strings" with the normal form of the released code.
+# An earlier count on the complete release. That of "marked, MATH strings" took the text after "The answer is" only.
 COMPLETE_RELEASE = {
     "gpt-3.5-turbo": {
         "release": {
@@ -89,6 +89,11 @@ def judge_by_strings(rationales: Rationales) -> list[bool | None]:
     ]
 
 
+ABOUT = {
+    "release": "the last \\boxed{...} with braces, equal as strings of the MATH benchmark; anything else is wrong",
+    "marked, MATH strings": "what a box, #### or `answer is` marks, equal as strings of the MATH benchmark",
+    "marked": "what a box, #### or `answer is` marks, equal as mathematical objects: the default of trl-distill label",
+}
 RULES = {
     "release": lambda rationales: judge_rationales(rationales, "release"),
     "marked, MATH strings": judge_by_strings,
@@ -123,7 +128,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
 
-    result = {"benchmark": "rationales/label_counts", "teachers": {}, "provenance": provenance()}
+    result = {"benchmark": "rationales/label_counts", "rules": ABOUT, "teachers": {}, "provenance": provenance()}
     for teacher, file in FILES.items():
         rationales = list(read(args.data / file))
         counts = {rule: count(rationales, rule) for rule in RULES}

@@ -128,6 +128,7 @@ def test_an_unknown_rule_is_an_error():
         ("3.5%", "3.5", True),
         ("35%", "0.35", True),
         ("35", "0.35", False),
+        ("3500%", "35%", False),
         # expressions
         ("ab + ac", "ac + ab", True),
         (r"\frac{x}{2}", "0.5x", True),
@@ -155,7 +156,8 @@ def test_an_unknown_rule_is_an_error():
         ("3 + d", "3", False),
         ("5ab", "5", False),
         ("5 abc", "5", False),
-        ("2 sin x", "2", False),
+        ("2 sin theta", "2", False),
+        ("3 sec", "3", True),
         # names and equations
         ("f(x) = 3x", "3x", True),
         ("3x", "y = 3x", True),
@@ -174,6 +176,8 @@ def test_an_unknown_rule_is_an_error():
         ("(1,2), (3,4)", "(3,4); (1,2)", True),
         ("81,256", "81, 256", True),  # no thousands
         (r"\text{(B)} \{4,5,7\}", r"\{7,5,4\}", True),
+        (r"S = \{1, 2\}", r"\{2, 1\}", True),
+        ("1, 1, 2", "1, 2, 2", False),
         ("1, 2", "1, 2, 3", False),
         ("4, 4", "4", False),
         ("4", "4, 4", False),
@@ -199,6 +203,7 @@ def test_an_unknown_rule_is_an_error():
         (r"\textbf{(C)}\ 12", "12", True),
         (r"\text{(C) circle}", r"\text{C}", True),
         ("(C) 12", "13", False),
+        ("(C) 12 and (D) 13", "C", False),
         ("C", "(D)", False),
         ("A", "A, C", False),
         # bases

@@ -18,7 +18,7 @@ import signal
 import sys
 from pathlib import Path
 
-from run_distributed import arguments
+from run_nat import arguments
 from transformers import TrainerCallback
 
 from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer

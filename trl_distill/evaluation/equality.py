@@ -60,7 +60,7 @@ DEGREES_IN_A_FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*-?
 TRAILING_TEXT = re.compile(r"(?<=\S)(?:\s*\\text\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)+$")
 TRAILING_WORDS = re.compile(r"(?<=[\w})])((?:\s+[A-Za-z]+\.?)+)(?:\^\{?[23]\}?)?$|(?<=\d)([A-Za-z]{2,})$")
 SHORT_UNITS = set("cm mm km ft in mi yd kg mg lb oz hr hrs ml sq cu am pm of".split())
-FUNCTIONS = set("sin cos tan cot sec csc log exp sqrt max min mod".split())
+NO_UNITS = set("sin cos tan cot log exp sqrt alpha beta gamma delta theta lambda sigma omega".split())
 NAME = re.compile(r"\\?[A-Za-z]+'*(?:_\{?\w+\}?)?(?:\^\{-1\})?(?:\([^()]*\))?'*|\([A-Za-z, ]+\)")
 NUMBER = re.compile(r"([-+]?)(?:(\d+\.?\d*|\.\d+)(?:/(\d+))?|\\frac\{([-+]?\d+)\}\{(\d+)\})")
 IN_A_BASE = re.compile(r"(-?(?=[A-Z]*\d)[0-9A-Z]+)_\{?(\d+)\}?")
@@ -160,7 +160,7 @@ def _group(text: str) -> tuple[str, str, str] | None:
 
 def _items(text: str) -> list[str]:
     r"""Elements of a list or of a set in braces. `\pm` stands for two of them."""
-    group = _group(text)
+    group = _group(re.sub(rf"^(?:{NAME.pattern})\s*=\s*(?=\\\{{)", "", text))  # "S = {1, 2}"
     items = _split(group[1] if group and group[0] == r"\{" else text, ",;")
     signs = [("+", "-") if r"\pm" in item else ("",) for item in items]
     return [item.replace(r"\pm", sign) for item, both in zip(items, signs, strict=True) for sign in both]
@@ -169,7 +169,7 @@ def _items(text: str) -> list[str]:
 def _is_unit(word: str) -> bool:
     """Whether a word behind a number is a unit. A product of variables has its letters in the order of the alphabet."""
     word = word.rstrip(".").lower()
-    return word in SHORT_UNITS or len(word) > 2 and word not in FUNCTIONS and list(word) != sorted(set(word))
+    return word in SHORT_UNITS or len(word) > 2 and word not in NO_UNITS and list(word) != sorted(set(word))
 
 
 def _without_unit(text: str) -> str:
@@ -183,7 +183,9 @@ def _without_unit(text: str) -> str:
 def _choice(text: str) -> tuple[str | None, str]:
     """Letter and text of a choice: `(B) 12`, `B. 12`, `(B)`, `B`."""
     match = CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip())
-    return (match[1] or match[2], match[3] or "") if match else (None, text)
+    if match is None or match[3] and re.search(r"\([A-Z]\)", match[3]):  # "(B) 12 and (C) 13"
+        return None, text
+    return match[1] or match[2], match[3] or ""
 
 
 def _number(text: str) -> Fraction | None:
@@ -247,11 +249,7 @@ def _equal_expressions(answer: str, reference: str) -> bool:
 
 
 def _equal_scalars(answer: str, reference: str) -> bool:
-    (letter, text), (reference_letter, reference_text) = _choice(answer), _choice(reference)
-    if letter and reference_letter:
-        return letter == reference_letter
-    if letter and text or reference_letter and reference_text:  # "(B) 12" and "12"
-        return _equal_lists(text, reference_text)
+    """Whether two numbers, words or expressions are equal, whatever their units."""
     answer, reference = _without_unit(answer), _without_unit(reference)
     percent = ["%" in side for side in (answer, reference)]
     answer, reference = (re.sub(r"\s*\\?%", "", side) for side in (answer, reference))
@@ -280,6 +278,7 @@ def _equal_scalars(answer: str, reference: str) -> bool:
 
 
 def _equal_values(answer: str, reference: str) -> bool:
+    """Whether two equations, tuples or intervals are equal, or two values that one side gives a name to."""
     sides, reference_sides = _split(answer, "="), _split(reference, "=")
     named = [len(equation) > 1 and NAME.fullmatch(equation[0]) for equation in (sides, reference_sides)]
     if len(sides) > 1 and len(reference_sides) == 1 or all(named) and sides[0] == reference_sides[0]:
@@ -289,24 +288,29 @@ def _equal_values(answer: str, reference: str) -> bool:
 
     groups = [_group(side) for side in (answer, reference)]
     if all(groups) and all(len(_split(group[1], ",;")) > 1 for group in groups):
-        if groups[0][0] == groups[1][0] == r"\{":
-            return _equal_lists(answer, reference)
         items = [_split(group[1], ",;") for group in groups]
         brackets = [(group[0], group[2]) for group in groups]
         same_shape = brackets[0] == brackets[1] and len(items[0]) == len(items[1])
-        return same_shape and all(map(_equal_lists, *items))
+        return same_shape and all(map(_equal, *items))
     return _equal_scalars(answer, reference)
 
 
-def _equal_lists(answer: str, reference: str) -> bool:
-    """Whether each element of one has its equal in the other. Only words have an order."""
+def _equal(answer: str, reference: str) -> bool:
+    """Whether two choices are the same, or each element of a list has its equal in the other. Only words have an order."""
+    (letter, text), (reference_letter, reference_text) = _choice(answer), _choice(reference)
+    if letter and reference_letter:
+        return letter == reference_letter
+    if letter and text or reference_letter and reference_text:  # "(B) 12" and "12"
+        return _equal(text, reference_text)
     answers, references = _items(answer), _items(reference)
     if len(answers) != len(references):
         return False
+    if len(references) == 1:
+        return _equal_values(answers[0], references[0])
     if any(re.fullmatch(r"(?:\\text\{)?[A-Za-z]{3,}\}?", item) for item in references):
-        return all(map(_equal_values, answers, references))
+        return all(map(_equal, answers, references))
     for item in references:
-        equal = next((other for other in answers if _equal_values(other, item)), None)
+        equal = next((other for other in answers if _equal(other, item)), None)
         if equal is None:
             return False
         answers.remove(equal)
@@ -325,4 +329,4 @@ def equal_answers(answer: str | None, reference: str | None) -> bool:
         return False
     if _without_spaces(answer) == _without_spaces(reference):
         return True
-    return _equal_lists(_tidy(answer), _tidy(reference))
+    return _equal(_tidy(answer), _tidy(reference))

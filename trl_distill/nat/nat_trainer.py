@@ -202,8 +202,12 @@ class NegativeAssistedTrainer(SFTTrainer):
                 "FSDP and DeepSpeed shard a model once, so they cannot run two stages in one process. Train with "
                 "`stages='negative'` first, then with `stages='positive'` and `negative_adapter_path` set to its output."
             )
-        if args.stages == "positive":
+        if args.stages != "negative":
             self._add_positive_adapter()
+        if args.stages == "both":  # it fits, which must be known before the first stage; it is added anew after it
+            self.model.set_adapter(NEG)
+            self.model.delete_adapter(NAT)
+            self._cast_adapters()
 
     # What each stage trains on
 
@@ -229,8 +233,6 @@ class NegativeAssistedTrainer(SFTTrainer):
             neg_sha256=self._negative_sha256,
         )
         add_nat(model, config, NAT, NEG, **_peft_kwargs(args, model))
-        if args.gradient_checkpointing:
-            model.enable_input_require_grads()
         self._cast_adapters()
 
     def _cast_adapters(self) -> None:

@@ -41,9 +41,7 @@ def build_trainer(script_args, training_args, model_args, dataset_args):
     from trl_distill import ASCRankerTrainer
 
     set_model_init_kwargs(training_args, model_args, role="ranker")
-    model_args.lora_task_type = (
-        "SEQ_CLS"  # the only one that trains the head; the field's default is a language model's
-    )
+    model_args.lora_task_type = "SEQ_CLS"  # trains the head, too; the field's default is for language models
     return ASCRankerTrainer(
         model=model_args.model_name_or_path,
         args=training_args,

@@ -70,8 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--api_key_env",
-        default="OPENAI_API_KEY",
-        help="Environment variable with the key of the server, if it needs one.",
+        help="Environment variable with the key. Default: OPENAI_API_KEY, but none for a server at --base_url.",
     )
     add("--concurrency", type=int, default=8, help="Prompts that wait for the server at the same time.")
     add("--no_logprobs", action="store_true", help="Do not ask for log-probabilities: then there is no WS.")
