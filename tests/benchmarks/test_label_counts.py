@@ -30,7 +30,7 @@ def test_counts_of_invented_rationales(tmp_path):
     label_counts.main(["--data", str(tmp_path), "--output", str(tmp_path / "counts.json")])
 
     text = (tmp_path / "counts.json").read_text()
-    assert "half" not in text and "boxed{" not in text  # only counts leave
+    assert "half" not in text and "frac" not in text  # only counts leave
     result = json.loads(text)
     assert set(result["teachers"]) == {"gpt-3.5-turbo", "gpt-4"}
     teacher = result["teachers"]["gpt-4"]
