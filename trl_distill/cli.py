@@ -47,6 +47,7 @@ OTHERS = {
     "augment": "let a model answer its training questions, keep what is right",
     "calibrate": "weigh rationales by the divergence of the negative adapter from NAT, for nce",
     "asc": "sample answers, score them with a ranker, vote",
+    "calls": "show what a call store holds: calls, tokens, retries, cost",
     "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
     "demo": "distil a small model on this machine and show what got better",
 }

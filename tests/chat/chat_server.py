@@ -1,0 +1,111 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A scripted server of the chat API, which counts what it is asked."""
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def completion_body(text, finish_reason="stop", prompt_tokens=7, completion_tokens=3, **fields):
+    """The body of an answer, as a server sends it."""
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": 0},
+    } | fields
+
+
+class ChatServer:
+    """
+    Serves on loopback what `reply(body, attempt, headers)` says, and echoes the last message without one.
+
+    A reply is the JSON of an answer, or a tuple `(status, body, headers)`; `CUT` breaks the connection in the middle.
+    """
+
+    CUT = "the connection is cut"
+
+    def __init__(self):
+        self.reply, self.delay = None, 0.0
+        self.requests: list[dict] = []  # one for each attempt, in order of arrival
+        self.headers = []
+        self.times: list[float] = []
+        self.most_in_flight = self._in_flight = 0
+        self._attempts: Counter = Counter()
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self):
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                try:
+                    outer.handle(self, raw)
+                except (BrokenPipeError, ConnectionResetError):  # the client has given up
+                    self.close_connection = True
+
+            def log_message(self, *args):
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128
+            daemon_threads = True
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def handle(self, handler, raw):
+        body = json.loads(raw)
+        with self._lock:
+            self.requests.append(body)
+            self.headers.append(handler.headers)
+            self.times.append(time.monotonic())
+            attempt = self._attempts[raw] = self._attempts[raw] + 1
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        time.sleep(self.delay(body) if callable(self.delay) else self.delay)
+        echo = completion_body(f"echo {body['messages'][-1]['content']}")
+        reply = self.reply(body, attempt, handler.headers) if self.reply else echo
+        reply = echo if reply is None else reply
+        with self._lock:
+            self._in_flight -= 1
+        status, content, headers = (200, reply, {}) if not isinstance(reply, tuple) else reply
+        if content is self.CUT:
+            status, content, headers = 200, json.dumps(echo), {"Content-Length": "100000"}
+            handler.close_connection = True
+        content = content if isinstance(content, str) else json.dumps(content)
+        handler.send_response(status)
+        all_headers = {"Content-Type": "application/json", "Content-Length": str(len(content.encode()))} | headers
+        for name, value in all_headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content.encode())
+
+    def prompts(self):
+        """The last message of each request, in order of arrival."""
+        return [body["messages"][-1]["content"] for body in self.requests]
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,57 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import pytest
+import torch
+from chat_server import ChatServer
+
+from trl_distill.chat import ChatRequest, LocalChatModel, Sampling
+
+
+@pytest.fixture
+def server():
+    server = ChatServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def ask():
+    """Factory of requests: the n-th of some length, in a line."""
+
+    def build(count, start=0, sample_index=0, **sampling):
+        return [
+            ChatRequest([{"role": "user", "content": f"question {i}"}], Sampling(**sampling), sample_index)
+            for i in range(start, start + count)
+        ]
+
+    return build
+
+
+@pytest.fixture
+def saved(tiny_model, tokenizer, tmp_path):
+    """Factory of folders with a tiny chat model that ends an answer about every tenth token."""
+
+    def build(name="model", seed=0, **config):
+        folder = tmp_path / name
+        model = tiny_model(seed=seed, **config)
+        with torch.no_grad():
+            model.lm_head.weight[tokenizer.eos_token_id] *= 2
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    yield build
+    if LocalChatModel._in_memory is not None:
+        LocalChatModel._in_memory.close()

@@ -1,0 +1,240 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A local model behind the protocol: what it answers, who it is, and when it is in memory."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from trl_distill.chat import CallStore, ChatRequest, FailedCall, LocalChatModel, Sampling
+
+
+SHORT = Sampling(max_tokens=6)
+
+
+def chats(count, sample_index=0, sampling=SHORT):
+    prompts = [f"Say {'very ' * (i % 4)}well: {i}" for i in range(count)]
+    return [ChatRequest([{"role": "user", "content": prompt}], sampling, sample_index) for prompt in prompts]
+
+
+def is_loaded(model):
+    return "_model" in vars(model)
+
+
+def naive_greedy(model, tokenizer, prompt, max_tokens):
+    """One prompt, no padding, no cache, the template written out, float64."""
+    ids = tokenizer(f"<|user|>{prompt}<|endoftext|><|assistant|>")["input_ids"]
+    length, reason = len(ids), "length"
+    for _ in range(max_tokens):
+        with torch.no_grad():
+            ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+        if ids[-1] == tokenizer.eos_token_id:
+            reason = "stop"
+            break
+    return tokenizer.decode(ids[length:], skip_special_tokens=True), reason, length, len(ids) - length
+
+
+class TestAnswers:
+    def test_greedy_answers_are_those_of_each_prompt_alone(self, saved, tokenizer):
+        folder, requests = saved(seed=1), chats(9, sampling=Sampling(0.0, max_tokens=20))
+        answers = LocalChatModel(folder, device="cpu", batch_size=4).complete(requests)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        for request, answer in zip(requests, answers, strict=True):
+            expected = naive_greedy(model, tokenizer, request.messages[0]["content"], 20)
+            assert (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens) == expected
+        assert {answer.finish_reason for answer in answers} == {"stop", "length"}
+
+    @pytest.mark.parametrize("temperature", [0.5, 1.5])
+    def test_frequencies_are_the_probabilities(self, saved, tokenizer, temperature):
+        sampling = Sampling(temperature, max_tokens=1)
+        model = LocalChatModel(saved(), device="cpu", batch_size=1000)
+        requests = [ChatRequest([{"role": "user", "content": "Hi"}], sampling, k) for k in range(2000)]
+        drawn = Counter(answer.text for answer in model.complete(requests))
+        prompt = tokenizer("<|user|>Hi<|endoftext|><|assistant|>", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            p = (model._model(prompt).logits[0, -1].double() / temperature).softmax(-1)
+        expected = Counter()
+        for token, probability in enumerate(p.tolist()):  # many tokens are half a character, and have one text
+            expected[tokenizer.decode([token], skip_special_tokens=True)] += probability
+        classes = [([text], q) for text, q in expected.items() if q > 0.004]
+        classes.append(([text for text, q in expected.items() if q <= 0.004], 1 - sum(q for _, q in classes)))
+        errors = [abs(sum(drawn[t] for t in texts) / 2000 - q) / (q * (1 - q) / 2000) ** 0.5 for texts, q in classes]
+        assert len(errors) > 5 and max(errors) < 4.5
+
+    def test_a_batch_draws_the_same_again_and_each_draw_another(self, saved):
+        model = LocalChatModel(saved(), device="cpu", batch_size=4)
+        torch.manual_seed(5)
+        first = model.complete(chats(8))
+        state = torch.get_rng_state()
+        torch.manual_seed(6)
+        assert model.complete(chats(8)) == first
+        torch.manual_seed(5)
+        assert torch.equal(torch.get_rng_state(), state)  # the process' own random numbers are left alone
+        others = [
+            model.complete(chats(8, sample_index=1)),
+            model.complete(chats(8, sampling=Sampling(max_tokens=6, seed=1))),
+        ]
+        for other in others:
+            assert sum(a.text != b.text for a, b in zip(first, other, strict=True)) > 6
+
+    def test_samplings_are_not_mixed_in_a_batch(self, saved):
+        greedy, short = Sampling(0.0, max_tokens=8), Sampling(0.0, max_tokens=2)
+        requests = [request for pair in zip(chats(5, 0, greedy), chats(5, 0, short), strict=True) for request in pair]
+        model = LocalChatModel(saved(), device="cpu")
+        assert [sorted(batch) for batch in model.batches(requests)] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+        answers = model.complete(requests)
+        assert all(answer.completion_tokens <= 2 for answer in answers[1::2])
+        assert any(answer.completion_tokens > 2 for answer in answers[::2])
+        lengths = [len(chats(8)[i].messages[0]["content"]) for i in model.batches(chats(8))[0]]
+        assert lengths == sorted(lengths, reverse=True)
+
+    def test_a_prompt_that_leaves_no_room_fails_alone(self, saved):
+        requests = [*chats(2), ChatRequest([{"role": "user", "content": "x" * 504}], SHORT)]
+        model = LocalChatModel(saved(), device="cpu")
+        answers = model.complete(requests)  # 507 + 6 > 512
+        assert isinstance(answers[2], FailedCall) and "507 tokens" in answers[2].error and "of 512" in answers[2].error
+        [room] = model.complete([ChatRequest(requests[2].messages, Sampling(max_tokens=5))])
+        assert room.prompt_tokens == 507
+        assert answers[:2] == LocalChatModel(saved("same"), device="cpu").complete(requests[:2])
+
+    def test_four_bits(self, saved):
+        folder = saved(hidden_size=64, intermediate_size=64, initializer_range=0.2)
+        model = LocalChatModel(folder, device="cpu", load_in_4bit=True)
+        assert all(answer.completion_tokens for answer in model.complete(chats(3)))
+        assert model._model.is_loaded_in_4bit
+        assert model._model.config.quantization_config.bnb_4bit_quant_type == "nf4"
+        assert model.identity != LocalChatModel(folder).identity
+
+
+class Interrupted(LocalChatModel):
+    """Stops like a killed run after some batches."""
+
+    left = None
+
+    def answer(self, batch):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left = None if self.left is None else self.left - 1
+        return super().answer(batch)
+
+
+class TestResume:
+    @pytest.mark.parametrize("batches", [1, 2, 4])
+    def test_a_run_that_goes_on_draws_what_the_whole_run_would_have_drawn(self, saved, tmp_path, batches):
+        long = ChatRequest([{"role": "user", "content": "x" * 504}], SHORT)  # fails in each run
+        requests = [*chats(5), long, *chats(8)[5:], *chats(5, sampling=Sampling(0.7, max_tokens=4))]
+        model = Interrupted(saved(), device="cpu", batch_size=3)
+        answers = {}
+        for name, left in (("whole", [None]), ("part", [batches, 1, None])):
+            with CallStore(tmp_path / f"{name}.sqlite") as store:
+                for model.left in left:
+                    try:
+                        answers[name] = store.model(model, "student").complete(requests)
+                    except KeyboardInterrupt:
+                        assert model.left == 0
+        assert answers["part"] == answers["whole"]
+        assert [type(answer) is FailedCall for answer in answers["whole"]] == [i == 5 for i in range(14)]
+
+
+class TestMemory:
+    def test_loaded_for_what_is_missing_and_one_at_a_time(self, saved, tmp_path):
+        one, two = (LocalChatModel(saved(name, seed), device="cpu") for seed, name in enumerate("ab"))
+        with CallStore(tmp_path / "calls.sqlite") as store:
+            models = [store.model(model, "student") for model in (one, two)]
+            assert models[0].missing(chats(3)).calls == 3 and not is_loaded(one)
+            answers = models[0].complete(chats(3))
+            assert is_loaded(one)
+            models[1].complete(chats(3))
+            assert is_loaded(two) and not is_loaded(one)
+            assert models[0].complete(chats(3)) == answers and not is_loaded(one)  # all of them were stored
+            assert models[0].complete(chats(4))[:3] == answers and is_loaded(one) and not is_loaded(two)
+        with one:
+            pass
+        assert not is_loaded(one) and LocalChatModel._in_memory is None
+
+    def test_dtype(self, saved):
+        model = LocalChatModel(saved(), device="cpu", dtype="bfloat16")
+        model.complete(chats(1))
+        assert model._model.dtype == torch.bfloat16
+
+
+class TestIdentity:
+    def test_what_the_model_is_and_not_where_it_lies(self, saved, tmp_path, tokenizer):
+        folder = saved()
+        base = LocalChatModel(folder).identity
+        shutil.copytree(folder, tmp_path / "moved")
+        assert LocalChatModel(str(tmp_path / "moved"), name="other", batch_size=3).identity == base
+        changed = [
+            LocalChatModel(folder, dtype="bfloat16"),
+            LocalChatModel(folder, load_in_4bit=True),
+            LocalChatModel(folder, chat_template_kwargs={"enable_thinking": False}),
+            LocalChatModel(saved("seed", seed=1)),
+            LocalChatModel(saved("config", rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+        ]
+        template = saved("template")
+        tokenizer.__class__.from_pretrained(template, chat_template="{{ messages[0]['content'] }}").save_pretrained(
+            template
+        )
+        nudged = load_file(tmp_path / "moved" / "model.safetensors")
+        nudged["model.norm.weight"][0] += 1e-3
+        save_file(nudged, tmp_path / "moved" / "model.safetensors", metadata={"format": "pt"})
+        changed += [LocalChatModel(template), LocalChatModel(str(tmp_path / "moved"))]
+        identities = [base, *(model.identity for model in changed)]
+        assert len({str(identity) for identity in identities}) == len(identities) == 8
+        assert not any(is_loaded(model) for model in changed)
+
+    def test_an_adapter_is_itself_and_its_base(self, saved, tokenizer, tmp_path):
+        base, folder = tmp_path / "base", tmp_path / "adapter0"
+        saved("base")
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(init_lora_weights=False))
+            model.save_pretrained(tmp_path / f"adapter{seed}")
+            tokenizer.save_pretrained(tmp_path / f"adapter{seed}")
+
+        def identity(folder):
+            return LocalChatModel(str(folder)).identity
+
+        first = identity(folder)
+        greedy = chats(4, sampling=Sampling(0.0, max_tokens=6))
+        with LocalChatModel(str(folder), device="cpu") as chat:
+            assert chat.complete(greedy) != LocalChatModel(str(base), device="cpu").complete(greedy)
+        base.rename(tmp_path / "moved")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        changes = {"base_model_name_or_path": str(tmp_path / "moved")}
+        (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+        assert identity(folder) == first  # where the base lies does not matter, but what it is
+        (folder / "adapter_config.json").write_text(json.dumps(config | changes | {"lora_alpha": 99}))
+        assert identity(folder) != first
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        saved("base", seed=1)
+        assert identity(folder) != first and identity(tmp_path / "adapter1") != identity(folder)
+
+    def test_models_that_cannot_chat(self, saved, tmp_path):
+        folder = saved()
+        (tmp_path / "model" / "chat_template.jinja").unlink()
+        with pytest.raises(ValueError, match="no chat template"):
+            LocalChatModel(folder).complete(chats(1))
+        pickled = saved("pickled")
+        (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="no weights in safetensors"):
+            LocalChatModel(pickled).identity  # noqa: B018
+        with pytest.raises(ValueError, match="`batch_size`"):
+            LocalChatModel(folder, batch_size=0)

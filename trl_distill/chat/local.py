@@ -1,0 +1,274 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A chat model of transformers on this machine, in memory only while it is needed."""
+
+import gc
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .models import BaseChatModel, ChatRequest, Completion, FailedCall
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ADAPTER_CONFIG = "adapter_config.json"
+_WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
+_generating = threading.RLock()  # torch has one random state, and a GPU has room for one model
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 over weights, config and tokenizer of a saved model or adapter, and over the base that it names."""
+    folder = Path(folder)
+    files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    if not files:
+        raise ValueError(
+            f"{folder} holds no weights in safetensors. Save the model there with `save_pretrained`, or name another folder."
+        )
+    files += [file for file in sorted(folder.glob("*config.json")) if file.name != _ADAPTER_CONFIG]
+    digest = hashlib.sha256()
+    for file in [*files, *folder.glob("tokenizer.json")]:
+        with open(file, "rb") as content:
+            digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    adapter = _read_adapter(folder)
+    if adapter is not None:
+        settings, base = adapter
+        digest.update(f"{json.dumps(settings, sort_keys=True)} {weights_digest(base)}".encode())
+    return digest.hexdigest()
+
+
+def _read_adapter(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """Settings of an adapter without the place of its base, and the folder of its base. `None` for a whole model."""
+    if not (folder / _ADAPTER_CONFIG).exists():
+        return None
+    settings = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return settings, _local_folder(settings.pop("base_model_name_or_path"), settings.pop("revision", None))
+
+
+def _local_folder(model_name_or_path: str, revision: str | None, trust_remote_code: bool = False) -> Path:
+    """Folder of a model, downloaded first if it is on the Hub."""
+    if Path(model_name_or_path).is_dir():
+        return Path(model_name_or_path)
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_WEIGHTS, "*.json", "*.jinja", "tokenizer*", "*.model", *(["*.py"] if trust_remote_code else [])]
+    return Path(
+        snapshot_download(model_name_or_path, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+    )
+
+
+class LocalChatModel(BaseChatModel):
+    """
+    A chat model of transformers on this machine.
+
+    It is loaded with the first answer that is missing, and stays until [`close`], the end of a `with` block, or until
+    another local model is asked: one local model is in memory at a time, so ask one model everything before the next.
+
+    Answers are generated in batches, the longest prompts first. A batch draws from a random state that follows from its
+    requests, so the same batch gives the same text, whatever else the process has drawn. Another `batch_size` or other
+    hardware may give another text.
+
+    Args:
+        model_name_or_path (`str`):
+            Id or folder of a model or of a PEFT adapter, with a chat template in its tokenizer. Where it lies is no part
+            of its identity, but its weights, config, template, dtype and quantization are.
+        revision (`str`, *optional*):
+            Branch, tag or commit.
+        name (`str`, *optional*):
+            What to call the model in reports. Defaults to `model_name_or_path`.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"` for that of the checkpoint.
+        load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Whether to quantize the weights to NF4 with bitsandbytes.
+        device (`str`, *optional*):
+            Defaults to the GPU if there is one, else the CPU.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Answers that are generated together.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Values for the chat template, such as `{"enable_thinking": False}`. Part of the identity.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that ships with the checkpoint.
+
+    Raises:
+        `ValueError`: If the tokenizer has no chat template, or the folder no safetensors, once the model is needed.
+    """
+
+    _in_memory: "LocalChatModel | None" = None  # of all instances, the one that holds its weights
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        revision: str | None = None,
+        name: str | None = None,
+        dtype: str = "auto",
+        load_in_4bit: bool = False,
+        device: str | None = None,
+        batch_size: int = 16,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        trust_remote_code: bool = False,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be 1 or more, got {batch_size}.")
+        self.model_name_or_path, self.revision, self.name = model_name_or_path, revision, name or model_name_or_path
+        self.dtype, self.load_in_4bit, self.device = dtype, load_in_4bit, device
+        self.batch_size, self.trust_remote_code = batch_size, trust_remote_code
+        self.chat_template_kwargs = chat_template_kwargs or {}
+
+    @cached_property
+    def _folder(self) -> Path:
+        return _local_folder(self.model_name_or_path, self.revision, self.trust_remote_code)
+
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        from ..teacher import load_teacher_tokenizer
+
+        tokenizer = load_teacher_tokenizer(str(self._folder), trust_remote_code=self.trust_remote_code)
+        if tokenizer is None or tokenizer.chat_template is None:
+            raise ValueError(
+                f"{self.model_name_or_path} has no {'tokenizer' if tokenizer is None else 'chat template'}, so it cannot "
+                "chat. Use an instruction-tuned model, or save a tokenizer with a template beside the weights."
+            )
+        return tokenizer
+
+    @cached_property
+    def _context(self) -> float:
+        from transformers import AutoConfig
+
+        _, folder = _read_adapter(self._folder) or (None, self._folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code).get_text_config()
+        return getattr(config, "max_position_embeddings", None) or float("inf")
+
+    @cached_property
+    def _model(self) -> "PreTrainedModel":
+        import torch
+
+        from ..teacher import load_teacher
+
+        other = LocalChatModel._in_memory
+        if other is not None:
+            other.close()
+        kwargs: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+        kwargs["device_map"] = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.load_in_4bit:
+            kwargs["quantization_config"] = {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_compute_dtype": "bfloat16",
+            }
+        model = load_teacher(str(self._folder), **kwargs)
+        LocalChatModel._in_memory = self
+        return model
+
+    def close(self) -> None:
+        with _generating:
+            if self.__dict__.pop("_model", None) is None:
+                return
+            LocalChatModel._in_memory = None
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        template = json.dumps([self._tokenizer.chat_template, self.chat_template_kwargs], sort_keys=True)
+        return {
+            "weights": weights_digest(self._folder),
+            "dtype": self.dtype,
+            "quantization": "nf4" if self.load_in_4bit else None,
+            "template": hashlib.sha256(template.encode()).hexdigest(),
+        }
+
+    def _encode(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
+        from ..sampling import encode_prompts
+
+        rows = [{"prompt": r.messages, "chat_template_kwargs": self.chat_template_kwargs} for r in requests]
+        return encode_prompts(rows, self._tokenizer)
+
+    def _fits(self, ids: Sequence[int], request: ChatRequest) -> bool:
+        return len(ids) + request.sampling.max_tokens <= self._context
+
+    def batches(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
+        """
+        Requests of one sampling together, the longest prompts first, so that memory runs out early if at all.
+
+        What is left of such an order after some batches is cut as it was. Prompts that are too long would be left for
+        ever, so they are kept apart.
+        """
+        from ..sampling import batches_by_length
+
+        ids, groups = self._encode(requests), {}
+        for i, request in enumerate(requests):
+            groups.setdefault((request.sampling, self._fits(ids[i], request)), []).append(i)
+        return [
+            [group[k] for k in batch]
+            for group in groups.values()
+            for batch in batches_by_length([ids[i] for i in group], self.batch_size)
+        ]
+
+    def answer(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
+        with _generating:
+            return self._generate(batch)
+
+    def _generate(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
+        import torch
+        from transformers import GenerationConfig
+
+        from ..sampling import end_token_ids, generate_ids, generating, pad_ids
+
+        tokenizer, sampling, ids = self._tokenizer, batch[0].sampling, self._encode(batch)
+        answers: list[Any] = [
+            FailedCall(
+                f"The prompt of {len(prompt)} tokens leaves no room for `max_tokens` ({sampling.max_tokens}) in the context "
+                f"of {self._context} tokens."
+            )
+            for prompt in ids
+        ]
+        fits = [i for i, request in enumerate(batch) if self._fits(ids[i], request)]
+        if not fits:
+            return answers
+
+        model = self._model
+        ends = end_token_ids(model, tokenizer)
+        drawn = dict(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0)
+        config = GenerationConfig(
+            **(drawn if sampling.temperature > 0 else {"do_sample": False}),
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+            disable_compile=True,
+        )
+        prompt = pad_ids([ids[i] for i in fits], config.pad_token_id, "left", model.device)  # (B, P) each
+        with generating([model]), torch.no_grad():
+            torch.manual_seed(_seed([batch[i] for i in fits]))
+            tokens = generate_ids(model, *prompt, config)
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        for i, text, of_one in zip(fits, texts, tokens, strict=True):
+            reason = "stop" if of_one[-1] in ends else "length"
+            answers[i] = Completion(text, reason, len(ids[i]), len(of_one))
+        return answers
+
+
+def _seed(batch: Sequence[ChatRequest]) -> int:
+    content = json.dumps([asdict(request) for request in batch], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") >> 1

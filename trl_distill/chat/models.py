@@ -1,0 +1,326 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+What a chat model is: requests in, completions out, in the order of the requests.
+
+Whoever asks (a judge, a recipe) needs [`ChatModel`] alone. Whoever answers derives from [`BaseChatModel`]: a server, a
+local model, a Python function.
+"""
+
+import hashlib
+import json
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """
+    How an answer is drawn.
+
+    Args:
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of sampling. `0.0` is greedy decoding.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus of sampling.
+        max_tokens (`int`, *optional*, defaults to `1024`):
+            Longest answer in tokens.
+        seed (`int`, *optional*):
+            Random seed. A local model always has one (`None` counts as 0); to a server it is sent only if it is set.
+
+    Raises:
+        `ValueError`: If a value is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    seed: int | None = None
+
+    def __post_init__(self):
+        for name in ("temperature", "top_p"):  # 1 from a YAML file and 1.0 are one value, also in the key of a store
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not self.temperature >= 0:
+            raise ValueError(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
+        if self.max_tokens < 1:
+            raise ValueError(f"`max_tokens` must be 1 or more, got {self.max_tokens}.")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """
+    One question to a chat model.
+
+    Args:
+        messages (`list[dict[str, str]]`):
+            The conversation, each message with `role` and `content`, the last one being what is to be answered.
+        sampling ([`Sampling`], *optional*):
+            How the answer is drawn.
+        sample_index (`int`, *optional*, defaults to `0`):
+            Which draw this is. Two requests that differ in nothing are one request, so repeated draws of a prompt, and
+            re-asks after an answer that could not be used, take 0, 1, 2, ...
+
+    Raises:
+        `ValueError`: If there is no message, or one has no text.
+    """
+
+    messages: list[dict[str, str]]
+    sampling: Sampling = field(default_factory=Sampling)
+    sample_index: int = 0
+
+    def __post_init__(self):
+        if not self.messages:
+            raise ValueError("`messages` is empty. A request needs at least one message.")
+        for message in self.messages:
+            if message.keys() != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
+                raise ValueError(
+                    f"Each message needs the two texts `role` and `content`, got {message!r:.200}. Remove such rows, or "
+                    "turn what they hold into text."
+                )
+            try:
+                message["content"].encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"A message cannot be written as UTF-8: {error}. Repair or remove such rows."
+                ) from error
+        if self.sample_index < 0:
+            raise ValueError(f"`sample_index` must be 0 or more, got {self.sample_index}.")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """
+    An answer.
+
+    Args:
+        text (`str`):
+            The answer, without special tokens.
+        finish_reason (`str`):
+            `"stop"` at the end of the answer, `"length"` if it was cut at `max_tokens`, or what else the server says.
+        prompt_tokens, completion_tokens (`int`, *optional*):
+            Length of question and answer in tokens. `None` if the model does not say.
+        retries (`int`, *optional*, defaults to `0`):
+            Attempts that failed before this answer came.
+    """
+
+    text: str
+    finish_reason: str = "stop"
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    retries: int = 0
+
+
+@dataclass(frozen=True)
+class FailedCall:
+    """
+    A call that got no answer. It has no text, so that nothing can stand in the place of the missing answer.
+
+    Args:
+        error (`str`):
+            What went wrong, in words.
+        retries (`int`, *optional*, defaults to `0`):
+            Attempts after the first one.
+    """
+
+    error: str
+    retries: int = 0
+
+
+class ChatServerError(ConnectionError):
+    """
+    The server answers nobody, or not us. The run stops, and can go on when the cause is gone.
+
+    Args:
+        message (`str`):
+            What to do about it.
+        call ([`FailedCall`]):
+            The call that showed it.
+    """
+
+    def __init__(self, message: str, call: FailedCall):
+        super().__init__(message)
+        self.call = call
+
+
+class ChatModel(Protocol):
+    """
+    What a judge or a recipe needs of a model.
+
+    Attributes:
+        name (`str`):
+            What to call the model in reports.
+    """
+
+    name: str
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
+        """Answers to the requests, in their order."""
+        ...
+
+
+class Prices(NamedTuple):
+    """Price of a million tokens of prompt and of completion, in US dollars."""
+
+    prompt: float
+    completion: float
+
+
+class BaseChatModel(ABC):
+    """
+    A source of answers. A subclass says who it is ([`identity`]) and answers one batch ([`answer`]).
+
+    Attributes:
+        name (`str`):
+            What to call the model in reports.
+        prices ([`Prices`], *optional*):
+            What tokens cost. `None` if that is not known.
+        concurrency (`int`):
+            Batches that may be under way at a time.
+    """
+
+    name: str
+    prices: Prices | None = Prices(0.0, 0.0)
+    concurrency: int = 1
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """JSON that tells this model from any other: equal identities share stored answers."""
+
+    @property
+    def address(self) -> str | None:
+        """Where the model is served, if its identity may belong to another model elsewhere. A store then allows one."""
+        return None
+
+    @abstractmethod
+    def answer(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
+        """Answers to one batch, in its order. Called from `concurrency` threads."""
+
+    def batches(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
+        """
+        Which requests, by their number, are answered together: each alone, unless a subclass knows better.
+
+        The batches are done in this order, and a store keeps each as a whole. If an answer depends on its batch, those
+        that are left after the first ones must be cut as they were: then a run that goes on gives what the whole run
+        would have given.
+        """
+        return [[i] for i in range(len(requests))]
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
+        """Answers to the requests, in their order, and kept nowhere."""
+        answers: list[Any] = [None] * len(requests)
+
+        def work(batch: list[int]) -> None:
+            for i, answer in zip(batch, self.answer([requests[i] for i in batch]), strict=True):
+                answers[i] = answer
+
+        run_batches(self.batches(requests) if requests else [], work, self.concurrency)
+        return answers
+
+    def close(self) -> None:  # noqa: B027  most models hold nothing
+        """Give back memory and connections. The next request opens them again."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed below 2**31 for a part of the work. Unlike a sum, it does not collide between neighbouring seeds."""
+    return int.from_bytes(hashlib.sha256(json.dumps(numbers).encode()).digest()[:4], "big") >> 1
+
+
+def run_batches(batches: Iterable[Any], work: Callable[[Any], None], concurrency: int) -> None:
+    """
+    Do `work(batch)` for each batch, `concurrency` of them at a time.
+
+    After the first error no other batch starts; those under way finish, since their answers are paid for. Then the error
+    is raised. `batches` may be a generator: the next batch is taken when there is a free place for it.
+    """
+    if concurrency == 1:
+        for batch in batches:
+            work(batch)
+        return
+    errors: list[BaseException] = []
+    places = threading.Semaphore(concurrency)
+
+    def guarded(batch: Any) -> None:
+        try:
+            work(batch)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            places.release()
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        places.acquire()
+        for batch in batches:
+            pool.submit(guarded, batch)
+            places.acquire()
+            if errors:
+                break
+    if errors:
+        raise errors[0]
+
+
+class FunctionChatModel(BaseChatModel):
+    """
+    A rule in Python that answers like a model: for tests, for baselines, and for what a rule knows best.
+
+    Its tokens are the words of a text, and cost nothing.
+
+    Args:
+        function (`Callable[[ChatRequest], str]`):
+            The rule. An error that it raises is not caught.
+        name (`str`):
+            What to call it. With `revision` this is its identity: the code itself is not looked at.
+        revision (`str`, *optional*):
+            Version of the rule. Raise it when the rule changes, or stored answers of the old one are used.
+
+    Example:
+
+    ```python
+    from trl_distill.chat import ChatRequest, FunctionChatModel
+
+    echo = FunctionChatModel(lambda request: request.messages[-1]["content"], name="echo")
+    [answer] = echo.complete([ChatRequest([{"role": "user", "content": "Hello"}])])
+    print(answer.text)  # Hello
+    ```
+    """
+
+    def __init__(self, function: Callable[[ChatRequest], str], name: str, revision: str | None = None):
+        self.function, self.name, self.revision = function, name, revision
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"function": self.name, "revision": self.revision}
+
+    def answer(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
+        answers = []
+        for request in batch:
+            text = self.function(request)
+            prompt = sum(len(message["content"].split()) for message in request.messages)
+            answers.append(Completion(text, "stop", prompt, len(text.split())))
+        return answers
