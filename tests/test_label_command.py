@@ -122,13 +122,13 @@ def test_the_parser_knows_every_rule(rule):
 @pytest.mark.parametrize(
     ("rows", "flags", "message"),
     [
-        (ROWS, [], "line 1 of {file}: no column `prompt` with the question, only question, answer, generated."),
-        ([ROWS[0], '{"question": \n'], COLUMNS, "line 2 of {file}: Expecting value"),
-        ([ROWS[0], "3\n"], COLUMNS, "line 2 of {file}: expected a JSON object, got 3"),
+        (ROWS, [], "row 1 of {file}: no column `prompt` with the question, only question, answer, generated."),
+        ([ROWS[0], '{"question": \n'], COLUMNS, "Line 2 of {file} is no JSON: Expecting value"),
+        ([ROWS[0], "3\n"], COLUMNS, "Line 2 of {file} must be a JSON object, got 3"),
         (
             [ROWS[0], ROWS[1] | {"answer": None}],
             COLUMNS,
-            "line 2 of {file}: the column `answer` with the right answer is",
+            "row 2 of {file}: the column `answer` with the right answer is",
         ),
         ([ROWS[0] | {"generated": [1]}], COLUMNS, "must hold a text or a list of texts, got [1]"),
         ([], COLUMNS, "{file} holds no rows"),

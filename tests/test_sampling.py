@@ -306,10 +306,10 @@ class TestFile:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ('{"prompt": "x", "completions": ["y"]}\n{"prompt": "x", "comp', "line 2 is not JSON"),
-            ('{"prompt": "x", "completion": "y"}', "line 1 is no row of samples"),
+            ('{"prompt": "x", "completions": ["y"]}\n{"prompt": "x", "comp', "Line 2 of .* is no JSON"),
+            ('{"prompt": "x", "completion": "y"}', "row 1 is no row of samples"),
             ('{"prompt": "x", "completions": ["y"], "mean_logps": []}', "has 1 `completions`, but 0 `mean_logps`"),
-            ('{"prompt": "x", "completions": []}', "line 1 has no candidates"),
+            ('{"prompt": "x", "completions": []}', "row 1 has no candidates"),
             ("", "has no rows"),
         ],
     )

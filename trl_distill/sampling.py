@@ -37,6 +37,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl.data_utils import is_conversational
 
 from .divergence import completion_states, lm_head, token_logps
+from .files import read_rows, write_json, write_rows
 from .teacher import dense_head_weight
 
 
@@ -376,16 +377,6 @@ def _digest(rows: Sequence[dict[str, Any]]) -> str:
         raise ValueError(f"The rows cannot be written as JSON: {error}. Remove or convert such columns.") from error
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """All or nothing: a run that is killed while it writes leaves no half file."""
-    new = path.with_name(f"{path.name}.new")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
 def _require_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse to mix the samples of two runs in one file."""
     for name in sorted(old.keys() | new.keys()):
@@ -441,8 +432,8 @@ def _sample_to_file(
                 bar.update(len(batch))
 
     done = [row | samples[i]._asdict() for i, row in enumerate(rows)]
-    _write_whole(settings_file, json.dumps(settings, indent=2) + "\n")
-    _write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done))
+    write_json(settings_file, settings)
+    write_rows(path, done)
     journal.unlink()
     return done
 
@@ -603,26 +594,20 @@ def read_samples(path: str | os.PathLike) -> list[dict[str, Any]]:
         `ValueError`: If a line is no JSON object, or holds no `prompt` or no list `completions`, or if `mean_logps` or
         `truncated` are of another length.
     """
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error}). Expected one row a line.") from error
-            if not isinstance(row, dict) or not row.get("prompt") or not isinstance(row.get("completions"), list):
+    rows = list(read_rows(path))
+    for number, row in enumerate(rows, start=1):
+        if not row.get("prompt") or not isinstance(row.get("completions"), list):
+            raise ValueError(
+                f"{path}, row {number} is no row of samples: it needs a `prompt` and a list `completions`."
+            )
+        if not row["completions"]:
+            raise ValueError(f"{path}, row {number} has no candidates: `completions` is empty. Remove the row.")
+        for name in ("mean_logps", "truncated"):
+            if row.get(name) is not None and len(row[name]) != len(row["completions"]):
                 raise ValueError(
-                    f"{path}, line {number} is no row of samples: it needs a `prompt` and a list `completions`."
+                    f"{path}, row {number} has {len(row['completions'])} `completions`, but {len(row[name])} "
+                    f"`{name}`. The lists must be of one length."
                 )
-            if not row["completions"]:
-                raise ValueError(f"{path}, line {number} has no candidates: `completions` is empty. Remove the row.")
-            for name in ("mean_logps", "truncated"):
-                if row.get(name) is not None and len(row[name]) != len(row["completions"]):
-                    raise ValueError(
-                        f"{path}, line {number} has {len(row['completions'])} `completions`, but {len(row[name])} "
-                        f"`{name}`. The lists must be of one length."
-                    )
-            rows.append(row)
     if not rows:
         raise ValueError(f"{path} has no rows.")
     return rows

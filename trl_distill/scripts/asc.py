@@ -29,15 +29,15 @@ server; with `--samples_file` alone its samples are taken as they are.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_json, write_rows
 from .arguments import split_arguments, user_errors
-from .evaluate import _placement, _write
+from .evaluate import _placement
 from .sample import add_arguments, sample
 
 
@@ -221,9 +221,9 @@ def run(argv: list[str]) -> None:
                 raise ValueError(f"The folder of {file} does not exist. Create it first.")
         result, votes = _vote(args)
         if args.votes_file is not None:
-            _write(args.votes_file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in votes))
+            write_rows(args.votes_file, votes)
         if args.output_file is not None:
-            _write(args.output_file, json.dumps(result, indent=2, allow_nan=False) + "\n")
+            write_json(args.output_file, result)
     _show(result)
 
 

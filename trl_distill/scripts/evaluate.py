@@ -27,11 +27,11 @@ trl-distill evaluate \
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_json, write_rows
 from .arguments import FILE_FORMATS, file_format, split_arguments, user_errors
 
 
@@ -209,13 +209,6 @@ def _evaluate(args: argparse.Namespace) -> dict:
     return result
 
 
-def _write(path: str, text: str) -> None:
-    """All or nothing: a run that is killed while it writes leaves the old file as it was."""
-    part = Path(f"{path}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def _show(result: dict) -> None:
     """Print the metrics as a table, and what to know when reading it."""
     from rich.console import Console
@@ -256,10 +249,9 @@ def run(argv: list[str]) -> None:
         result = _evaluate(args)
         completions = result.pop("completions", [])
         if args.completions_file is not None:
-            lines = [json.dumps(completion, ensure_ascii=False) + "\n" for completion in completions]
-            _write(args.completions_file, "".join(lines))
+            write_rows(args.completions_file, completions)
         if args.output_file is not None:
-            _write(args.output_file, json.dumps(result, indent=2, allow_nan=False) + "\n")
+            write_json(args.output_file, result)
     _show(result)
 
 

@@ -33,17 +33,15 @@ trl-distill label \
 """
 
 import argparse
-import contextlib
 import functools
-import gzip
 import json
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
+from ..files import read_rows, whole_file, write_json
 from .arguments import split_arguments, user_errors
 
 
@@ -115,36 +113,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def _whole_file(path: str) -> Iterator[IO[str]]:
-    """All or nothing: a run that fails or is killed while it writes leaves the old file as it was."""
-    part = Path(f"{path}.part")
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(part, "wt", encoding="utf-8") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _read(args: argparse.Namespace) -> "Iterator[Rationales]":
     from ..evaluation.labels import read_rationales
 
-    path = args.dataset_name
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"expected a JSON object, got {line.strip()[:80]}")
-                    yield read_rationales(row, args.prompt_column, args.completions_column, args.answer_column)
-                except ValueError as error:
-                    raise ValueError(f"line {number} of {path}: {error}") from error
-    except EOFError as error:
-        raise ValueError(f"{path} is incomplete: {error}.") from error
+    for number, row in enumerate(read_rows(args.dataset_name), start=1):
+        try:
+            yield read_rationales(row, args.prompt_column, args.completions_column, args.answer_column)
+        except ValueError as error:
+            raise ValueError(f"row {number} of {args.dataset_name}: {error}") from error
 
 
 def _judge(rationales: "Rationales", rule: str) -> "tuple[Rationales, list[bool | None]]":
@@ -172,7 +148,7 @@ def label(args: argparse.Namespace) -> dict[str, dict[str, int]]:
     labeller = Labeller(
         args.prompt_template, args.completion_template, args.conversational, args.keep_repeats, args.max_characters
     )
-    with _whole_file(args.output_file) as file:
+    with whole_file(args.output_file) as file:
         for rationales, verdicts in tqdm(_judged(args), desc="Comparing answers", unit=" questions"):
             for row in labeller.label(rationales, verdicts):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -214,9 +190,8 @@ def run(argv: list[str]) -> None:
                 raise ValueError(f"The folder of {file} does not exist. Create it first.")
         report = label(args)
         if args.report_file is not None:
-            with _whole_file(args.report_file) as file:
-                settings = {name: value for name, value in vars(args).items() if name != "config"}
-                file.write(json.dumps({**report, "settings": settings}, indent=2) + "\n")
+            settings = {name: value for name, value in vars(args).items() if name != "config"}
+            write_json(args.report_file, {**report, "settings": settings})
     _show(report, f"{args.dataset_name}, rule {args.rule}")
 
 

@@ -1,0 +1,71 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Files that are there as a whole or not at all."""
+
+import gzip
+
+import pytest
+
+from trl_distill.files import read_rows, whole_file, write_json, write_rows
+
+
+ROWS = [{"prompt": "é 海", "n": 1}, {"prompt": "line\nbreak", "n": None}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_rows_come_back(tmp_path, name):
+    write_rows(tmp_path / name, ROWS)
+    assert list(read_rows(tmp_path / name)) == ROWS
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, ROWS)
+    with pytest.raises(RuntimeError), whole_file(path) as file:
+        file.write("half a li")
+        raise RuntimeError
+    assert list(read_rows(path)) == ROWS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"a": "é"})
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": "é"\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1}\n\n{"a": \n', "Line 3 of .* is no JSON"),
+        ('{"a": 1}\n[1]\n', r"Line 2 of .* must be a JSON object, got \[1\]"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, text, said):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        list(read_rows(tmp_path / "rows.jsonl"))
+
+
+def test_damaged_files_are_named(tmp_path):
+    whole = gzip.compress(b'{"a": 1}\n' * 1000)
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": "\xff"}\n')
+    for name in ("rows.jsonl.gz", "rows.jsonl"):
+        with pytest.raises(ValueError, match="damaged or incomplete"):
+            list(read_rows(tmp_path / name))
