@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Files of rows that are written as a whole or not at all."""
+"""Rows in files: written as a whole or not at all, and read from wherever they are."""
 
 import contextlib
 import gzip
@@ -21,7 +21,14 @@ import os
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Loaders of `datasets` by the suffix of a file.
+_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @contextlib.contextmanager
@@ -93,3 +100,53 @@ def read_rows(path: str | PathLike) -> Iterator[dict[str, Any]]:
                 yield row
         except (EOFError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is damaged or incomplete: {error}.") from error
+
+
+def file_format(path: str) -> str:
+    """Name of the loader of `datasets` for a local file, also with `.gz` at its end."""
+    suffix = os.path.splitext(path.removesuffix(".gz"))[1]
+    if suffix not in _FORMATS:
+        raise ValueError(f"cannot read {path}: expected one of {', '.join(_FORMATS)}.")
+    return _FORMATS[suffix]
+
+
+def load_split(name: str, config: str | None = None, split: str | None = None, default: str = "train") -> "Dataset":
+    """
+    One split of a data set.
+
+    Args:
+        name (`str`):
+            A JSON, JSON Lines, CSV or Parquet file, a folder, or an id of the Hub.
+        config (`str`, *optional*):
+            Configuration of a data set of the Hub.
+        split (`str`, *optional*):
+            Which split. Without it `default` if there is one, or the only one.
+        default (`str`, *optional*, defaults to `"train"`):
+            The split that is taken if none is named.
+
+    Returns:
+        [`~datasets.Dataset`]
+
+    Raises:
+        `OSError`, `ValueError`: If there is no such data set or split, or none is named among several.
+    """
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    path = Path(name)
+    if path.is_file():
+        data = load_dataset(file_format(name), data_files=name)
+    elif name.removesuffix(".gz").endswith(tuple(_FORMATS)):
+        raise FileNotFoundError(f"No such file: {name}")
+    elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        data = load_from_disk(name)
+    else:
+        data = load_dataset(name, config)
+    if isinstance(data, Dataset):  # saved without splits
+        return data
+    if split is None and default not in data and len(data) > 1:
+        raise ValueError(f"{name} has several splits. Choose one with `dataset_split`: {', '.join(data)}.")
+    if split is None:
+        split = default if default in data else next(iter(data))
+    if split not in data:
+        raise ValueError(f"No split {split!r} in {name}: choose from {', '.join(data)}.")
+    return data[split]

@@ -28,6 +28,8 @@ from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
+from trl_distill.files import file_format
+
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -131,10 +133,6 @@ NOTES = {
     "use_flash_attn": "with the value `flash_attention_2`",
     "warmup_ratio": "a value below 1 is a share of all steps",
 }
-
-
-# Loaders of `datasets` by the suffix of a file.
-FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @contextlib.contextmanager
@@ -317,11 +315,3 @@ def resolve(
         if checkpoint is None:
             raise ValueError(f"nothing to resume: no checkpoint in {output_dir}.")
         training_args.resume_from_checkpoint = checkpoint
-
-
-def file_format(path: str) -> str:
-    """Name of the loader of `datasets` for a local file."""
-    suffix = os.path.splitext(path.removesuffix(".gz"))[1]
-    if suffix not in FILE_FORMATS:
-        raise ValueError(f"cannot read {path}: expected one of {', '.join(FILE_FORMATS)}.")
-    return FILE_FORMATS[suffix]

@@ -34,7 +34,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl_distill.scripts.arguments import file_format, split_arguments, user_errors
+from trl_distill.files import file_format
+from trl_distill.scripts.arguments import split_arguments, user_errors
 
 
 if TYPE_CHECKING:

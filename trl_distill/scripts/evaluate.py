@@ -31,8 +31,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_json, write_rows
-from .arguments import FILE_FORMATS, file_format, split_arguments, user_errors
+from ..files import load_split, write_json, write_rows
+from .arguments import split_arguments, user_errors
 
 
 if TYPE_CHECKING:
@@ -93,35 +93,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _load_dataset(name: str, config: str | None, split: str | None) -> "Dataset":
-    """A split of a file, of a folder that `datasets` saved, or of a data set of the Hub."""
-    from datasets import Dataset, load_dataset, load_from_disk
-
-    path = Path(name)
-    if path.is_file():
-        data = load_dataset(file_format(name), data_files=name)
-    elif name.removesuffix(".gz").endswith(tuple(FILE_FORMATS)):
-        raise FileNotFoundError(f"No such file: {name}")
-    elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        data = load_from_disk(name)
-    else:
-        data = load_dataset(name, config)
-    if isinstance(data, Dataset):  # saved without splits
-        return data
-    if split is None and "test" not in data and len(data) > 1:
-        raise ValueError(f"Choose a split with --dataset_split: {', '.join(data)}.")
-    if split is None:
-        split = "test" if "test" in data else next(iter(data))
-    if split not in data:
-        raise ValueError(f"No split {split!r} in {name}: choose from {', '.join(data)}.")
-    return data[split]
-
-
 def _load_rows(args: argparse.Namespace) -> "Dataset":
     """The rows to evaluate, with the columns that are needed."""
     from ..evaluation import reference_answer
 
-    rows = _load_dataset(args.dataset_name, args.dataset_config, args.dataset_split)
+    rows = load_split(args.dataset_name, args.dataset_config, args.dataset_split, default="test")
     if args.max_rows is not None:
         rows = rows.select(range(min(args.max_rows, len(rows))))
     if "prompt" not in rows.column_names:

@@ -26,7 +26,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from trl_distill.scripts.arguments import file_format, parse_strictly, resolve, user_errors
+from trl_distill.files import file_format
+from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
 from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
 
 

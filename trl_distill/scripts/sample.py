@@ -31,8 +31,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..files import load_split
 from .arguments import split_arguments, user_errors
-from .evaluate import _load_dataset, _load_model
+from .evaluate import _load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +95,7 @@ def sample(args: argparse.Namespace, path: str) -> list[dict[str, Any]]:
 
     if args.model_name_or_path is None or args.dataset_name is None:
         raise ValueError("Nothing to sample: set --model_name_or_path and --dataset_name.")
-    rows = _load_dataset(args.dataset_name, args.dataset_config, args.dataset_split)
+    rows = load_split(args.dataset_name, args.dataset_config, args.dataset_split, default="test")
     if "prompt" not in rows.column_names:
         raise ValueError(
             f"{args.dataset_name} has no column `prompt`, only {', '.join(rows.column_names)}. Rename the column that "
