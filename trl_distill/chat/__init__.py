@@ -15,6 +15,8 @@
 """Chat models behind one protocol, and the store that keeps every call."""
 
 from .endpoint import EndpointChatModel
+from .judge import Aspect, Judge, JudgeItem, Judgement, Reading
+from .judge_report import judge_report
 from .local import LocalChatModel
 from .models import (
     BaseChatModel,
@@ -27,10 +29,12 @@ from .models import (
     Prices,
     Sampling,
 )
+from .settings import chat_model
 from .store import BudgetReached, CallStore, LedgerRow, Missing, StoredChatModel, read_ledger
 
 
 __all__ = [
+    "Aspect",
     "BaseChatModel",
     "BudgetReached",
     "CallStore",
@@ -41,11 +45,17 @@ __all__ = [
     "EndpointChatModel",
     "FailedCall",
     "FunctionChatModel",
+    "Judge",
+    "JudgeItem",
+    "Judgement",
     "LedgerRow",
     "LocalChatModel",
     "Missing",
     "Prices",
+    "Reading",
     "Sampling",
     "StoredChatModel",
+    "chat_model",
+    "judge_report",
     "read_ledger",
 ]

@@ -1,0 +1,169 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Scores from what a judge replied: JSON first, then lines such as "Answer A: 8/10".
+
+What is not clearly one score for each label is refused. A refusal costs one more request, a wrong number goes unnoticed.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=tuple, strict=False)  # tuples keep a key that comes twice
+_WORD = r"(?i:answer|response|assistant|candidate)"
+_SCORE = r"(?i:score|rating)"
+_NUMBER = r"[+-]?[0-9]+(?:\.[0-9]+)?"
+_NOT_APPLICABLE = r"(?i:n/?a)"
+_FRACTION = rf"({_NUMBER})(?:\s*(?:/|out of)\s*({_NUMBER}))?"
+
+# Parts of a line such as "**Answer A** - Rating: 8/10, since ..."
+_LABEL = rf"(?<![^\W_])(?:{_WORD}\s+)?([A-Z])(?![^\W_])"
+_OPEN, _CLOSE = r"""[ \t*_"'`(\[]*""", r"""[ \t\r*_"'`)\]}]*"""
+_SEPARATOR = rf"{_CLOSE}(?:[:=|]|[-–—](?=\s)){_OPEN}"  # a dash with a space behind it: "A -6" has a sign
+_VALUE = rf"(?P<value>{_NOT_APPLICABLE}|{_FRACTION})"
+# What may follow a score. Not "7,5", "7-8", "7 - 8", "7%", "7 mistakes"
+_END = rf"(?={_CLOSE}(?:$|[,;|](?!\s*\d)|\.(?!\d)|\(|[-–—]\s+(?!\d)|(?i:and\b)|{_LABEL}))"
+_LABELLED = re.compile(rf"{_LABEL}{_SEPARATOR}(?:{_SCORE}(?:{_SEPARATOR}|\s+))?{_VALUE}{_END}", re.MULTILINE)
+_ALONE = re.compile(rf"(?<![^\W_]){_SCORE}(?:\s+is)?{_SEPARATOR}{_VALUE}{_END}", re.MULTILINE)
+
+
+def parse_scores(
+    text: str,
+    labels: Sequence[str],
+    scale: tuple[float, float] = (1, 10),
+    optional: bool = False,
+    cut_off: bool = False,
+) -> dict[str, float | None]:
+    """
+    Scores by label from the reply of a judge.
+
+    The last complete JSON object with scores counts, wherever it stands: `{"scores": {"A": 7, "B": 4}}`, or `{"A": 7,
+    "B": 4}`, or for a single label `{"score": 7}`. Without one, texts such as "Answer A: 8/10", "**A**: 8", "A - Rating:
+    8" are read, and for a single label "Rating: 8" or nothing but a number. What a model thought before `</think>` is
+    left out. Numbers in words, with a decimal comma or in other digits than 0 to 9 are no scores.
+
+    Args:
+        text (`str`):
+            The reply.
+        labels (`list[str]`):
+            Capital letters of the answers that were shown.
+        scale (`tuple[float, float]`, *optional*, defaults to `(1, 10)`):
+            Lowest and highest score. Scores are never rescaled: "4/5" is refused on a scale to 10.
+        optional (`bool`, *optional*, defaults to `False`):
+            Whether "N/A" is a valid score.
+        cut_off (`bool`, *optional*, defaults to `False`):
+            Whether the reply ended at the limit of tokens. Then only a whole JSON object with `score` or `scores` counts,
+            and only if no other one was begun after it.
+
+    Returns:
+        `dict[str, float or None]`: For each label its score, `None` for "N/A".
+
+    Raises:
+        `ValueError`: If there is not exactly one valid score for each label. The message is `"class: detail"`, with the
+            class `no scores`, `missing label`, `extra label`, `two scores`, `not a number` or `out of range`.
+    """
+    if text.lstrip().startswith("<think>") or "</think>" in text:
+        _, end, text = text.rpartition("</think>")
+        if not end:
+            raise ValueError("no scores: the reply ends before its thoughts do")
+    found = _from_json(text, labels, cut_off)
+    if found is None and not cut_off:
+        found = _from_lines(text, labels)
+    if not found:
+        raise ValueError("no scores: nothing in the reply reads as a score")
+
+    scores: dict[str, float | None] = {}
+    for label, value in found:
+        if label not in labels:
+            raise ValueError(f"extra label: a score for {label!r:.30}, where the labels are {', '.join(labels)}")
+        score = _score(value, scale, optional)
+        if scores.setdefault(label, score) != score:
+            raise ValueError(f"two scores: {label} has {scores[label]} and {score}")
+    missing = [label for label in labels if label not in scores]
+    if missing:
+        raise ValueError(f"missing label: no score for {', '.join(missing)}")
+    return {label: scores[label] for label in labels}
+
+
+def _from_json(text: str, labels: Sequence[str], cut_off: bool) -> list[tuple[str, Any]] | None:
+    """Pairs of label and value from the last JSON object that has any."""
+    last, last_end = None, 0
+    for pairs, end in _objects(text):
+        found = _named_scores(pairs, labels)
+        if found is None and not cut_off:
+            found = [(label, value) for key, value in pairs if (label := _label(key))] or None
+        if found is not None:
+            last, last_end = found, end
+    return None if cut_off and "{" in text[last_end:] else last
+
+
+def _objects(text: str) -> Iterator[tuple[tuple[tuple[str, Any], ...], int]]:
+    """Complete JSON objects of a text that lie in no other one, as pairs of key and value, each with its end."""
+    start = text.find("{")
+    while start >= 0:
+        try:
+            pairs, end = _JSON.raw_decode(text, start)
+            yield pairs, end
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)
+
+
+def _named_scores(pairs: Sequence[tuple[str, Any]], labels: Sequence[str]) -> list[tuple[str, Any]] | None:
+    """What stands under `scores`, or for a single label under `score`."""
+    named = [value for key, value in pairs if re.fullmatch(rf"\s*{_SCORE}s?\s*", key)]
+    found = []
+    for value in named:
+        objects = value if isinstance(value, list) else [value]  # some write [{"A": 7}, {"B": 4}]
+        if all(isinstance(part, tuple) for part in objects):
+            found += [(_label(key) or key, score) for part in objects for key, score in part]
+        elif len(labels) == 1:
+            found.append((labels[0], value))
+        else:
+            raise ValueError(f"missing label: {value!r:.50} does not say which score belongs to which answer")
+    return found if named else None
+
+
+def _label(key: str) -> str | None:
+    match = re.fullmatch(rf"\W*(?:{_WORD}\s+)?([A-Za-z])\W*", key)
+    return match and match[1].upper()
+
+
+def _from_lines(text: str, labels: Sequence[str]) -> list[tuple[str, Any]]:
+    found = [(match[1], match["value"]) for match in _LABELLED.finditer(text)]
+    if len(labels) == 1:
+        found += [(labels[0], match["value"]) for match in _ALONE.finditer(text)]
+        if re.fullmatch(rf"{_OPEN}{_VALUE}{_CLOSE}", text.strip()):
+            found.append((labels[0], text.strip(" *_\"'`()[]\n")))
+    return found
+
+
+def _score(value: Any, scale: tuple[float, float], optional: bool) -> float | None:
+    if value is None or isinstance(value, str) and re.fullmatch(_NOT_APPLICABLE, value.strip()):
+        if not optional:
+            raise ValueError("not a number: N/A, but the aspect applies to every answer")
+        return None
+    if isinstance(value, str) and (match := re.fullmatch(_FRACTION, value.strip())):
+        if match[2] is not None and float(match[2]) != scale[1]:
+            raise ValueError(f"out of range: {value.strip():.30}, where scores go to {scale[1]}")
+        value = float(match[1])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"not a number: {value!r:.50}")
+    if not scale[0] <= value <= scale[1]:  # so also NaN and infinity
+        raise ValueError(f"out of range: {value!r:.30}, where scores go from {scale[0]} to {scale[1]}")
+    return float(value)

@@ -1,0 +1,73 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A chat model from one entry of a YAML file."""
+
+import difflib
+import inspect
+from typing import Any
+
+from .endpoint import EndpointChatModel
+from .local import LocalChatModel
+from .models import BaseChatModel
+
+
+_KINDS = {"model": EndpointChatModel, "model_name_or_path": LocalChatModel}  # by the key that names the model
+
+
+def chat_model(settings: dict[str, Any]) -> BaseChatModel:
+    """
+    A chat model from one entry of a YAML file.
+
+    Args:
+        settings (`dict[str, Any]`):
+            Parameters of [`EndpointChatModel`], with `model` among them, or of [`LocalChatModel`], with
+            `model_name_or_path`.
+
+    Returns:
+        [`BaseChatModel`]
+
+    Raises:
+        `ValueError`: If the entry names no model or two, or holds a key that its kind of model does not have.
+
+    Example:
+
+    ```python
+    from trl_distill.chat import chat_model
+
+    judge = chat_model({"model": "Qwen/Qwen2.5-7B-Instruct", "base_url": "http://localhost:8000/v1"})
+    student = chat_model({"model_name_or_path": "data/zephyr-sft", "load_in_4bit": True})
+    ```
+    """
+    if not isinstance(settings, dict):
+        raise ValueError(f"A chat model is an entry of `key: value` lines, got {settings!r}.")
+    kinds = [key for key in _KINDS if key in settings]
+    if len(kinds) != 1:
+        raise ValueError(
+            "A chat model needs either `model` (its name at a server) or `model_name_or_path` (a local model), got "
+            f"{', '.join(map(str, settings)) or 'an empty entry'}."
+        )
+    kind = _KINDS[kinds[0]]
+    parameters = list(inspect.signature(kind).parameters)
+    for key in settings:
+        if key == "api_key":
+            raise ValueError(
+                "`api_key` must not be in a file. Put the key into an environment variable, and its name into "
+                "`api_key_env`."
+            )
+        if key not in parameters:
+            close = difflib.get_close_matches(str(key), parameters, n=3)
+            hint = f"Did you mean {' or '.join(close)}?" if close else f"It has {', '.join(parameters)}."
+            raise ValueError(f"Unknown key `{key}` of the chat model {settings[kinds[0]]!r}. {hint}")
+    return kind(**settings)
