@@ -28,8 +28,10 @@ def load_splits(
 ) -> "dict[str, Dataset]":
     """`train_dataset`, and with evaluation also `eval_dataset`, of the data that the user names."""
     from datasets import load_dataset
+    from transformers import set_seed
     from trl import get_dataset
 
+    set_seed(training_args.seed)  # TRL draws the rows of `test_split_size` from the global state, each process its own
     if dataset_args.datasets:
         dataset = get_dataset(dataset_args)
     else:
@@ -60,6 +62,9 @@ def train_and_save(
     trainer: "Trainer", resume_from_checkpoint: str | bool | None, dataset_name: str | None, what: str = "Model"
 ) -> None:
     """Train, save the result in the output folder, upload it if asked to, and end trackers and process group."""
+    from trl_distill.quantization import keep_4bit_trainable
+
+    keep_4bit_trainable(trainer.model)
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     trainer.save_model(trainer.args.output_dir)
     trainer.accelerator.print(f"{what} saved to {trainer.args.output_dir}.")
