@@ -13,16 +13,24 @@
 # limitations under the License.
 
 """
-TRL's DPO script, strict about unknown keys.
+Direct preference optimization with TRL's trainer: strict about unknown keys and about the reference model.
 
 ```bash
-trl-distill dpo --config FILE [--FIELD VALUE ...]
+trl-distill dpo --config recipes/zephyr/ddpo_qlora.yaml [--FIELD VALUE ...]
+accelerate launch -m trl_distill.scripts.dpo --config recipes/zephyr/ddpo_qlora.yaml
 ```
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
+from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import DatasetMixtureConfig, DPOConfig, DPOTrainer, ModelConfig, ScriptArguments
 
 
 def make_parser(prog: str | None = None):
@@ -31,15 +39,101 @@ def make_parser(prog: str | None = None):
     return make_parser(prog=prog)
 
 
+def refuse_adapter(model_name_or_path: str, revision: str | None) -> None:
+    """Raise `ValueError` if the model is an adapter: the reference would be something else than its user means."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        adapter = find_adapter_config_file(model_name_or_path, revision=revision)
+    except OSError as error:
+        raise ValueError(
+            f"no model {model_name_or_path}: it is neither a folder nor a name that the Hub could have. If it is to be a "
+            "merged model, `trl-distill merge ADAPTER --output DIR` makes it."
+        ) from error
+    if adapter is not None:
+        raise ValueError(
+            f"{model_name_or_path} is an adapter, and the reference of DPO is the model without its adapter. Put it into "
+            f"its base first: `trl-distill merge {model_name_or_path} --output DIR`, then set `model_name_or_path` to "
+            "DIR. With `use_peft: true` a new LoRA is trained on it, of any rank."
+        )
+
+
+def without_text_prompt(rows: "Dataset") -> "Dataset":
+    """
+    Drop a `prompt` that is text beside whole conversations in `chosen` and `rejected`, as in the data sets of H4.
+
+    TRL would add the text to the list of messages. Without the column it takes the messages that both answers share.
+    """
+    first = next(iter(rows))
+    if isinstance(first.get("prompt"), str) and isinstance(first.get("chosen"), list):
+        return rows.remove_columns("prompt")
+    return rows
+
+
+def report_dropped(splits: "dict[str, Dataset]", trainer: "DPOTrainer") -> None:
+    """Say how many rows TRL left out, which it does without a word: those whose prompt alone fills `max_length`."""
+    from datasets import Dataset
+
+    for name, rows in splits.items():
+        if not isinstance(rows, Dataset):  # a stream has no length
+            continue
+        kept = len(getattr(trainer, name))
+        message = f"{len(rows) - kept} of {len(rows)} rows of {name} have a prompt of {trainer.args.max_length} tokens or more"
+        if not kept:
+            raise ValueError(f"{message}, and nothing is left. Raise `max_length`.")
+        if kept < len(rows):
+            trainer.accelerator.print(f"{message} (`max_length`), and are left out.")
+
+
+def build_trainer(
+    script_args: "ScriptArguments",
+    training_args: "DPOConfig",
+    model_args: "ModelConfig",
+    dataset_args: "DatasetMixtureConfig",
+) -> "DPOTrainer":
+    import torch
+    from trl import DPOTrainer, get_peft_config, get_quantization_config
+
+    from trl_distill.quantization import keep_4bit_trainable
+    from trl_distill.reference_check import ReferenceCheckCallback
+
+    set_model_init_kwargs(training_args, model_args)
+    refuse_adapter(model_args.model_name_or_path, training_args.model_init_kwargs["revision"])
+    splits = load_splits(script_args, training_args, dataset_args)
+    splits = {name: without_text_prompt(rows) for name, rows in splits.items()}
+    trainer = DPOTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+        callbacks=[ReferenceCheckCallback()],
+        **splits,
+    )
+    keep_4bit_trainable(trainer.model)  # a precomputed reference may have made that impossible
+    report_dropped(splits, trainer)
+    if script_args.ignore_bias_buffers:
+        trainer.model._ddp_params_and_buffers_to_ignore = [
+            name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
+        ]
+    return trainer
+
+
 def run(argv: list[str]) -> None:
     prog = "trl-distill dpo"
     with user_errors(prog):
-        script_args, training_args, model_args, dataset_args = parse_strictly(make_parser(prog), argv)
+        args = parse_strictly(make_parser(prog), argv)
+        script_args, training_args, _, dataset_args = args
         resolve(script_args, training_args, dataset_args)
+        dataset_name = script_args.dataset_name
+        trainer = build_trainer(*args)
 
-    from trl.scripts.dpo import main
+    from trl_distill.reference_check import WrongReferenceError
 
-    main(script_args, training_args, model_args, dataset_args)
+    try:
+        train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+    except WrongReferenceError as error:
+        with user_errors(prog):
+            raise error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,333 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Wiring of the training steps: what is trained is what is loaded, a resumed run is the same run, losses are what they say."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl import SFTConfig, SFTTrainer
+
+from trl_distill.quantization import keep_4bit_trainable
+from trl_distill.scripts import dpo, merge, sft
+from trl_distill.scripts.arguments import parse_strictly, resolve
+from trl_distill.scripts.training import train_and_save
+
+
+IDS = torch.arange(3, 83).view(2, 40)
+LN_2 = 0.6931471805599453
+LORA = ["--use_peft", "--lora_r", "8", "--lora_target_modules", "q_proj", "v_proj", "up_proj"]
+IN_4BIT = ["--load_in_4bit", "--use_bnb_nested_quant", "--dtype", "bfloat16"]
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(IDS).logits.float()
+
+
+@pytest.fixture
+def arguments(pairs, tmp_path):
+    """Flags of a DPO run on the CPU."""
+    pairs.to_json(tmp_path / "pairs.jsonl")
+
+    def build(model, output="out", *more):
+        flags = {
+            "model_name_or_path": model,
+            "dataset_name": tmp_path / "pairs.jsonl",
+            "output_dir": tmp_path / output,
+            "bf16": False,
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.01,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_steps": 100,
+        }
+        return [f"--{name}={value}" for name, value in flags.items()] + ["--use_cpu", "--disable_tqdm=true", *more]
+
+    return build
+
+
+def train(script, argv):
+    """What `script.run(argv)` does, but the trainer is handed back."""
+    args = parse_strictly(script.make_parser(), argv)
+    resolve(args[0], args[1], args[3])
+    trainer = script.build_trainer(*args)
+    train_and_save(trainer, args[1].resume_from_checkpoint, None)
+    return trainer
+
+
+def losses(trainer):
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+class TestReload:
+    """A2: what is loaded from the output folder, by the base that it records, is what was trained."""
+
+    @pytest.fixture
+    def merged(self, save_model, save_adapter, tmp_path):
+        merge.run([save_adapter(save_model()), "--output", str(tmp_path / "merged"), "--dtype", "float32"])
+        return str(tmp_path / "merged")
+
+    def test_merged(self, merged, arguments, tmp_path):
+        trainer = train(dpo, arguments(merged, "out", *LORA))
+        assert losses(trainer)[1] == pytest.approx(LN_2, abs=1e-6)
+        found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+        start = logits(AutoModelForCausalLM.from_pretrained(merged))
+        assert (logits(found) - start).abs().max() > 0.01
+
+    def test_full(self, merged, arguments, tmp_path):
+        trainer = train(dpo, arguments(merged))
+        assert losses(trainer)[1] == pytest.approx(LN_2, abs=1e-6)
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+
+    def test_4bit(self, merged, arguments, tmp_path):
+        trainer = train(dpo, arguments(merged, "out", *LORA, *IN_4BIT))
+        assert losses(trainer)[1] == pytest.approx(LN_2, abs=1e-6)
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        base = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        found = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization, dtype=torch.bfloat16)
+        found = PeftModel.from_pretrained(found, tmp_path / "out", autocast_adapter_dtype=False)
+        keep_4bit_trainable(found)  # some CPUs round the weights differently for a model in eval mode
+        torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+
+    def test_an_adapter_that_is_trained_on(self, save_model, save_adapter, make_dpo, tmp_path):
+        base = save_model()
+        adapter = save_adapter(base)
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, is_trainable=True)
+        trainer = make_dpo(model)
+        trainer.train()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(LN_2, abs=1e-6)
+        trainer.save_model()
+        found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("quantization", [[], IN_4BIT], ids=["full precision", "4 bit"])
+    def test_supervised_training_of_an_adapter_goes_on(
+        self, quantization, save_model, save_adapter, arguments, pairs, tmp_path
+    ):
+        adapter = save_adapter(save_model())
+        rows = [{"messages": row["prompt"] + row["chosen"]} for row in pairs]
+        Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
+        before = load_file(f"{adapter}/adapter_model.safetensors")
+        untrained = train(sft, arguments(adapter, "same", *quantization, "--learning_rate=0"))
+        for name, weight in load_file(tmp_path / "same" / "adapter_model.safetensors").items():
+            torch.testing.assert_close(weight.float(), before[name].float(), atol=1e-2 if quantization else 0, rtol=0)
+        trained = train(sft, arguments(adapter, "out", *quantization))
+        assert losses(trained)[1] == pytest.approx(losses(untrained)[1], abs=1e-6)
+        assert losses(trained)[4] < losses(trained)[1]
+        config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(tmp_path / "model") and config["r"] == 4
+        if not quantization:
+            found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+            torch.testing.assert_close(logits(found), logits(trained.model), atol=1e-4, rtol=0)
+
+    def test_a_new_adapter_on_an_adapter_is_refused(self, save_model, save_adapter, arguments, capsys):
+        adapter = save_adapter(save_model())
+        with pytest.raises(SystemExit):
+            sft.run(arguments(adapter, "out", "--use_peft"))
+        assert "Leave `use_peft` out to go on training it" in capsys.readouterr().err
+
+    def test_an_adapter_folder_is_refused(self, save_model, save_adapter, arguments, tmp_path, capsys):
+        adapter = save_adapter(save_model())
+        shutil.rmtree(tmp_path / "model")  # the error comes before a model is looked for
+        with pytest.raises(SystemExit) as stop:
+            dpo.run(arguments(adapter))
+        assert stop.value.code == 2
+        assert f"{adapter} is an adapter" in (message := capsys.readouterr().err)
+        assert f"trl-distill merge {adapter} --output DIR" in message
+
+    def test_a_merge_that_was_forgotten(self, arguments, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            dpo.run(arguments(tmp_path / "dsft-merged"))
+        assert "`trl-distill merge ADAPTER --output DIR` makes it" in capsys.readouterr().err
+
+
+class TestLoss:
+    def test_separable_pairs(self, make_dpo, save_model, pairs):
+        """A3: the answers differ, so they can be told apart; the reward is beta times a log-ratio."""
+        model, reference = save_model(), AutoModelForCausalLM.from_pretrained(save_model())
+        trainer = make_dpo(model, eval_dataset=pairs, max_steps=20, logging_steps=1, learning_rate=3e-3)
+        trainer.train()
+        found = losses(trainer)
+        assert found[1] == pytest.approx(LN_2, abs=1e-6)
+        assert found[20] < 0.5 * LN_2
+        last = trainer.evaluate()
+        assert last["eval_rewards/accuracies"] == 1
+        assert last["eval_rewards/margins"] > 1
+
+        for beta in (0.1, 0.3):
+            same = make_dpo(trainer.model, reference, eval_dataset=pairs, beta=beta).evaluate()
+            assert same["eval_rewards/margins"] == pytest.approx(last["eval_rewards/margins"] * beta / 0.1, rel=1e-4)
+
+    def test_against_the_definition(self, make_dpo, save_model, pairs, chat_tokenizer):
+        """A4: -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)), in fp64, here for beta = 1."""
+        policy = AutoModelForCausalLM.from_pretrained(save_model("policy", seed=1))
+        reference = AutoModelForCausalLM.from_pretrained(save_model("reference"))
+        trainer = make_dpo(policy, reference, eval_dataset=pairs.select(range(3)), beta=1.0)
+        found = trainer.evaluate()["eval_loss"]
+
+        expected = []
+        for row in pairs.select(range(3)):
+            margin = 0.0
+            for answers, sign in (("chosen", 1), ("rejected", -1)):
+                prompt = f"<s><|user|>\n{row['prompt'][0]['content'].strip()}</s>\n<|assistant|>\n"
+                start = len(chat_tokenizer(prompt)["input_ids"])
+                ids = chat_tokenizer(f"{prompt}{row[answers][0]['content']}</s>", return_tensors="pt")["input_ids"]
+                for model, factor in ((policy, sign), (reference, -sign)):
+                    with torch.no_grad():
+                        logps = torch.log_softmax(model.double().eval()(ids).logits[0], dim=-1)
+                    margin += factor * sum(logps[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1]))
+            expected.append(math.log1p(math.exp(-margin)))
+        assert found == pytest.approx(sum(expected) / 3, abs=1e-5)
+        assert abs(found - LN_2) > 0.05
+
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    def test_packed_rows_do_not_see_each_other(self, save_model, settings, attention):
+        """A5b: the cross-entropy of every token is the same alone and packed."""
+        rows = [
+            [{"role": "user", "content": "ab" * n}, {"role": "assistant", "content": "c" * n}] for n in range(3, 19, 3)
+        ]
+        found = {}
+        for packing in (False, True):
+            model = AutoModelForCausalLM.from_pretrained(save_model(), attn_implementation=attention)
+            args = SFTConfig(**settings, packing=packing, packing_strategy="bfd", max_length=200)
+            trainer = SFTTrainer(model, args, train_dataset=Dataset.from_dict({"messages": rows}))
+            assert (len(trainer.train_dataset) < len(rows)) == packing
+            found[packing] = []
+            for row in trainer.train_dataset:
+                batch = trainer.data_collator([row])
+                labels = batch.pop("labels")[0, 1:]
+                with torch.no_grad():
+                    scores = trainer.model.eval()(**batch).logits[0, :-1]
+                nll = torch.nn.functional.cross_entropy(scores, labels, reduction="none", ignore_index=-100)
+                found[packing] += nll[labels != -100].tolist()
+        assert len(found[True]) == len(found[False])
+        assert sorted(found[True]) == pytest.approx(sorted(found[False]), abs=1e-5)
+
+
+class TestIn4Bit:
+    def test_dpo_learns_through_the_command(self, save_model, arguments, tmp_path):
+        """A5."""
+        dpo.run(arguments(save_model(), "out", *LORA, *IN_4BIT, "--save_steps=4"))
+        state = json.loads((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").read_text())
+        loss = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        assert loss[0] == pytest.approx(LN_2, abs=1e-6)
+        assert loss[-1] < 0.9 * LN_2
+        adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+        assert {weight.dtype for weight in adapter.values()} == {torch.bfloat16}
+
+    @pytest.mark.parametrize("script", [sft, dpo], ids=["sft", "dpo"])
+    def test_an_evaluation_changes_nothing(self, script, save_model, arguments, pairs, tmp_path):
+        """On some CPUs bitsandbytes packs the weights in an evaluation, and no gradient flows through them any more."""
+        data = "pairs.jsonl"
+        if script is sft:
+            rows = [{"messages": row["prompt"] + row["chosen"]} for row in pairs]
+            data = "dialogues.jsonl"
+            (tmp_path / data).write_text("\n".join(map(json.dumps, rows)))
+        weights = {}
+        for name, flags in (("without", []), ("with", ["--eval_strategy=steps", "--eval_steps=1"])):
+            flags += ["--test_split_size=0.25", f"--dataset_name={tmp_path / data}"]
+            train(script, arguments(save_model(), name, *LORA, *IN_4BIT, "--lora_dropout=0", *flags))
+            weights[name] = load_file(tmp_path / name / "adapter_model.safetensors")
+        for name, weight in weights["without"].items():
+            torch.testing.assert_close(weights["with"][name], weight, atol=0, rtol=0)
+
+
+class TestResume:
+    """A6."""
+
+    @pytest.mark.parametrize("peft", [True, False], ids=["lora", "full"])
+    def test_dpo(self, peft, save_model, arguments, tmp_path):
+        flags = [*(LORA if peft else []), "--save_steps=2", "--test_split_size=0.25", "--eval_strategy=epoch"]
+        model = save_model()
+        whole = train(dpo, arguments(model, "whole", *flags))
+        shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+        torch.randn(7), torch.manual_seed(99)  # nothing may depend on what ran before
+        resumed = train(dpo, arguments(model, "resumed", *flags, "--resume_from_checkpoint=latest"))
+        assert losses(resumed) == losses(whole)
+        file = "adapter_model.safetensors" if peft else "model.safetensors"
+        expected, found = (load_file(tmp_path / name / file) for name in ("whole", "resumed"))
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, atol=0, rtol=0)
+
+    def test_the_test_rows_are_the_same_in_every_process(self, save_model, arguments, pairs):
+        """TRL draws them from the global random state, so that processes would train on each other's test rows."""
+        seen = []
+        for seed in (1, 2):
+            np.random.seed(seed)
+            argv = arguments(save_model(), "out", "--test_split_size=0.25", "--eval_strategy=epoch")
+            args = parse_strictly(dpo.make_parser(), argv)
+            resolve(args[0], args[1], args[3])
+            seen.append(dpo.build_trainer(*args).eval_dataset["prompt"][:])
+        assert seen[0] == seen[1]
+
+
+class TestData:
+    def test_rows_in_the_format_of_h4(self, save_model, arguments, pairs, tmp_path):
+        """Whole conversations in `chosen` and `rejected`, and the prompt once more as text."""
+        plain = train(dpo, arguments(save_model(), "plain"))
+        rows = [
+            {
+                "prompt": row["prompt"][0]["content"],
+                "prompt_id": str(i),
+                "chosen": row["prompt"] + row["chosen"],
+                "rejected": row["prompt"] + row["rejected"],
+                "messages": row["prompt"] + row["chosen"],
+                "score_chosen": 8.0,
+                "score_rejected": 4.0,
+            }
+            for i, row in enumerate(pairs)
+        ]
+        (tmp_path / "h4.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found = train(dpo, arguments(save_model(), "h4", f"--dataset_name={tmp_path / 'h4.jsonl'}"))
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            assert found.train_dataset[name][:] == plain.train_dataset[name][:]
+        assert losses(found) == losses(plain)
+
+        dialogues = [
+            {"prompt": row["prompt"], "prompt_id": row["prompt_id"], "messages": row["messages"]} for row in rows
+        ]
+        (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, dialogues)))
+        trainer = train(sft, arguments(save_model(), "sft", f"--dataset_name={tmp_path / 'chat.jsonl'}"))
+        lengths = [len(plain.train_dataset["prompt_ids"][i] + plain.train_dataset["chosen_ids"][i]) for i in range(12)]
+        assert [len(ids) for ids in trainer.train_dataset["input_ids"][:]] == lengths
+
+    def test_prompts_that_are_too_long_are_counted(self, save_model, arguments, pairs, tmp_path, capsys):
+        rows = [*pairs, pairs[0] | {"prompt": [{"role": "user", "content": "long " * 30}]}]
+        (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        flags = [f"--dataset_name={tmp_path / 'long.jsonl'}", "--max_steps=1"]
+        trainer = train(dpo, arguments(save_model(), "out", *flags, "--max_length=100"))
+        assert len(trainer.train_dataset) == 12
+        assert "1 of 13 rows of train_dataset have a prompt of 100 tokens or more" in capsys.readouterr().out
+        with pytest.raises(SystemExit):
+            dpo.run(arguments(save_model(), "out", *flags, "--max_length=20"))
+        assert "13 of 13 rows" in (message := capsys.readouterr().err)
+        assert "nothing is left. Raise `max_length`" in message
