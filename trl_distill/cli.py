@@ -38,8 +38,8 @@ TRAINING = {
     "nce": "right rationales, weighted by what the negative adapter knows (recorded answers)",
     "labeled_sft": "right and wrong rationales without an adapter of their own: CoT KD, MIX, NT, UL",
     "ranker": "a model that tells right rationales from wrong ones, for asc",
-    "sft": "supervised fine-tuning with TRL's script",
-    "dpo": "preference optimization with TRL's script",
+    "sft": "supervised fine-tuning with TRL's trainer",
+    "dpo": "preference optimization with TRL's trainer, the reference checked",
 }
 OTHERS = {
     "sample": "let a model or a server answer prompts several times, into a file",
@@ -47,6 +47,12 @@ OTHERS = {
     "augment": "let a model answer its training questions, keep what is right",
     "calibrate": "weigh rationales by the divergence of the negative adapter from NAT, for nce",
     "asc": "sample answers, score them with a ranker, vote",
+    "clean": "repair capitals in dialogues, drop those in which the assistant denies having emotions",
+    "feedback": "let models answer prompts and a judge score them, write preference pairs",
+    "binarize": "make preference pairs from answers that are scored already",
+    "lion": "imitate a teacher, find where the student is behind, have more of that written",
+    "merge": "put a LoRA into its base, on disk, as the start of the next stage",
+    "convert-handbook": "rewrite a file of the alignment-handbook for sft or dpo",
     "calls": "show what a call store holds: calls, tokens, retries, cost",
     "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
     "demo": "distil a small model on this machine and show what got better",
@@ -141,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     elif args.command in TRAINING:
         return launch(args.command, args.arguments)
     elif args.command in OTHERS:
-        importlib.import_module(f"trl_distill.scripts.{args.command}").run(args.arguments)
+        importlib.import_module(f"trl_distill.scripts.{args.command.replace('-', '_')}").run(args.arguments)
     else:
         close = difflib.get_close_matches(args.command, TRAINING | OTHERS, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"choose from {', '.join(TRAINING | OTHERS)}."

@@ -26,6 +26,7 @@ import os
 import sys
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Container, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from trl_distill.files import file_format
@@ -46,6 +47,7 @@ PRESENT_DAY = {
     "eval_batch_size": ("per_device_eval_batch_size",),
     "evaluation_strategy": ("eval_strategy",),
     "group_by_length": ("train_sampling_strategy",),
+    "hub_model_revision": ("hub_revision",),
     "include_inputs_for_metrics": ("include_for_metrics",),
     "include_tokens_per_second": ("include_num_input_tokens_seen",),
     "lr": ("learning_rate",),
@@ -84,20 +86,24 @@ PRESENT_DAY = {
     "use_flash_attn": ("attn_implementation",),
     "use_lora": ("use_peft",),
     # data
+    "chat_template": ("chat_template_path",),
     "data_path": ("dataset_name",),
     "dataset": ("dataset_name",),
     "dataset_config_name": ("dataset_config",),
+    "dataset_configs": ("datasets",),
     "dataset_mixer": ("datasets",),
     "dataset_mixture": ("datasets",),
     "dataset_name_or_path": ("dataset_name",),
     "dataset_path": ("dataset_name",),
     "dataset_split": ("dataset_train_split",),
+    "dataset_splits": ("datasets",),
     "dataset_text_field": ("lm_dataset_text_field", "dataset_name"),
+    "preprocessing_num_workers": ("dataset_num_proc",),
+    "text_column": ("dataset_text_field",),
     "train_file": ("dataset_name",),
     # lengths and generation
     "max_length": ("max_completion_length",),
     "max_new_tokens": ("max_completion_length", "max_length"),
-    "max_prompt_length": ("max_length", "max_completion_length"),
     "max_seq_length": ("max_length", "max_completion_length"),
     "max_target_length": ("max_completion_length", "max_length"),
     "model_max_length": ("max_length", "max_completion_length"),
@@ -122,8 +128,12 @@ PRESENT_DAY = {
 # What the new name alone does not say.
 NOTES = {
     "adafactor": "with the value `adafactor`",
+    "chat_template": "the name of a .jinja file with the template",
+    "dataset_configs": "with a `name` in each entry",
+    "dataset_mixer": "a list of entries with `path` and `split`",
+    "dataset_mixture": "a list of entries with `path` and `split`",
+    "dataset_splits": "with a `split` in each entry, or `dataset_train_split` beside `dataset_name`",
     "group_by_length": "with the value `group_by_length`",
-    "max_prompt_length": "long prompts are dropped when the data are prepared",
     "processing_class": "the tokenizer is read from the model's folder",
     "rkl_advantage": "0 switches the long-term part off",
     "tokenizer": "the tokenizer is read from the model's folder",
@@ -132,6 +142,15 @@ NOTES = {
     "use_flash_attention_2": "with the value `flash_attention_2`",
     "use_flash_attn": "with the value `flash_attention_2`",
     "warmup_ratio": "a value below 1 is a share of all steps",
+}
+
+# What has no successor, and why.
+GONE = {
+    "auto_insert_empty_system_msg": "no system message is put in; a chat template can do that",
+    "chat_template": "the template is read from the model's folder",
+    "max_prompt_length": "prompts have no limit of their own; `dpo` leaves out rows whose prompt fills `max_length`",
+    "overwrite_output_dir": "a new run always writes into the same folder",
+    "truncation_side": "the end is cut off what is longer than `max_length`",
 }
 
 
@@ -207,6 +226,8 @@ def unknown_field(name: str, fields: set[str], source: str) -> str:
     if replacement is not None:
         note = f" ({NOTES[name]})" if name in NOTES else ""
         return f"unknown field `{name}` {source}: use `{replacement}`{note}."
+    if name in GONE:
+        return f"unknown field `{name}` {source}: leave it out, {GONE[name]}."
     close = difflib.get_close_matches(name, sorted(fields), n=3)
     hint = "did you mean " + " or ".join(f"`{field}`" for field in close) + "?" if close else "see --help."
     return f"unknown field `{name}` {source}: {hint}"
@@ -293,7 +314,6 @@ def resolve(
         dataset_args ([`trl.DatasetMixtureConfig`]):
             Receives the file.
     """
-    from transformers.trainer_utils import get_last_checkpoint
     from trl.scripts.utils import DatasetConfig
 
     name = script_args.dataset_name
@@ -310,8 +330,9 @@ def resolve(
         )
 
     if str(training_args.resume_from_checkpoint).lower() in ("true", "latest"):
-        output_dir = training_args.output_dir
-        checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-        if checkpoint is None:
-            raise ValueError(f"nothing to resume: no checkpoint in {output_dir}.")
-        training_args.resume_from_checkpoint = checkpoint
+        # Its state is written last: a checkpoint without it was cut off by the kill that makes the resume necessary
+        states = Path(training_args.output_dir).glob("checkpoint-*/trainer_state.json")
+        checkpoints = {int(state.parent.name.removeprefix("checkpoint-")): state.parent for state in states}
+        if not checkpoints:
+            raise ValueError(f"nothing to resume: no checkpoint in {training_args.output_dir}.")
+        training_args.resume_from_checkpoint = str(checkpoints[max(checkpoints)])
