@@ -17,8 +17,9 @@
 import gzip
 
 import pytest
+from datasets import Dataset, DatasetDict
 
-from trl_distill.files import read_rows, whole_file, write_json, write_rows
+from trl_distill.files import load_split, read_rows, whole_file, write_json, write_rows
 
 
 ROWS = [{"prompt": "é 海", "n": 1}, {"prompt": "line\nbreak", "n": None}]
@@ -49,6 +50,13 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
     assert path.read_text(encoding="utf-8") == '{\n  "a": "é"\n}\n'
 
 
+def test_an_error_about_another_file_is_left_alone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such file or directory: .*other"), whole_file(tmp_path / "rows"):
+        open(tmp_path / "other")
+    with pytest.raises(OSError, match="rows cannot be written: .*No such file or directory"):
+        write_rows(tmp_path / "missing" / "rows", ROWS)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -69,3 +77,25 @@ def test_damaged_files_are_named(tmp_path):
     for name in ("rows.jsonl.gz", "rows.jsonl"):
         with pytest.raises(ValueError, match="damaged or incomplete"):
             list(read_rows(tmp_path / name))
+
+
+class TestLoading:
+    def test_splits(self, tmp_path):
+        one, two = Dataset.from_dict({"prompt": ["a"]}), Dataset.from_dict({"prompt": ["b"]})
+        one.save_to_disk(tmp_path / "one")
+        DatasetDict(train=one, test=two).save_to_disk(tmp_path / "train")
+        DatasetDict(x=one, y=two).save_to_disk(tmp_path / "xy")
+        assert load_split(str(tmp_path / "one"))["prompt"][:] == ["a"]
+        assert load_split(str(tmp_path / "train"))["prompt"][:] == ["a"]
+        assert load_split(str(tmp_path / "train"), split="test")["prompt"][:] == ["b"]
+        with pytest.raises(ValueError, match="Choose one with `dataset_split`: x, y"):
+            load_split(str(tmp_path / "xy"))
+        with pytest.raises(ValueError, match="No split 'z' in .*: choose from x, y"):
+            load_split(str(tmp_path / "xy"), split="z")
+
+    def test_files(self, tmp_path):
+        (tmp_path / "a.csv").write_text("prompt\na\n")
+        assert load_split(str(tmp_path / "a.csv"))["prompt"][:] == ["a"]
+        (tmp_path / "a.xlsx").write_text("")
+        with pytest.raises(ValueError, match="expected one of .json, .jsonl, .csv, .parquet"):
+            load_split(str(tmp_path / "a.xlsx"))

@@ -32,24 +32,38 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parqu
 
 
 @contextlib.contextmanager
-def whole_file(path: str | PathLike) -> Iterator[IO[str]]:
+def whole_path(path: str | PathLike) -> Iterator[Path]:
     """
-    A text file to write to, all or nothing: a run that fails or is killed leaves the old file as it was.
+    A path to write a file to, all or nothing: a run that fails or is killed leaves the old file as it was.
 
     Args:
         path (`str` or `os.PathLike`):
-            The file, compressed if it ends in `.gz`.
+            The file. It is replaced when the one beside it is complete and on the disk.
+
+    Raises:
+        `OSError`: If it cannot be written.
     """
     path = Path(path)
     new = path.with_name(f"{path.name}.new")
     try:
-        with _open(new, "wt", compressed=path.suffix == ".gz") as file:
-            yield file
+        yield new
         with open(new, "rb") as file:
             os.fsync(file.fileno())
         os.replace(new, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(new)):
+            raise  # about another file
+        raise OSError(f"{path} cannot be written: {error}. Repair that, and run the same command again.") from error
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | PathLike) -> Iterator[IO[str]]:
+    """A text file to write to, as [`whole_path`], compressed if its name ends in `.gz`."""
+    path = Path(path)
+    with whole_path(path) as new, _open(new, "wt", compressed=path.suffix == ".gz") as file:
+        yield file
 
 
 def _open(path: Path, mode: str, compressed: bool) -> IO[str]:
@@ -64,10 +78,10 @@ def write_json(path: str | PathLike, value: Any) -> None:
 
 
 def write_rows(path: str | PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON Lines, as a whole."""
+    """Write JSON Lines, as a whole. NaN is a `ValueError`."""
     with whole_file(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_rows(path: str | PathLike) -> Iterator[dict[str, Any]]:

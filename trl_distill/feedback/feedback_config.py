@@ -1,0 +1,267 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ..chat import BaseChatModel, Sampling, chat_model
+from .policies import Rejected, check_policy
+from .presets import ULTRAFEEDBACK_SCALE, read_aspects, read_principles
+
+
+@dataclass
+class FeedbackConfig:
+    r"""
+    Configuration of [`run_feedback`] and of `trl-distill feedback`.
+
+    Entries of models are those of [`~trl_distill.chat.chat_model`]: with `model` a server's model, with
+    `model_name_or_path` a local one.
+
+    Parameters:
+        > Data
+
+        dataset_name (`str`, *optional*):
+            Prompts: a JSON, JSON Lines, CSV or Parquet file, a folder, or a data set of the Hub.
+        dataset_config (`str`, *optional*), dataset_split (`str`, *optional*):
+            Configuration and split. The split defaults to `train`, or the only one.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column of the prompts: texts, or messages that end with the user's. A column `prompt_id` names them.
+        reference_column (`str`, *optional*):
+            Column of right answers, which the judges see.
+        completions_column (`str`, *optional*):
+            Column with lists of answers that are there already. They are judged beside those of the responders.
+        models_column (`str`, *optional*):
+            Column with the names of who wrote them.
+        max_prompts (`int`, *optional*):
+            Use the first prompts only.
+        decontaminate (`list[str]`, *optional*, defaults to `["truthful_qa"]`):
+            Evaluations whose questions are dropped from the prompts: `truthful_qa`, loaded from the Hub, or files with a
+            question a line (`.txt`) or a column `question` or `prompt`. An empty list, or `none`, checks nothing.
+        output_dir (`str`):
+            Folder for the calls and the results.
+
+        > Answers
+
+        responders (`list[dict]`, *optional*):
+            Entries of the models that answer.
+        student (`dict`, *optional*):
+            Entry of the model that is to be trained. It answers every prompt, without a principle, as one of
+            `num_answers`; without responders it gives all of them.
+        num_answers (`int`, *optional*, defaults to `4`):
+            Answers a prompt. Who answers which prompt is drawn; no model answers a prompt twice before all have answered it
+            once.
+        principles (`str` or `list[dict]`, *optional*):
+            System prompts of which each answer gets one at random: `ultrafeedback`, or entries with `name`, `text` and
+            `weight`. A system prompt that the prompt has stays, in front. They are not part of the training rows.
+        temperature (`float`, *optional*, defaults to `1.0`), top_p (`float`, *optional*, defaults to `1.0`), max_tokens
+        (`int`, *optional*, defaults to `1024`):
+            How answers are drawn.
+        keep_truncated (`bool`, *optional*, defaults to `False`):
+            Whether to judge answers that were cut off.
+
+        > Judges
+
+        judges (`list[dict]`):
+            Entries of the models that judge. An answer's score is the mean over the judges.
+        judge_mode (`str`, *optional*, defaults to `"listwise"`):
+            `"listwise"`, `"absolute"` or `"pairwise"`, see [`~trl_distill.chat.Judge`].
+        judge_orders (`int`, *optional*):
+            Orders in which the answers are shown, for `"listwise"`. Defaults to as many as there are answers.
+        judge_scale (`list[float]`, *optional*):
+            Lowest and highest rating. Defaults to 1 and 10, and to 1 and 5 with the aspects `ultrafeedback`.
+        aspects (`str` or `list[dict]`, *optional*):
+            What is rated: one overall aspect, `ultrafeedback` for its four, or entries with `name`, `guideline`, `weight`
+            and `optional`. The score is the mean of the aspects by their weights, which are 1 unless set.
+        max_reasks (`int`, *optional*, defaults to `2`):
+            How often a judge is asked again if its reply cannot be read.
+        judge_max_tokens (`int`, *optional*, defaults to `512`):
+            Longest reply of a judge.
+
+        > Pairs, see [`preference_pairs`]
+
+        rejected (`str`, *optional*, defaults to `"random_lower"`):
+            `"random_lower"`, `"random_rest"`, `"min"`, `"second"` or `"all_pairs"`.
+        min_margin (`float`, *optional*, defaults to `0.0`):
+            Smallest difference of the scores of a pair.
+        max_pairs_per_prompt (`int`, *optional*):
+            How many of `"all_pairs"` are kept.
+        dedupe_identical (`bool`, *optional*, defaults to `True`):
+            Whether equal answers are judged once.
+        max_length_ratio (`float`, *optional*):
+            Leaves out pairs in which one text has more than this many times the characters of the other.
+
+        > Run
+
+        max_calls (`int`, *optional*):
+            Calls that may be made, all runs in `output_dir` together.
+        budget_usd (`float`, *optional*):
+            Dollars that they may cost.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say what is still to be asked, and ask nothing.
+        seed (`int`, *optional*, defaults to `42`):
+            Random seed.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Prompts: a JSON, JSONL, CSV or Parquet file, folder, or data set id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_split: str | None = field(default=None, metadata={"help": "Split. Default: `train`, or the only one."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts: texts, or messages."})
+    reference_column: str | None = field(
+        default=None, metadata={"help": "Column of right answers, which the judges see."}
+    )
+    completions_column: str | None = field(
+        default=None, metadata={"help": "Column with lists of answers that are there already."}
+    )
+    models_column: str | None = field(default=None, metadata={"help": "Column with the names of who wrote them."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Use the first prompts only."})
+    decontaminate: list[str] = field(
+        default_factory=lambda: ["truthful_qa"],
+        metadata={
+            "help": "Drop prompts with questions of these evaluations: truthful_qa, or files with a question a line or a "
+            "column `question`. `none` checks nothing."
+        },
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the calls and the results."})
+    responders: list[dict[str, Any]] | None = field(
+        default=None, metadata={"help": "Models that answer. In the YAML file: a list of entries."}
+    )
+    student: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "The model that is to be trained; answers every prompt. In the YAML file: an entry."},
+    )
+    num_answers: int = field(default=4, metadata={"help": "Answers a prompt."})
+    principles: list[dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={"help": "System prompts of the responders: `ultrafeedback`, or in the YAML file a list of entries."},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the answers."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling of the answers."})
+    max_tokens: int = field(default=1024, metadata={"help": "Longest answer in tokens."})
+    keep_truncated: bool = field(default=False, metadata={"help": "Judge answers that were cut off, too."})
+    judges: list[dict[str, Any]] | None = field(
+        default=None, metadata={"help": "Models that judge. In the YAML file: a list of entries."}
+    )
+    judge_mode: Literal["listwise", "absolute", "pairwise"] = field(
+        default="listwise",
+        metadata={"help": "All answers of a prompt in one request, each in its own, or two at a time."},
+    )
+    judge_orders: int | None = field(
+        default=None, metadata={"help": "Orders in which answers are shown. Default: as many as there are answers."}
+    )
+    judge_scale: list[float] | None = field(
+        default=None,
+        metadata={"help": "Lowest and highest rating. Default: 1 10, and 1 5 with the aspects `ultrafeedback`."},
+    )
+    aspects: list[dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": "What is rated. Default: one overall. `ultrafeedback`, or in the YAML file a list of entries."
+        },
+    )
+    max_reasks: int = field(default=2, metadata={"help": "How often a judge is asked again for a readable reply."})
+    judge_max_tokens: int = field(default=512, metadata={"help": "Longest reply of a judge in tokens."})
+    rejected: Rejected = field(default="random_lower", metadata={"help": "Which answer stands against the best one."})
+    min_margin: float = field(default=0.0, metadata={"help": "Smallest difference of the scores of a pair."})
+    max_pairs_per_prompt: int | None = field(default=None, metadata={"help": "How many of `all_pairs` are kept."})
+    dedupe_identical: bool = field(default=True, metadata={"help": "Judge equal answers once."})
+    max_length_ratio: float | None = field(
+        default=None, metadata={"help": "Leave out pairs in which one text is longer than so many times the other."}
+    )
+    max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
+    budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
+    dry_run: bool = field(default=False, metadata={"help": "Say what is still to be asked, and ask nothing."})
+    seed: int = field(default=42, metadata={"help": "Random seed."})
+
+    def __post_init__(self):
+        sources = [self.decontaminate] if isinstance(self.decontaminate, str) else self.decontaminate
+        self.decontaminate = list(sources or [])
+        for name, least in (("num_answers", 1), ("max_prompts", 1), ("max_calls", 0), ("budget_usd", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` must be {least} or more, got {value}.")
+        if self.judge_scale is None:
+            self.judge_scale = list(ULTRAFEEDBACK_SCALE) if self.aspects == "ultrafeedback" else [1, 10]
+        try:
+            low, high = map(float, self.judge_scale)
+        except (TypeError, ValueError):
+            low, high = 0.0, 0.0
+        if not low < high:
+            raise ValueError(f"`judge_scale` must be the lowest and the highest rating, got {self.judge_scale!r}.")
+        if self.judge_mode == "pairwise" and (self.num_answers != 2 or self.completions_column):
+            raise ValueError(
+                f"`judge_mode` pairwise compares two answers, but `num_answers` is {self.num_answers}"
+                f"{' and there are ready ones' if self.completions_column else ''}. Use listwise, or set it to 2."
+            )
+        if self.num_answers < 2 and not self.completions_column:
+            raise ValueError(f"A pair needs two answers, but `num_answers` is {self.num_answers}.")
+        if self.models_column and not self.completions_column:
+            raise ValueError("`models_column` names who wrote the answers of `completions_column`, which is not set.")
+        read_principles(self.principles)
+        read_aspects(self.aspects)
+        check_policy("overall", None, self.rejected, self.min_margin, self.max_pairs_per_prompt, self.max_length_ratio)
+        self.sampling()
+        check_models(self.make_responders(), self.make_student(), self.make_judges())
+
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
+
+    def make_responders(self) -> list[BaseChatModel]:
+        return _models(self.responders, "responders")
+
+    def make_student(self) -> BaseChatModel | None:
+        return None if self.student is None else _models([self.student], "student")[0]
+
+    def make_judges(self) -> list[BaseChatModel]:
+        return _models(self.judges, "judges")
+
+    def settings(self) -> dict[str, Any]:
+        """What the results follow from: the fields without places, limits and the dry run."""
+        places = ("output_dir", "max_calls", "budget_usd", "dry_run")
+        return {name: value for name, value in asdict(self).items() if name not in places}
+
+
+def _models(entries: list[dict[str, Any]] | None, field: str) -> list[BaseChatModel]:
+    if entries is not None and not isinstance(entries, list):
+        raise ValueError(f"`{field}` must be a list of entries, got {entries!r:.200}.")
+    try:
+        return [chat_model(entry) for entry in entries or []]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{field}`: {error}") from error
+
+
+def check_models(
+    responders: Sequence[BaseChatModel], student: BaseChatModel | None, judges: Sequence[BaseChatModel]
+) -> None:
+    """Refuse models that files or the store could not tell apart, before the first call."""
+    answering = [*responders, *([student] if student is not None else [])]
+    for role, models in (("responders", answering), ("judges", judges)):
+        names = [model.name for model in models]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"Two of the {role} are called {twice!r}. Give each its own `name`.")
+    addresses: dict[str, str] = {}
+    for model in [*answering, *judges]:
+        if model.address is not None:
+            identity = json.dumps(model.identity, sort_keys=True)
+            known = addresses.setdefault(identity, model.address)
+            if known != model.address:
+                raise ValueError(
+                    f"{model.name} is asked at {known} and at {model.address}. Set `revision` for each if these are two "
+                    "models, so that their answers are not mixed."
+                )

@@ -1,0 +1,137 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Let models answer prompts and judges score the answers, and make preference pairs of them.
+
+```bash
+trl-distill feedback --config recipes/zephyr/feedback.yaml --dry_run
+trl-distill feedback --config recipes/zephyr/feedback.yaml
+```
+
+A run that was stopped goes on when it is started again. `trl-distill calls OUTPUT_DIR/calls.sqlite` shows what it asked.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .arguments import split_arguments, user_errors
+
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+STOPPED_BY_BUDGET = 3  # exit code: nothing is wrong, and a higher limit goes on
+
+
+def make_parser(prog: str | None = None) -> "HfArgumentParser":
+    from transformers import HfArgumentParser
+
+    from ..feedback import FeedbackConfig
+
+    parser = HfArgumentParser(
+        FeedbackConfig,
+        prog=prog,
+        description="Let models answer prompts and judges score the answers. Writes pairs.jsonl, sft.jsonl, ratings.jsonl, "
+        "report.json, report.png and calls.sqlite into the output folder. Models and other lists of entries come from the "
+        "YAML file.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
+    )
+    return parser
+
+
+def _show_missing(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {"calls": "calls", "prompt_tokens": "tokens in", "completion_tokens": "tokens out", "cost_usd": "US $"}
+    costs = [row["cost_usd"] for row in rows]
+    total = {name: sum(row[name] for row in rows) for name in columns if name != "cost_usd"}
+    total["cost_usd"] = None if None in costs else sum(costs)
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        return [
+            "-" if (n := row[name]) is None else f"{n:,.4f}" if name == "cost_usd" else f"{n:,}" for name in columns
+        ]
+
+    table = Table(title="Still to be asked", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    table.add_column("role", footer="total")
+    table.add_column("model", overflow="fold")
+    for label, footer in zip(columns.values(), cells(total), strict=True):
+        table.add_column(label, footer=footer, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["role"], row["model"], *cells(row))
+    console = Console()
+    console.print(table)
+    console.print(
+        "Calls of responders are exact. Those of judges are without re-asks, and fewer if answers drop out. Tokens are the "
+        "mean of earlier calls of the role, or else the most that they may be."
+    )
+
+
+def _show_report(report: dict[str, Any], output_dir: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=output_dir, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("count", justify="right")
+    known = ("prompts", "candidates", "unscored")  # of the pairs: they stand above already
+    for section in ("prompts", "answers", "pairs"):
+        for name, count in report[section].items():
+            if count and not (section == "pairs" and name in known):  # what never happened has no row
+                table.add_row(f"{section}: {name.replace('_', ' ')}", f"{count:,}")
+    table.add_section()
+    for name, row in report["models"].items():
+        score = "no score" if row["mean_score"] is None else f"mean score {row['mean_score']:.2f}"
+        table.add_row(
+            f"{name}: {score}, chosen {row['chosen']:,}, rejected {row['rejected']:,}", f"{row['answers']:,}"
+        )
+    console = Console()
+    console.print(table)
+    statistics = report["pair_statistics"]
+    console.print(
+        f"Mean margin {statistics['margin']['mean']:.2f}; the chosen answer is the longer one in "
+        f"{statistics['chosen_longer']:.0%} of the pairs. More in report.json and report.png."
+    )
+    for name, of_judge in report["judges"].items():
+        for warning in of_judge["warnings"]:
+            console.print(f"Judge {name}: {warning}")
+
+
+def run(argv: list[str]) -> None:
+    """Parse `argv`, run, and show what came out."""
+    from ..chat import BudgetReached
+
+    with user_errors("trl-distill feedback"):
+        from ..feedback import FeedbackConfig, run_feedback
+
+        values, _, _ = split_arguments(make_parser("trl-distill feedback"), argv)
+        config = FeedbackConfig(**{name: value for name, value in vars(values).items() if name != "config"})
+        try:
+            result = run_feedback(config, progress=True)
+        except BudgetReached as error:
+            sys.stderr.write(f"trl-distill feedback: stopped: {error}\n")
+            raise SystemExit(STOPPED_BY_BUDGET) from error
+    if config.dry_run:
+        _show_missing(result["missing"])
+    else:
+        _show_report(result, config.output_dir)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
