@@ -25,17 +25,24 @@ __version__ = "0.1.0.dev0"
 _MODULES = {
     "ASCRankerConfig": "trl_distill.asc",
     "ASCRankerTrainer": "trl_distill.asc",
+    "FeedbackConfig": "trl_distill.feedback",
     "LabeledSFTConfig": "trl_distill.nat",
     "LabeledSFTTrainer": "trl_distill.nat",
+    "LionConfig": "trl_distill.lion",
+    "LionLoop": "trl_distill.lion",
     "MiniLLMConfig": "trl_distill.minillm",
     "MiniLLMTrainer": "trl_distill.minillm",
     "NCEConfig": "trl_distill.nce",
     "NCETrainer": "trl_distill.nce",
     "NegativeAssistedConfig": "trl_distill.nat",
     "NegativeAssistedTrainer": "trl_distill.nat",
+    "ReferenceCheckCallback": "trl_distill.reference_check",
     "adaptive_self_consistency": "trl_distill.asc",
     "calibration_weights": "trl_distill.nce",
     "load_nat": "trl_distill.nat",
+    "preference_pairs": "trl_distill.feedback",
+    "run_feedback": "trl_distill.feedback",
+    "scored_rows": "trl_distill.feedback",
     "self_consistency": "trl_distill.asc",
     "weighted_self_consistency": "trl_distill.asc",
 }
@@ -43,17 +50,24 @@ _MODULES = {
 __all__ = [
     "ASCRankerConfig",
     "ASCRankerTrainer",
+    "FeedbackConfig",
     "LabeledSFTConfig",
     "LabeledSFTTrainer",
+    "LionConfig",
+    "LionLoop",
     "MiniLLMConfig",
     "MiniLLMTrainer",
     "NCEConfig",
     "NCETrainer",
     "NegativeAssistedConfig",
     "NegativeAssistedTrainer",
+    "ReferenceCheckCallback",
     "adaptive_self_consistency",
     "calibration_weights",
     "load_nat",
+    "preference_pairs",
+    "run_feedback",
+    "scored_rows",
     "self_consistency",
     "weighted_self_consistency",
 ]
@@ -66,9 +80,12 @@ if TYPE_CHECKING:
         self_consistency,
         weighted_self_consistency,
     )
+    from .feedback import FeedbackConfig, preference_pairs, run_feedback, scored_rows
+    from .lion import LionConfig, LionLoop
     from .minillm import MiniLLMConfig, MiniLLMTrainer
     from .nat import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer, load_nat
     from .nce import NCEConfig, NCETrainer, calibration_weights
+    from .reference_check import ReferenceCheckCallback
 
 
 def __getattr__(name: str):

@@ -1,0 +1,621 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Whole loops in the toy world, where all that comes out can be computed."""
+
+import json
+import math
+from collections import Counter
+
+import pytest
+import toy
+from rouge_score.rouge_scorer import RougeScorer
+
+from trl_distill.chat import BudgetReached, CallStore, Completion, FailedCall, FunctionChatModel, Prices
+from trl_distill.lion import LionConfig, LionLoop
+
+
+def ids(rows):
+    return {row["id"] for row in rows}
+
+
+def files(folder):
+    """All that a run writes but for the calls and the picture, as bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(("calls.sqlite", "report.png"))
+    }
+
+
+class TestPools:
+    def test_after_k_rounds(self, world, read):
+        loop = world(rounds=3, n_new=5, models={"student": toy.stubborn})
+        assert loop.run().status == "finished"
+        heldout, first = read("round_0/heldout.jsonl"), read("round_0/cache_pool.jsonl")
+        assert len(heldout) == 4 and len(first) == 19 and not ids(heldout) & ids(first)
+        assert read("round_0/train_pool.jsonl") == first
+        for k in (1, 2, 3):
+            cache, train = read(f"round_{k}/cache_pool.jsonl"), read(f"round_{k}/train_pool.jsonl")
+            before, last = read(f"round_{k - 1}/cache_pool.jsonl"), read(f"round_{k - 1}/train_pool.jsonl")
+            assert len(ids(train)) == len(train) == 5 and len(ids(cache)) == len(cache) == 19 + 5 * k
+            assert cache == before + train and not ids(train) & ids(last)
+            assert {row["round"] for row in train} == {k} and {row["parent"] for row in train} <= ids(before)
+
+    def test_the_heldout_slice_is_nowhere(self, world, read):
+        """Its texts are never trained on, scored for mining or used as seeds, and nothing new is near to one of them."""
+        watch = toy.Watch()
+
+        def write(request):  # half of what it writes is a held-out task, but for a word
+            text = toy.generator().function(request)
+            near = [f"{row['text']} please" for row in read("round_0/heldout.jsonl")]
+            return near[request.sample_index % 4] if request.sample_index % 2 == 0 else text
+
+        models = watch.models(generator=FunctionChatModel(write, "generator"), student=toy.stubborn)
+        result = world(models=models, rounds=2, n_new=6, max_attempts_factor=50).run()
+        assert all(row["generation"]["counts"]["similar"] > 0 for row in result.report["rounds"][1:])
+        heldout = {row["text"] for row in read("round_0/heldout.jsonl")}
+        scorer = RougeScorer(["rougeL"])
+        for k in range(3):
+            trained = {row["prompt"][0]["content"] for row in read(f"round_{k}/answers.jsonl")}
+            cache = {row["text"] for row in read(f"round_{k}/cache_pool.jsonl")}
+            assert trained <= cache and not cache & heldout
+            new = {row["text"] for row in read(f"round_{k}/train_pool.jsonl")} if k else ()
+            assert all(scorer.score(a, b)["rougeL"].fmeasure <= 0.7 for a in new for b in heldout)
+        asked = {content for role, _, content, *_ in watch.answered if role == "generator"}
+        assert not any(text in content for text in heldout for content in asked)
+        for k in (1, 2):
+            scored = ids(read(f"round_{k}/scores.jsonl"))
+            assert scored and not scored & ids(read("round_0/heldout.jsonl"))
+
+    def test_nothing_near_to_a_test_set_is_generated(self, world, tmp_path, read):
+        avoided = [toy.task(0, f"evaluation {i}") for i in range(3)]
+        rows = [{"instruction": avoided[0]}, {"prompt": avoided[1], "answer": "7"}, {"question": avoided[2]}]
+        (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+        def write(request):
+            seen = toy.generator().function(request)
+            return avoided[request.sample_index % 3] + " now" if len(seen) % 2 else seen
+
+        models = {"generator": FunctionChatModel(write, "generator"), "student": toy.stubborn}
+        decontaminate = [str(tmp_path / "test.jsonl")]
+        world(models=models, n_new=8, rounds=1, max_attempts_factor=50, decontaminate=decontaminate).run()
+        scorer = RougeScorer(["rougeL"])
+        new = [row["text"] for row in read("round_1/train_pool.jsonl")]
+        assert all(scorer.score(a, b)["rougeL"].fmeasure <= 0.7 for a in avoided for b in new)
+        world("open", models=models, n_new=8, rounds=1, max_attempts_factor=50).run()
+        new = [row["text"] for row in read("round_1/train_pool.jsonl", "open")]
+        assert any(scorer.score(a, b)["rougeL"].fmeasure > 0.7 for a in avoided for b in new)
+
+    @pytest.mark.parametrize("content", ['{"text": "a"}\n', "no JSON\n", None])
+    def test_a_test_set_that_cannot_be_read_is_said_before_the_first_call(self, content, world, tmp_path):
+        if content is not None:
+            (tmp_path / "test.jsonl").write_text(content)
+        with pytest.raises((ValueError, OSError), match="test.jsonl"):
+            world(decontaminate=[str(tmp_path / "test.jsonl")])
+
+    def test_part_of_a_pool(self, world, read):
+        world(max_instructions=9, rounds=0, heldout_size=2).run()
+        assert len(read("round_0/cache_pool.jsonl")) == 7 and len(read("round_0/heldout.jsonl")) == 2
+        assert read("round_0/manifest.json")["stages"]["pools"]["counts"]["pool"] == 9
+
+    def test_bad_rows_are_in_the_report_and_said(self, world, caplog):
+        rows = toy.rows({0: 8}) + [{"instruction": ""}, {"instruction": None}, *toy.rows({0: 1})]
+        report = world(rows=rows, rounds=0).run().report
+        counts = {"rows": 11, "kept": 8, "duplicate": 1, "empty": 1, "not_text": 1, "pool": 8, "heldout": 4}
+        examples = {"empty": [8], "not_text": [9], "duplicate": [10]}
+        assert report["rounds"][0]["pools"] == counts | {"examples": examples}
+        assert "3 of 11 rows are left out: 1 empty (such as row 8), 1 not_text (such as row 9)" in caplog.text
+
+    def test_without_heldout_there_is_no_evaluation(self, world, tmp_path):
+        result = world(heldout_size=0, rounds=1).run()
+        assert not list(tmp_path.rglob("evaluation.json")) and "heldout" not in result.report["rounds"][0]
+
+
+class TestAnswers:
+    def teacher(self, bad):
+        """Families get another answer than a right one."""
+        return toy.Rule(
+            lambda request: bad.get(
+                toy.family_of(request.messages[-1]["content"]), f"right {request.messages[-1]['content']}"
+            ),
+            "teacher",
+        )
+
+    def test_rows_are_the_teacher_s_answers_and_nothing_else(self, world, read):
+        bad = {1: FailedCall("no"), 2: Completion("right but cut", "length"), 3: " "}
+        loop = world(models={"teacher": self.teacher(bad)}, heldout_size=0)
+        with loop.open_store() as store:
+            for stage, round in ((loop.answers, 0), (loop.training, 0), (loop.discrimination, 1)):
+                stage(store, round)
+        pool = {row["id"]: row["text"] for row in read("round_0/cache_pool.jsonl")}
+        rows = read("round_0/answers.jsonl")
+        assert {row["id"] for row in rows} == {id for id, text in pool.items() if toy.family_of(text) == 0}
+        for row in rows:
+            assert row["prompt"] == [{"role": "user", "content": pool[row["id"]]}]
+            assert row["completion"] == [{"role": "assistant", "content": f"right {pool[row['id']]}"}]
+        counts = {"rows": 10, "failed": 8, "empty": 2, "cut_off": 3}
+        assert read("round_0/manifest.json")["stages"]["answers"]["counts"] == counts
+        unscored = read("round_1/manifest.json")["stages"]["discrimination"]["unscored"]
+        assert unscored == {"teacher failed": 8, "teacher empty": 2}
+
+    def test_a_teacher_without_any_answer(self, world):
+        with pytest.raises(ValueError, match="The teacher teacher gave no answer to train on: .*'failed': 10"):
+            world(
+                models={"teacher": self.teacher(dict.fromkeys(range(4), FailedCall("no")))}, rows=toy.rows({0: 14})
+            ).run()
+
+    def test_a_student_that_fails_or_says_nothing(self, world, read):
+        """No answer is no score; an empty answer is a bad one."""
+
+        def student(folder):
+            says = {0: FailedCall("too long"), 1: ""}
+            return toy.Rule(
+                lambda request: says.get(toy.family_of(request.messages[-1]["content"]), "wrong"), "student"
+            )
+
+        result = world(models={"student": student}, heldout_size=0, rounds=1).run()
+        found = result.report["rounds"][1]["discrimination"]
+        assert found["unscored"] == {"student failed": 10} and found["counts"]["hard"] == 13
+
+    @pytest.mark.parametrize("init_from", ["previous", "base"])
+    def test_where_each_round_begins_and_on_what(self, init_from, world, read, tmp_path):
+        began = []
+
+        def train(model, answers, output):
+            began.append((model, [json.loads(line)["id"] for line in answers.read_text().splitlines()]))
+            toy.train(model, answers, output)
+
+        watch = toy.Watch()
+        world(models=watch.models(train=train, student=toy.stubborn), init_from=init_from).run()
+        pools = [
+            [row["id"] for row in read(f"round_{k}/{'cache' if init_from == 'base' else 'train'}_pool.jsonl")]
+            for k in range(3)
+        ]
+        folder = tmp_path / "run"
+        starts = (
+            ["none"] * 3
+            if init_from == "base"
+            else ["none", str(folder / "round_0/student"), str(folder / "round_1/student")]
+        )
+        assert began == list(zip(starts, pools, strict=True))
+        assert max(watch.answered.values()) == 1 and watch.asked["teacher"] == 19 + 4 + 2 * 4
+        starts = [read(f"round_{k}/manifest.json")["stages"]["training"]["start"] for k in range(3)]
+        assert starts == (["none"] * 3 if init_from == "base" else ["none", "round_0/student", "round_1/student"])
+
+
+class TestScores:
+    def test_a_part_of_the_pool(self, world, read):
+        watch = toy.Watch()
+        world(models=watch.models(student=toy.stubborn), cache_sample=7).run()
+        samples = [ids(read(f"round_{k}/scores.jsonl")) for k in (1, 2)]
+        assert [len(sample) for sample in samples] == [7, 7] and samples[0] != samples[1]
+        for k, sample in enumerate(samples):
+            assert sample <= ids(read(f"round_{k}/cache_pool.jsonl"))
+            assert {row["parent"] for row in read(f"round_{k + 1}/train_pool.jsonl")} <= sample
+        assert watch.asked["referee"] == 2 * (7 + 7) + 2 * 3 * 4
+
+    def test_scores_of_earlier_rounds_can_be_kept(self, world, read, ledger):
+        result = world(models={"student": toy.stubborn}, rescore="new_only").run()
+        calls = ledger(result.report)
+        assert calls[1, "discrimination", "referee"] == 2 * 19 and calls[2, "discrimination", "referee"] == 2 * 4
+        first, second = read("round_1/scores.jsonl"), read("round_2/scores.jsonl")
+        assert second[:19] == first and [row["round"] for row in second] == [1] * 19 + [2] * 4
+        assert ids(second) == ids(read("round_1/cache_pool.jsonl"))
+
+    def test_kept_scores_with_a_sample(self, world, read):
+        world(models={"student": toy.stubborn}, rescore="new_only", cache_sample=7).run()
+        first, second = read("round_1/scores.jsonl"), read("round_2/scores.jsonl")
+        assert len(second) == 14 and ids(first) < ids(second)
+
+    def test_what_has_no_score_yet_is_asked_again(self, world, read):
+        asked = Counter()
+
+        def judge(request):
+            family = toy.family_of(request.messages[-1]["content"])
+            asked[family] += 1
+            return "hm" if family == 3 else toy.referee().function(request)
+
+        models = {"student": toy.stubborn, "referee": FunctionChatModel(judge, "referee")}
+        world(models=models, rescore="new_only", heldout_size=0, max_reasks=0).run()
+        assert asked[3] >= 2 * 2 * 2 and {row["round"] for row in read("round_2/scores.jsonl") if row["unscored"]} == {
+            2
+        }
+
+    def test_a_floor_of_the_teacher_s_score(self, world, read):
+        def judge(request):
+            scores = json.loads(toy.referee().function(request))["scores"]
+            poor = toy.family_of(request.messages[-1]["content"]) == 1
+            return json.dumps({"scores": {label: score - 4 * poor for label, score in scores.items()}})
+
+        models = {"student": toy.stubborn, "referee": FunctionChatModel(judge, "referee")}
+        result = world(models=models, min_teacher_score=5, rounds=1, heldout_size=0).run()
+        counts = result.report["rounds"][1]["discrimination"]["counts"]
+        assert counts == {"hard": 15, "easy": 0, "below_floor": 8, "unscored": 0}
+        assert result.report["rounds"][1]["hard_share"] == 15 / 23
+        assert all(toy.family_of(row["text"]) != 1 for row in read("round_1/train_pool.jsonl"))
+
+    def test_a_quantile(self, world):
+        result = world(tau_quantile=0.2, rounds=1, heldout_size=0).run()
+        found = result.report["rounds"][1]["discrimination"]  # five are behind by 3, all others by 0
+        assert found["counts"]["hard"] == 5 and found["tau"] == 3
+
+
+class TestStops:
+    @pytest.mark.parametrize(("tau", "status"), [(-math.inf, "finished"), (math.inf, "converged"), (3.5, "converged")])
+    def test_bounds_of_tau(self, tau, status, world, read):
+        result = world(tau=tau, rounds=1).run()
+        counts = result.report["rounds"][1]["discrimination"]["counts"]
+        assert (result.status, counts["hard"]) == (status, 19 if tau == -math.inf else 0)
+        again = world(tau=tau, rounds=1)
+        assert again.run() == result and again.estimate() == []
+
+    def test_converged(self, world, tmp_path, read):
+        loop = world(min_hard=6, rounds=3)
+        result = loop.run()
+        assert (result.status, result.round, result.student) == ("converged", 0, tmp_path / "run/round_0/student")
+        assert read("report.json")["status"] == "converged" and read("report.json") == result.report
+        assert not (tmp_path / "run/round_1/train_pool.jsonl").exists() and not (tmp_path / "run/round_2").exists()
+        assert world("run", min_hard=6, rounds=3).run() == result
+
+    def test_an_empty_easy_set_hands_its_share_over(self, world, read, caplog):
+        result = world(models={"student": toy.stubborn}, rounds=1, hard_share=0.25).run()
+        assert result.report["rounds"][1]["generation"]["counts"]["wanted"] == {"hard": 4, "easy": 0}
+        assert {row["kind"] for row in read("round_1/train_pool.jsonl")} == {"hard"}
+        assert "No instruction is easy: all 4 new ones are made from hard ones." in caplog.text
+
+    def test_more_rounds_go_on(self, world, tmp_path):
+        models = {"student": toy.stubborn}
+        world(models=models, rounds=1).run()
+        first = files(tmp_path / "run")
+        world(models=models, rounds=2).run()
+        world("whole", models=models, rounds=2).run()
+        longer = files(tmp_path / "run")
+        assert longer == files(tmp_path / "whole")
+        assert all(longer[name] == content for name, content in first.items() if name != "report.json")
+        assert world(models=models, rounds=1).run().round == 1  # and fewer rounds take nothing away
+        assert files(tmp_path / "run") == longer | {"report.json": files(tmp_path / "run")["report.json"]}
+
+    def test_a_generator_that_echoes_ends_with_a_clear_error_and_can_be_helped(self, world, read):
+        patience = {"seen": 0}
+
+        def write(request):
+            patience["seen"] += 1
+            echo = toy.task(0, 0) if patience["seen"] <= 9 else toy.generator().function(request)
+            return echo
+
+        models = {"student": toy.stubborn, "generator": FunctionChatModel(write, "echo")}
+        with pytest.raises(ValueError, match="echo gave 0 of 4 hard instructions in 8 attempts"):
+            world(models=models, max_attempts_factor=2).run()
+        assert patience["seen"] == 8 and read("report.json")["status"] == "running"
+        assert world(models=models, max_attempts_factor=6).run().status == "finished"
+        assert read("round_1/manifest.json")["stages"]["generation"]["counts"]["similar"] == 9
+
+
+class TestLedger:
+    def run_and_count(self, world, ledger, watch=None, **settings):
+        watch = watch or toy.Watch()
+        loop = world(models=watch.models(student=toy.stubborn), **settings)
+        planned = loop.estimate()
+        assert not watch.asked
+        result = loop.run()
+        return planned, ledger(result.report), watch, loop, result
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {},
+            {"heldout_size": 0},
+            {"rounds": 0},
+            {"strategy": "random"},
+            {"cache_sample": 6},
+            {"rescore": "new_only", "rounds": 3},
+            {"rescore": "new_only", "cache_sample": 9, "rounds": 3},
+            {"referee_orders": 1},
+            {"init_from": "base"},
+        ],
+        ids=str,
+    )
+    def test_the_dry_run_is_the_ledger_is_the_count(self, settings, world, ledger):
+        planned, calls, watch, loop, _ = self.run_and_count(world, ledger, **settings)
+        estimated = Counter()
+        for line in planned:
+            estimated[line.round, line.stage, line.role] += line.calls
+        assert +estimated == Counter({key: n for key, n in calls.items() if isinstance(key, tuple)})
+        for role in ("teacher", "student", "referee", "generator"):
+            assert calls[role] == watch.asked[role] == sum(n for key, n in watch.answered.items() if key[0] == role)
+        assert loop.estimate() == [] and max(watch.answered.values()) == 1
+
+    def test_by_the_formulas(self, world, ledger):
+        planned, calls, watch, *_ = self.run_and_count(world, ledger, rounds=3, n_new=5)
+        assert calls["teacher"] == 19 + 4 + 3 * 5  # distinct instructions
+        assert calls["referee"] == 2 * (19 + 24 + 29) + 2 * 4 * 4
+        assert calls["student"] == (19 + 24 + 29) + 4 * 4
+        assert calls["generator"] == 15
+        teacher = {content for role, _, content, *_ in watch.answered if role == "teacher"}
+        assert len(teacher) == calls["teacher"]
+
+    def test_what_is_used_again_is_no_call(self, world, ledger):
+        """Where a student says the same as before, its answer is scored already: calls and reuses are what was planned."""
+        watch = toy.Watch()
+        loop = world(models=watch.models(), rounds=2)
+        planned = Counter()
+        for line in loop.estimate():
+            planned[line.role] += line.calls
+        report = loop.run().report
+        calls, reused = ledger(report), ledger(report, "reused")
+        assert calls["referee"] + reused["referee"] == planned["referee"] > calls["referee"]
+        assert calls["teacher"] == planned["teacher"] and calls["student"] == planned["student"]
+
+    def test_reasks_come_on_top(self, world, ledger):
+        seen = Counter()
+
+        def judge(request):
+            seen[request.messages[-1]["content"], request.sample_index // 1000] += 1
+            first = request.sample_index % 1000 == 0
+            return "hm" if first else toy.referee().function(request)
+
+        models = {"student": toy.stubborn, "referee": FunctionChatModel(judge, "referee")}
+        report = world(models=models, rounds=1).run().report
+        assert ledger(report)["referee"] == 2 * 2 * (19 + 2 * 4) and set(seen.values()) == {2}
+        assert report["rounds"][1]["discrimination"]["referee"]["reasks"] == 2 * 19
+
+    def test_a_dry_run_before_each_stage(self, world, ledger):
+        """Whatever is done, what is left is what a run then asks."""
+        whole = 19 + 4 + 2 * 4 + (19 + 23) + 3 * 4 + 2 * (19 + 23) + 2 * 3 * 4 + 2 * 4
+        watch = toy.Watch()
+        models = watch.models(student=toy.stubborn)
+        for limit in (10, 25, 45, 60, 75, 95, 110, 125, 140, 170, whole):
+            loop = world(models=models, max_calls=limit)
+            if limit < whole:
+                with pytest.raises(BudgetReached):
+                    loop.run()
+            else:
+                loop.run()
+            assert sum(line.calls for line in loop.estimate()) == whole - limit
+            assert watch.asked.total() - watch.asked["train"] == limit
+
+    def test_estimated_costs_are_bounds_and_then_means(self, world):
+        models = toy.models(student=toy.stubborn)
+        for role in ("teacher", "referee", "generator"):
+            models[role].prices = Prices(1e6, 1e6)  # a dollar a token
+        limits = dict(teacher_max_tokens=40, student_max_tokens=90, referee_max_tokens=10, generator_max_tokens=30)
+        loop = world(models=models, rounds=1, **limits)
+        bounds = {line[:3]: line.cost_usd for line in loop.estimate()}
+        report = loop.run().report
+        spent = {(row["round"], row["stage"], row["role"]): row["cost_usd"] for row in report["ledger"]}
+        assert all(bounds[key] >= spent[key] for key in bounds) and sum(spent.values()) > 0
+        assert all(bounds[key] == 0 for key in bounds if key[2] == "student")
+        assert report["rounds"][-1]["cost_usd_so_far"] == pytest.approx(sum(spent.values()))
+        more = world(models=models, rounds=2, **limits).estimate()
+        [referee] = [line for line in more if (line.stage, line.role) == ("discrimination", "referee")]
+        tokens = [row for row in report["ledger"] if row["role"] == "referee"]
+        mean = sum(row["prompt_tokens"] + row["completion_tokens"] for row in tokens) / sum(
+            row["calls"] for row in tokens
+        )
+        assert referee.cost_usd == pytest.approx(mean * referee.calls, rel=0.01)
+
+    def test_a_price_that_is_not_known(self, world):
+        models = toy.models()
+        models["teacher"].prices = None
+        assert {line.role for line in world(models=models).estimate() if line.cost_usd is None} == {"teacher"}
+        with pytest.raises(ValueError, match="the prices of teacher are not known"):
+            world(models=models, budget_usd=1).run()
+
+
+class TestBudget:
+    @pytest.mark.parametrize("concurrency", [1, 4])
+    def test_stops_at_exactly_so_many_calls_and_goes_on(self, concurrency, world, tmp_path):
+        def models(watch):
+            world = watch.models(student=toy.stubborn)
+            for role in ("teacher", "referee", "generator"):
+                world[role].concurrency = concurrency
+            return world
+
+        world("whole", models=models(toy.Watch())).run()
+        watch, whole = toy.Watch(), files(tmp_path / "whole")
+        for limit in (0, 1, 18, 19, 20, 40, 77, 120):
+            loop = world(models=models(watch), max_calls=limit)
+            with pytest.raises(BudgetReached, match=f"`max_calls` is {limit}, and {limit} were made"):
+                loop.run()
+            assert watch.asked.total() - watch.asked["train"] == limit
+            report = json.loads((tmp_path / "run/report.json").read_text())
+            assert report["status"] == "budget reached" and sum(row["calls"] for row in report["ledger"]) == limit
+        world(models=models(watch), max_calls=500).run()
+        assert files(tmp_path / "run") == whole and max(watch.answered.values()) == 1
+
+    def test_dollars(self, world, tmp_path):
+        models = toy.models(student=toy.stubborn)
+        for role in ("teacher", "referee", "generator"):
+            models[role].prices = Prices(1.0, 2.0)
+        with pytest.raises(BudgetReached, match="`budget_usd` is 0.005"):
+            world(models=models, budget_usd=0.005).run()
+        with CallStore(tmp_path / "run/calls.sqlite") as store:
+            assert 0 < sum(row.cost_usd for row in store.ledger()) <= 0.005
+        assert world(models=models, budget_usd=50).run().status == "finished"
+
+
+class TestEffect:
+    sizes = {0: 40, 1: 40, 2: 4, 3: 4}
+    weak = (2, 3)
+
+    def share(self, rows):
+        return sum(toy.family_of(row["text"]) in self.weak for row in rows) / len(rows)
+
+    def test_what_is_hard_is_found_and_more_of_it_is_written(self, world, read):
+        rows, settings = toy.rows(self.sizes), dict(n_new=60, rounds=1, heldout_size=8)
+        result = world(rows=rows, **settings).run()
+        pool = read("round_0/cache_pool.jsonl")
+        counts = Counter(toy.family_of(row["text"]) for row in pool)
+        right = {family for family, n in counts.items() if n >= toy.ENOUGH}
+        assert right == {0, 1}
+        kinds = {row["id"]: row["kind"] for row in read("round_1/scores.jsonl")}
+        assert all(kinds[row["id"]] == ("easy" if toy.family_of(row["text"]) in right else "hard") for row in pool)
+        assert result.report["rounds"][1]["hard_share"] == self.share(pool)
+        assert self.share(read("round_1/train_pool.jsonl")) == 0.5 > self.share(pool)
+
+        world("random", rows=rows, strategy="random", **settings).run()
+        drawn, expected = self.share(read("round_1/train_pool.jsonl", "random")), self.share(pool)
+        assert abs(drawn - expected) <= 4 * math.sqrt(expected * (1 - expected) / 60)
+
+    def test_random_asks_no_referee_for_mining_and_writes_as_many(self, world, ledger, read):
+        watch = toy.Watch()
+        report = world(models=watch.models(student=toy.stubborn), strategy="random", heldout_size=0).run().report
+        assert watch.asked["referee"] == watch.asked["student"] == 0
+        assert [len(read(f"round_{k}/train_pool.jsonl")) for k in (1, 2)] == [4, 4]
+        assert all("discrimination" not in row and "hard_share" not in row for row in report["rounds"])
+        assert Counter(row["kind"] for row in read("round_1/train_pool.jsonl")) == {"hard": 2, "easy": 2}
+
+    def test_after_enough_rounds_nothing_is_hard(self, world):
+        result = world(rows=toy.rows(self.sizes), n_new=12, rounds=20, heldout_size=8).run()
+        shares = [row["hard_share"] for row in result.report["rounds"][1:]]
+        assert result.status == "converged" and shares[-1] == 0 < shares[0] and result.round < 20
+        assert result.report["rounds"][result.round]["heldout"]["tie_rate"] == 1
+
+
+class TestSeed:
+    def test_same_seed_same_bytes(self, world, tmp_path):
+        for folder in ("a", "b"):
+            world(folder).run()
+        assert files(tmp_path / "a") == files(tmp_path / "b")
+
+    def test_same_bytes_however_many_calls_are_in_flight(self, world, tmp_path):
+        models = toy.models()
+        for role in ("teacher", "referee", "generator"):
+            models[role].concurrency = 6
+        world("a").run()
+        world("b", models=models).run()
+        assert files(tmp_path / "a") == files(tmp_path / "b")
+
+    def test_another_seed_draws_others_and_as_many(self, world, read):
+        results = {folder: world(folder, seed=seed).run() for folder, seed in (("a", 1), ("b", 2))}
+        for name in ("round_0/heldout.jsonl", "round_1/train_pool.jsonl"):
+            a, b = read(name, "a"), read(name, "b")
+            assert len(a) == len(b) and ids(a) != ids(b)
+        parents = [{row["parent"] for row in read("round_1/train_pool.jsonl", folder)} for folder in "ab"]
+        assert parents[0] != parents[1]
+        counts = [[row["pool"] for row in result.report["rounds"]] for result in results.values()]
+        assert counts[0] == counts[1] == [19, 23, 27]
+
+
+class TestReport:
+    def test_what_it_says_of_the_heldout_slice(self, world, read):
+        """Recomputed from the rules of the world."""
+        loop = world(n_new=8)
+        loop.run()
+        heldout = [row["text"] for row in read("round_0/heldout.jsonl")]
+        for k in range(3):
+            seen = json.loads((loop.student_folder(k) / "seen.json").read_text())
+            gaps = [0 if seen.get(str(toy.family_of(text)), 0) >= toy.ENOUGH else 3 for text in heldout]
+            facts = read("report.json")["rounds"][k]["heldout"]
+            assert facts["counts"] == {"heldout": 4, "scored": 4} and facts["win_rate"] == 0
+            assert facts["loss_rate"] == gaps.count(3) / 4 and facts["tie_rate"] == gaps.count(0) / 4
+            assert facts["mean_gap"] == sum(gaps) / 4
+            spread = math.sqrt(sum((gap - sum(gaps) / 4) ** 2 for gap in gaps) / 3)
+            assert facts["mean_gap_se"] == pytest.approx(spread / 2)
+            assert facts["relative_score"] == pytest.approx(sum(8 - gap for gap in gaps) / 32)
+            n = len(heldout[0].split()) + 1  # one of the words of a wrong answer differs
+            rouge = sum(100 if gap == 0 else 100 * (n - 1) / n for gap in gaps) / 4
+            assert facts["rouge_l_to_teacher"] == pytest.approx(rouge)
+            detail = read(f"round_{k}/evaluation.json")
+            assert sorted(row["teacher"] - row["student"] for row in detail["scores"]) == sorted(gaps)
+            assert {row["id"] for row in detail["scores"]} == ids(read("round_0/heldout.jsonl"))
+
+    def test_calls_and_pools_so_far(self, world):
+        report = world(models={"student": toy.stubborn}).run().report
+        assert report["status"] == "finished" and [row["pool"] for row in report["rounds"]] == [19, 23, 27]
+        first = 19 + 4 + 4 + 2 * 4
+        second = first + 19 + 2 * 19 + 4 + 4 + 4 + 2 * 4
+        assert [row["calls_so_far"] for row in report["rounds"]][:2] == [first, second]
+        assert report["rounds"][-1]["calls_so_far"] == sum(row["calls"] for row in report["ledger"])
+
+    def test_the_picture(self, world, tmp_path, picture):
+        world(rounds=1).run()
+        assert (tmp_path / "run/report.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_while_it_runs(self, world, tmp_path, read):
+        """After each stage the report says what is done."""
+        seen = []
+
+        def train(model, answers, output):
+            seen.append([row["round"] for row in read("report.json")["rounds"]])
+            assert read("report.json")["status"] == "running" and "answers" in read("report.json")["rounds"][-1]
+            toy.train(model, answers, output)
+
+        world(models={"train": train}).run()
+        assert seen == [[0], [0, 1], [0, 1, 2]]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"init_from": "basis"}, "`init_from` must be one of previous, base, got 'basis'"),
+            ({"adapter_rounds": "both"}, "`adapter_rounds` must be one of merge, continue"),
+            ({"strategy": "hard"}, "`strategy` must be one of adversarial, random"),
+            ({"rescore": "none"}, "`rescore` must be one of all, new_only"),
+            ({"heldout_size": -1}, "`heldout_size` must be 0 or more"),
+            ({"n_new": 0}, "`n_new` must be 1 or more"),
+            ({"budget_usd": math.nan}, "`budget_usd` must be 0 or more"),
+            ({"max_attempts_factor": 0.5}, "`max_attempts_factor` must be 1 or more"),
+            ({"hard_share": 1.5}, r"`hard_share` must be in \[0, 1\]"),
+            ({"rouge_threshold": -0.1}, r"`rouge_threshold` must be in \[0, 1\]"),
+            ({"referee_orders": 3}, "`referee_orders` must be 2"),
+            ({"tau": math.nan}, "`tau` must be a number"),
+            ({"tau_quantile": 2}, "`tau_quantile` must be in"),
+            ({"teacher_temperature": -1}, "`temperature` must be 0"),
+            ({"generator_max_tokens": 0}, "`max_tokens` must be 1"),
+            ({"decontaminate": "file.jsonl"}, "`decontaminate` must be a list"),
+            ({"dry_run": True, "restart_from": "1.answers"}, "`restart_from` removes results"),
+        ],
+    )
+    def test_settings_that_no_run_can_use(self, settings, said):
+        with pytest.raises(ValueError, match=said):
+            LionConfig(**settings)
+
+    @pytest.mark.parametrize(
+        ("settings", "arguments", "said"),
+        [
+            ({"output_dir": None}, {}, "`output_dir` is not set"),
+            ({"student_model": None}, {}, "`student_model` is not set"),
+            ({}, {"teacher": None}, "No `teacher`"),
+            ({"referee": {"modle": "x"}}, {"referee": None}, "`referee`: A chat model needs either"),
+            (
+                {"teacher": {"model": "x", "api_key": "sk-1"}},
+                {"teacher": None},
+                "`teacher`: `api_key` must not be in a file",
+            ),
+            ({"heldout_size": 23}, {}, "`heldout_size` is 23, and the pool has 23 instructions"),
+            ({"restart_from": "generation"}, {}, "such as 1.generation, got 'generation'"),
+            ({"restart_from": "0.generation"}, {}, "a stage of it"),
+            ({"restart_from": "3.answers"}, {}, "a round up to 2"),
+            ({"restart_from": "1.discrimination", "strategy": "random"}, {}, "stages are generation, answers"),
+            (
+                {"training": {"learning_rat": 1}},
+                {"train": None},
+                "unknown field `learning_rat`. Did you mean learning_rate",
+            ),
+            ({"training": {"output_dir": "x"}}, {"train": None}, "`output_dir`, which the loop sets"),
+            ({"training": {"hub_token": "x"}}, {"train": None}, "must not be in a file"),
+        ],
+    )
+    def test_what_is_refused_before_the_first_call(self, settings, arguments, said, tmp_path):
+        values = dict(output_dir=str(tmp_path / "run"), student_model="none", heldout_size=4, rounds=2) | settings
+        watch = toy.Watch()
+        with pytest.raises(ValueError, match=said):
+            LionLoop(LionConfig(**values), toy.rows({0: 10, 1: 8, 2: 3, 3: 2}), **(watch.models() | arguments))
+        assert not watch.asked
+
+    def test_no_instructions(self, tmp_path):
+        with pytest.raises(ValueError, match="No instructions: set `dataset_name`"):
+            LionLoop(LionConfig(output_dir=str(tmp_path / "run"), student_model="none"), **toy.models())

@@ -1,0 +1,407 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs that are killed, changed and begun again: they go on where they were, and give what they would have given."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import toy
+from served import by_the_rules, sent
+
+from trl_distill.chat import FailedCall
+from trl_distill.chat.models import derived_seed
+
+
+HERE = Path(__file__).parent
+
+
+def results(folder):
+    """All that a run made, as bytes, without the calls, and the report without how often was asked."""
+    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("calls.sqlite")]
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in names}
+    report = json.loads(found.pop("report.json"))
+    del report["ledger"]
+    for row in report["rounds"]:
+        del row["calls_so_far"], row["cost_usd_so_far"]
+    return found | {"report": report}
+
+
+@pytest.fixture
+def whole(world, tmp_path):
+    """What an uninterrupted run makes."""
+    watch = toy.Watch()
+    world("whole", models=watch.models(student=toy.stubborn)).run()
+    return results(tmp_path / "whole"), watch.asked
+
+
+class Runs:
+    """Runs of one folder, the calls of all of them together."""
+
+    def __init__(self, world, **settings):
+        self.world, self.settings, self.answered, self.asked = world, settings, Counter(), Counter()
+
+    def run(self, kill=None):
+        watch = toy.Watch(kill)
+        try:
+            return self.world(models=watch.models(student=toy.stubborn), **self.settings).run()
+        except toy.Killed:
+            return None
+        finally:
+            self.answered += watch.answered
+            self.asked += watch.asked
+
+
+class TestKilledCalls:
+    @pytest.mark.parametrize("role", ["teacher", "student", "referee", "generator", "train"])
+    def test_at_a_call_of_each_role(self, role, world, whole, tmp_path):
+        expected, asked = whole
+        moments = sorted({1, 2, asked[role] // 3, asked[role] // 2, asked[role] - 1, asked[role]})
+        for k, number in enumerate(moment for moment in moments if moment > 0):
+            runs = Runs(lambda k=k, **settings: world(f"{role} {k}", **settings))
+            assert runs.run(kill=(role, number)) is None and runs.run().status == "finished"
+            assert results(tmp_path / f"{role} {k}") == expected
+            assert set(runs.answered.values()) == {1}
+            assert runs.answered.total() == sum(asked[name] for name in asked if name != "train")
+            assert runs.asked["train"] == 3 + (role == "train")
+
+    @pytest.mark.slow
+    def test_at_every_call_of_one_run(self, world, whole, tmp_path):
+        """Each run gets one answer further."""
+        expected, asked = whole
+        runs, kills = Runs(world), 0
+        while runs.run(kill=("any", 2)) is None:
+            kills += 1
+        assert (
+            results(tmp_path / "run") == expected and set(runs.answered.values()) == {1} and kills == asked.total() - 1
+        )
+
+
+class Disk:
+    """Counts the files that are put in place, and kills the run before one of them."""
+
+    def __init__(self, monkeypatch, kill=None):
+        self.count, self.kill = 0, kill
+        self.replace, self.rename = os.replace, Path.rename
+        monkeypatch.setattr(os, "replace", lambda a, b: self.step(self.replace, a, b))
+        monkeypatch.setattr(Path, "rename", lambda a, b: self.step(self.rename, a, b))
+
+    def step(self, function, a, b):
+        self.count += 1
+        if self.count == self.kill:
+            raise toy.Killed
+        return function(a, b)
+
+
+class TestKilledWrites:
+    def count(self, world, monkeypatch):
+        with monkeypatch.context() as patch:
+            disk = Disk(patch)
+            world("counted", models=toy.models(student=toy.stubborn)).run()
+        return disk.count
+
+    def check(self, numbers, world, expected, tmp_path, monkeypatch):
+        for number in numbers:
+            runs = Runs(lambda number=number, **settings: world(f"write {number}", **settings))
+            with monkeypatch.context() as patch:
+                Disk(patch, kill=number)
+                assert runs.run() is None
+            assert runs.run().status == "finished"
+            assert results(tmp_path / f"write {number}") == expected
+            assert set(runs.answered.values()) == {1}
+
+    def test_before_a_file_is_in_place(self, world, whole, tmp_path, monkeypatch):
+        count = self.count(world, monkeypatch)
+        assert count > 40
+        self.check(random.Random().sample(range(1, count + 1), 6), world, whole[0], tmp_path, monkeypatch)
+
+    @pytest.mark.slow
+    def test_before_each_file_is_in_place(self, world, whole, tmp_path, monkeypatch):
+        self.check(range(1, self.count(world, monkeypatch) + 1), world, whole[0], tmp_path, monkeypatch)
+
+    def test_between_the_last_step_of_a_training_and_its_record(self, world, whole, tmp_path):
+        """The student is in place, the manifest does not say so yet: it is not trained again."""
+        runs = Runs(world)
+        runs.run(kill=("student", 4 + 19 + 2))  # in the evaluation of round 1
+        path = tmp_path / "run/round_1/manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["stages"]["training"]
+        path.write_text(json.dumps(manifest))
+        (tmp_path / "run/round_1/training/run/checkpoint-1").mkdir(parents=True)
+        assert runs.run().status == "finished" and runs.asked["train"] == 3
+        assert results(tmp_path / "run") == whole[0]
+
+
+class TestRestart:
+    @pytest.mark.parametrize(
+        "place",
+        ["0.answers", "0.training", "0.evaluation", "1.discrimination", "1.generation", "1.answers", "2.training"],
+    )
+    def test_from_any_stage_gives_the_same_without_a_call(self, place, world, whole, tmp_path):
+        runs = Runs(world)
+        runs.run()
+        asked = Counter(runs.asked)
+        runs.settings["restart_from"] = place
+        assert runs.run().status == "finished" and results(tmp_path / "run") == whole[0]
+        round, stage = int(place[0]), place[2:]
+        trained = [k for k in range(3) if k > round or k == round and stage not in ("evaluation",)]
+        assert runs.asked - asked == Counter(train=len(trained))
+
+    def test_removes_what_follows_and_nothing_else(self, world, tmp_path):
+        runs = Runs(world)
+        runs.run()
+        before = results(tmp_path / "run")
+        runs.settings["restart_from"] = "1.answers"
+        assert runs.run(kill=("train", 1)) is None
+        left = {name for name in before if name.startswith("round_") and (tmp_path / "run" / name).exists()}
+        gone = {name for name in before if name.startswith("round_2/")}
+        gone |= {f"round_1/{name}" for name in ("student/seen.json", "evaluation.json")}
+        assert {name for name in before if name.startswith("round_")} - left == gone
+
+    def test_a_student_that_was_not_recorded_is_not_taken_for_the_new_one(self, world, whole, tmp_path):
+        runs = Runs(world)
+        runs.run(kill=("student", 4 + 19 + 2))
+        path = tmp_path / "run/round_1/manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["stages"]["training"]
+        path.write_text(json.dumps(manifest))
+        (tmp_path / "run/round_1/student/seen.json").write_text("{}")
+        runs.settings["restart_from"] = "1.answers"
+        assert runs.run().status == "finished" and results(tmp_path / "run") == whole[0]
+
+    def test_killed_while_it_removes(self, world, whole, tmp_path, monkeypatch):
+        """Then what is gone is said, or what is left is right: never an old result for a new one."""
+        for number in range(4):
+            folder = f"removal {number}"
+            runs = Runs(lambda folder=folder, **settings: world(folder, **settings))
+            runs.run()
+            with monkeypatch.context() as patch:
+                count, rmtree = Counter(), shutil.rmtree
+
+                def remove(path, *args, count=count, number=number, rmtree=rmtree, **settings):
+                    count["calls"] += 1
+                    if count["calls"] > number:
+                        raise toy.Killed
+                    rmtree(path, *args, **settings)
+
+                patch.setattr(shutil, "rmtree", remove)
+                runs.settings["restart_from"] = "1.generation"
+                assert runs.run() is None
+            del runs.settings["restart_from"]
+            try:
+                runs.run()
+            except ValueError as error:
+                assert "is gone since the stage" in str(error) and "--restart_from" in str(error)
+                runs.settings["restart_from"] = "1.generation"
+                runs.run()
+            assert results(tmp_path / folder) == whole[0]
+
+    def test_of_a_run_that_another_one_works_on(self, world, tmp_path):
+        runs = Runs(world)
+        runs.run()
+        loop = world(models=toy.models(student=toy.stubborn))
+        with loop.open_store(), pytest.raises(OSError, match="Another run has the call store"):
+            world(models=toy.models(student=toy.stubborn), restart_from="0.answers")
+        assert (tmp_path / "run/round_2/evaluation.json").exists()
+
+
+class TestChanges:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"n_new": 5}, "`n_new` was 4, is 5"),
+            ({"tau": 2.0, "seed": 1}, "`seed` was 42, is 1; `tau` was 1.0, is 2.0"),
+            ({"training": {"learning_rate": 1.0}}, "`training` was {}, is {'learning_rate': 1.0}"),
+            ({"student_model": "other"}, "`student_model` was 'none', is 'other'"),
+            ({"teacher": {"model": "b"}}, "`teacher` was None, is {'model': 'b'}"),
+        ],
+    )
+    def test_another_setting_is_refused_by_name(self, changes, said, world, tmp_path):
+        runs = Runs(world)
+        runs.run(kill=("generator", 1))
+        with pytest.raises(ValueError) as stopped:
+            world(**changes)
+        assert said in str(stopped.value) and "another `output_dir`" in str(stopped.value)
+        runs.run()
+        assert (tmp_path / "run/round_2/evaluation.json").exists()
+
+    def test_what_may_change(self, world, whole, tmp_path):
+        runs = Runs(world)
+        runs.run(kill=("generator", 1))
+        runs.settings = dict(
+            max_attempts_factor=9, max_calls=10**6, student_batch_size=3, num_processes=2, accelerate_config="ddp"
+        )
+        assert runs.run().status == "finished" and set(runs.answered.values()) == {1}
+        found = results(tmp_path / "run")
+        assert found == whole[0]
+
+    def test_how_a_model_is_reached_may_change_and_which_it_is_may_not(self, world):
+        def settings(**entry):
+            entry = {"model": "a", "base_url": "http://here/v1", "concurrency": 4, "revision": "1"} | entry
+            return {"teacher": entry, "rounds": 0}
+
+        world(**settings()).run()
+        elsewhere = {"base_url": "http://there/v1", "concurrency": 1, "prompt_price": 1.0, "completion_price": 1.0}
+        world(**settings(**elsewhere, timeout=3.0, api_key_env="KEY", backoff=2.0, max_attempts=2))
+        for entry in ({"model": "b"}, {"revision": "2"}, {"extra_body": {"top_k": 1}}):
+            with pytest.raises(ValueError, match="`teacher` was"):
+                world(**settings(**entry))
+
+    @pytest.mark.parametrize("kill", [("teacher", 5), ("train", 1)])
+    def test_before_the_first_student_all_may_change_and_no_answer_is_lost(self, kill, world, tmp_path):
+        runs = Runs(world, training={"learning_rate": 1.0})
+        runs.run(kill=kill)
+        runs.settings = dict(training={"learning_rate": 2.0}, heldout_size=6, n_new=5)
+        assert runs.run().status == "finished" and set(runs.answered.values()) == {1}
+        fresh = Runs(lambda **settings: world("fresh", **settings), **runs.settings)
+        fresh.run()
+        assert results(tmp_path / "run") == results(tmp_path / "fresh")
+
+    @pytest.mark.parametrize(
+        ("name", "stage"),
+        [
+            ("round_0/heldout.jsonl", None),
+            ("round_0/cache_pool.jsonl", None),
+            ("round_0/answers.jsonl", "0.answers"),
+            ("round_0/student/seen.json", "0.training"),
+            ("round_0/evaluation.json", "0.evaluation"),
+            ("round_1/scores.jsonl", "1.discrimination"),
+            ("round_1/train_pool.jsonl", "1.generation"),
+            ("round_2/student/seen.json", "2.training"),
+        ],
+    )
+    def test_a_result_that_was_changed_or_removed_is_not_built_upon(self, name, stage, world, whole, tmp_path):
+        runs = Runs(world)
+        runs.run()
+        path = tmp_path / "run" / name
+        content = path.read_bytes()
+        for change, said in ((lambda: path.write_bytes(content + b" "), "has changed"), (path.unlink, "is gone")):
+            change()
+            with pytest.raises(ValueError) as stopped:
+                runs.run()
+            folder = path.parent if path.parent.name == "student" else path
+            if said == "has changed" or folder == path:
+                assert f"{folder} {said} since the stage" in str(stopped.value)
+            assert (f"--restart_from {stage}" if stage else "in another `output_dir`") in str(stopped.value)
+        path.write_bytes(content)
+        assert runs.run().status == "finished"  # put back
+        path.unlink()
+        if stage is not None:
+            runs.settings["restart_from"] = stage
+            runs.run()
+            assert results(tmp_path / "run") == whole[0]
+
+    def test_calls_that_failed_are_asked_again_by_a_restart(self, world, read):
+        down = {"is": True}
+
+        def answer(request):
+            failed = down["is"] and toy.family_of(request.messages[-1]["content"]) == 1
+            return FailedCall("busy") if failed else toy.teacher().function(request)
+
+        models = {"teacher": toy.Rule(answer, "teacher"), "student": toy.stubborn}
+        world(models=models, rounds=0, heldout_size=0).run()
+        assert len(read("round_0/answers.jsonl")) == 15
+        down["is"] = False
+        assert world(models=models, rounds=0, heldout_size=0).run().report["rounds"][0]["answers"]["failed"] == 8
+        report = world(models=models, rounds=0, heldout_size=0, restart_from="0.answers").run().report
+        assert report["rounds"][0]["answers"] == {"rows": 23, "failed": 0, "empty": 0, "cut_off": 0}
+        [row] = report["ledger"]
+        assert (row["calls"], row["failures"]) == (15 + 8 + 8, 8)
+
+    def test_a_store_of_another_run_is_used_again(self, world, tmp_path):
+        Runs(world).run()
+        (tmp_path / "other").mkdir()
+        shutil.copy(tmp_path / "run/calls.sqlite", tmp_path / "other")
+        other = Runs(lambda **settings: world("other", **settings), tau=2.0)
+        other.run()
+        assert other.asked == Counter(train=3)
+
+    def test_a_folder_that_was_moved(self, world, tmp_path):
+        Runs(world).run(kill=("referee", 20))
+        (tmp_path / "run").rename(tmp_path / "moved")
+        moved = Runs(lambda **settings: world("moved", **settings))
+        assert moved.run().status == "finished"
+        Runs(lambda **settings: world("whole", **settings)).run()
+        assert results(tmp_path / "moved") == results(tmp_path / "whole")
+
+
+def stored(path, state):
+    """The calls of a store that were sent to the server."""
+    if not path.exists():
+        return set()
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute(
+            "SELECT request FROM calls WHERE state = ? AND role != 'student'", (state,)
+        ).fetchall()
+    found = []
+    for call in (json.loads(request) for [request] in rows):
+        seed = call["sampling"]["seed"]
+        seed = None if seed is None else derived_seed(seed, call["sample_index"])
+        found.append((call["role"], json.dumps(call["messages"], sort_keys=True), seed))
+    assert state != "answered" or len(set(found)) == len(found)
+    return set(found)
+
+
+class TestKill:
+    concurrency = 4
+
+    def start(self, folder, server):
+        command = [sys.executable, str(HERE / "run_lion.py"), str(folder), server.base_url, str(self.concurrency)]
+        environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+    def check(self, kills, step, server, tmp_path, whole):
+        draw, folder, answered = random.Random(), tmp_path / "run", set()
+        store = folder / "calls.sqlite"
+        server.reply = by_the_rules
+        server.delay = lambda body: draw.random() * 0.01
+        for _ in range(kills):
+            before = len(server.requests)
+            process = self.start(folder, server)
+            target, moment = before + draw.randrange(step), draw.random() * 0.05
+            while process.poll() is None and len(server.requests) <= target:
+                time.sleep(0.001)
+            time.sleep(moment)
+            assert process.poll() is None, process.stderr.read().decode()
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            time.sleep(0.05)  # the server counts what is on its way
+            assert not answered & {sent(body) for body in server.requests[before:]}
+            answered = stored(store, "answered")
+        before = len(server.requests)
+        process = self.start(folder, server)
+        assert process.wait() == 0, process.stderr.read().decode()
+        assert not answered & {sent(body) for body in server.requests[before:]}
+
+        assert results(folder) == whole
+        asked, in_flight = Counter(map(sent, server.requests)), stored(store, "sent")
+        assert set(asked) == stored(store, "answered") >= in_flight
+        repeated = {call: count - 1 for call, count in asked.items() if count > 1}
+        assert repeated.keys() <= in_flight and sum(repeated.values()) <= kills * self.concurrency
+
+    def test_three_kills(self, server, tmp_path, whole):
+        self.check(3, 40, server, tmp_path, whole[0])
+
+    @pytest.mark.slow
+    def test_twenty_kills(self, server, tmp_path, whole):
+        self.check(20, 7, server, tmp_path, whole[0])

@@ -1,0 +1,194 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""New instructions of the kind that the student finds hard, and rarer ones of the kind that it does not."""
+
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+from ..chat import ChatModel, ChatRequest, Completion, FailedCall, Sampling
+from ..chat.models import derived_seed
+from .imitation import CUT_OFF
+from .pools import Instruction
+from .similarity import SimilarityIndex, UnicodeTokenizer
+
+
+KINDS = ("hard", "easy")
+DEFAULT_FILTERS = ("cut_off", "too_short")
+LION_FILTERS = (*DEFAULT_FILTERS, "says_instruction", "starts_with_punctuation", "starts_with_non_ascii")
+
+_PROMPT = """Below is an example of a task that people give to an AI assistant. Write one new task.
+
+- {relation}
+- It makes sense on its own, and can be answered in writing by somebody who knows the subject.
+- It is not a rewording of the example.
+
+Reply with the new task alone: no title, no explanation, no answer.
+
+<example>
+{seed}
+</example>"""
+_RELATION = {
+    "hard": "It is about the same subject and asks for the same kind of work as the example, and it is about as long and as "
+    "difficult.",
+    "easy": "It is about the same subject as the example, but about a part of it that is seldom asked for. It is about as "
+    "long and as difficult as the example.",
+}
+_TITLE = re.compile(r"^\W*(?:the |a |one )?(?:new |example )?(?:task|prompt|instruction)\W*:[\s*_]*", re.IGNORECASE)
+
+
+class GenerationError(ValueError):
+    """The generator did not give enough usable instructions within the limit of attempts."""
+
+
+def generation_request(seed: Instruction, kind: str, sampling: Sampling, sample_index: int = 0) -> ChatRequest:
+    """
+    The question for one new instruction.
+
+    Args:
+        seed (`Instruction`):
+            What the new one is like.
+        kind (`str`):
+            `"hard"`: same subject, kind of work and difficulty. `"easy"`: same subject, rarer.
+        sampling ([`Sampling`]), sample_index (`int`, *optional*, defaults to `0`):
+            Which draw this is, for a seed that is drawn more than once.
+
+    Returns:
+        [`ChatRequest`]
+    """
+    text = _PROMPT.format(relation=_RELATION[kind], seed=seed.text)
+    return ChatRequest([{"role": "user", "content": text}], sampling, sample_index)
+
+
+def read_instruction(reply: str) -> str:
+    """The instruction of a reply, without a title that it may have been given, and without quotes around it."""
+    text = _TITLE.sub("", reply.strip(), count=1).strip()
+    if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0] and text[0] not in text[1:-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def fault(text: str, finish_reason: str, filters: Sequence[str]) -> str | None:
+    """Name of the first of `filters` that a text does not pass, `None` if it passes all."""
+    found = {
+        "cut_off": finish_reason in CUT_OFF,
+        "too_short": len(UnicodeTokenizer().tokenize(text)) <= 3,
+        "says_instruction": re.search(r"\binstructions?\b", text, re.IGNORECASE) is not None,
+        "starts_with_punctuation": text[:1] in tuple(string.punctuation),
+        "starts_with_non_ascii": not text[:1].isascii(),
+    }
+    return next((name for name in filters if found[name]), None)
+
+
+def check_filters(filters: Sequence[str]) -> None:
+    """Raise `ValueError` unless all names are known."""
+    for name in filters:
+        if name not in LION_FILTERS:
+            raise ValueError(f"Unknown filter {name!r}. There are {', '.join(LION_FILTERS)}.")
+
+
+def quotas(n_new: int, hard_share: float) -> dict[str, int]:
+    """How many hard and easy instructions are to be written, the hard share rounded to the next whole number."""
+    hard = round(n_new * hard_share)
+    return {"hard": hard, "easy": n_new - hard}
+
+
+def generate(
+    model: ChatModel,
+    seeds: dict[str, Sequence[Instruction]],
+    wanted: dict[str, int],
+    index: SimilarityIndex,
+    *,
+    round: int,
+    seed: int,
+    sampling: Sampling,
+    filters: Sequence[str] = DEFAULT_FILTERS,
+    max_attempts_factor: float = 5.0,
+) -> tuple[list[Instruction], dict[str, int]]:
+    """
+    Ask for new instructions until there are enough.
+
+    Seeds are drawn uniformly, with replacement. Replies are taken in the order of the requests, whenever they arrive, so
+    the result does not depend on how many are in flight.
+
+    Args:
+        model ([`ChatModel`]):
+            The generator.
+        seeds (`dict[str, list[Instruction]]`):
+            What new ones are made from, under `"hard"` and `"easy"`.
+        wanted (`dict[str, int]`):
+            How many of each are wanted, as [`quotas`] gives it.
+        index ([`SimilarityIndex`]):
+            What new ones must not be near copies of. Those that are taken are added to it.
+        round (`int`), seed (`int`):
+            They decide which seeds are drawn.
+        sampling ([`Sampling`]):
+            How replies are drawn. Its seed must differ between rounds, or a seed that was drawn before would give the old
+            reply.
+        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short"]`):
+            What else is dropped, see [`fault`].
+        max_attempts_factor (`float`, *optional*, defaults to `5.0`):
+            Requests of each kind, as a multiple of what is wanted.
+
+    Returns:
+        `tuple[list[Instruction], dict[str, int]]`: The new instructions, hard ones and easy ones as they came, and counts:
+        `requests`, `accepted`, `failed`, `similar`, and one for each filter that dropped something.
+
+    Raises:
+        [`GenerationError`]: If the limit is reached first.
+    """
+    check_filters(filters)
+    draws = {kind: random.Random(derived_seed(seed, round, KINDS.index(kind))) for kind in KINDS}
+    asked: Counter = Counter()  # requests by kind, and by kind and seed
+    counts: Counter = Counter(requests=0, accepted=0, failed=0, similar=0)
+    taken: list[Instruction] = []
+    missing = dict(wanted)
+    while any(missing.values()):
+        wave = []
+        for kind in KINDS:
+            left = int(max_attempts_factor * wanted[kind]) - asked[kind]
+            if missing[kind] and left <= 0:
+                raise GenerationError(
+                    f"The generator {model.name} gave {wanted[kind] - missing[kind]} of {wanted[kind]} {kind} instructions "
+                    f"in {asked[kind]} attempts ({', '.join(f'{name} {n}' for name, n in counts.items() if n)}). Look at its "
+                    "replies in the call store; raise `max_attempts_factor` or its temperature, or lower `n_new`."
+                )
+            for parent in draws[kind].choices(seeds[kind], k=min(missing[kind], left)) if missing[kind] else ():
+                wave.append((kind, parent, generation_request(parent, kind, sampling, asked[kind, parent.id])))
+                asked[kind] += 1
+                asked[kind, parent.id] += 1
+        counts["requests"] += len(wave)
+        replies = model.complete([request for _, _, request in wave])
+        for (kind, parent, _), reply in zip(wave, replies, strict=True):
+            verdict = _verdict(reply, index, filters)
+            counts[verdict] += 1
+            if verdict == "accepted":
+                new = Instruction(read_instruction(reply.text), kind, round, parent.id)
+                index.add(new.text)
+                taken.append(new)
+                missing[kind] -= 1
+    return taken, dict(counts)
+
+
+def _verdict(reply: Completion | FailedCall, index: SimilarityIndex, filters: Sequence[str]) -> str:
+    if isinstance(reply, FailedCall):
+        return "failed"
+    text = read_instruction(reply.text)
+    if not text:
+        return "empty"
+    is_similar = text in index or index.near_copy(text) is not None
+    return fault(text, reply.finish_reason, filters) or ("similar" if is_similar else "accepted")

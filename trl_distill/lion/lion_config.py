@@ -1,0 +1,292 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin
+
+from ..chat import BaseChatModel, Sampling, chat_model
+from .discrimination import partition
+from .generation import DEFAULT_FILTERS, LION_FILTERS, check_filters
+
+
+# What may be another value when a run goes on: how far it goes, what it may cost, and how it is computed.
+_MAY_CHANGE = ("output_dir", "rounds", "max_calls", "budget_usd", "dry_run", "restart_from", "max_attempts_factor")
+_HARDWARE = ("student_batch_size", "accelerate_config", "num_processes")
+# Of a model's entry: how it is reached, paid and run, not which model it is. If it has moved, the call store asks.
+_ACCESS = ("base_url", "api_key_env", "concurrency", "max_attempts", "timeout", "backoff", "max_consecutive_failures")
+_ACCESS += ("prompt_price", "completion_price", "max_tokens_parameter", "device", "batch_size")
+_MODELS = ("teacher", "referee", "generator")
+
+
+@dataclass
+class LionConfig:
+    r"""
+    Configuration of [`LionLoop`] and of `trl-distill lion`.
+
+    Entries of models are those of [`~trl_distill.chat.chat_model`]: with `model` a server's model, with
+    `model_name_or_path` a local one.
+
+    Parameters:
+        > Pools
+
+        dataset_name (`str`):
+            Instructions to start from: a JSON, JSON Lines, CSV or Parquet file, a folder, or a data set of the Hub. Rows
+            as for [`read_instructions`].
+        dataset_config (`str`, *optional*), dataset_split (`str`, *optional*):
+            Configuration and split. The split defaults to `train`, or the only one.
+        max_instructions (`int`, *optional*):
+            Take so many of them at random, held-out ones included.
+        heldout_size (`int`, *optional*, defaults to `80`):
+            Instructions that are set aside for evaluation before the first round.
+        output_dir (`str`):
+            Folder for calls, pools, students and reports.
+
+        > Models
+
+        teacher (`dict`):
+            Entry of the model that is imitated.
+        referee (`dict`, *optional*), generator (`dict`, *optional*):
+            Entries of the models that compare answers and write instructions. Default to the teacher.
+        student_model (`str`):
+            Id or folder of the model that learns.
+        student_dtype (`str`, *optional*, defaults to `"auto"`), student_load_in_4bit (`bool`, *optional*, defaults to
+        `False`), student_batch_size (`int`, *optional*, defaults to `16`):
+            How the student is loaded when it answers.
+
+        > Sampling
+
+        teacher_temperature (`float`, *optional*, defaults to `0.7`), teacher_max_tokens (`int`, *optional*, defaults to
+        `1024`), student_temperature (`float`, *optional*, defaults to `0.7`), student_max_tokens (`int`, *optional*,
+        defaults to `1024`), referee_temperature (`float`, *optional*, defaults to `0.2`), referee_max_tokens (`int`,
+        *optional*, defaults to `512`), generator_temperature (`float`, *optional*, defaults to `1.0`),
+        generator_max_tokens (`int`, *optional*, defaults to `512`):
+            The paper's values; the last one is our own.
+
+        > Imitation
+
+        training (`dict[str, Any]`, *optional*):
+            Fields of `trl-distill sft`, such as `learning_rate`, `use_peft` or `chat_template_path`.
+        init_from (`str`, *optional*, defaults to `"previous"`):
+            `"previous"`: each round goes on with the student of the last one. `"base"`: each round trains `student_model`
+            anew, on all rows so far.
+        adapter_rounds (`str`, *optional*, defaults to `"merge"`):
+            With `use_peft`. `"merge"`: each round's adapter is merged, and the next one starts a new one on the merged
+            model. `"continue"`: one adapter is trained through all rounds.
+        accelerate_config (`str`, *optional*), num_processes (`int`, *optional*):
+            How the training is launched, as for `trl-distill sft`.
+
+        > Discrimination
+
+        strategy (`str`, *optional*, defaults to `"adversarial"`):
+            `"adversarial"`: new instructions come from those that the referee finds hard and easy. `"random"`: from any,
+            without a referee: the control.
+        tau (`float`, *optional*, defaults to `1.0`), tau_quantile (`float`, *optional*), min_teacher_score (`float`,
+        *optional*):
+            What is hard, see [`partition`].
+        cache_sample (`int`, *optional*):
+            Score a random part of the Cache Pool of this size. The referee is most of the bill.
+        rescore (`str`, *optional*, defaults to `"all"`):
+            `"all"`: score the whole pool each round. `"new_only"`: keep the scores of earlier rounds, by older students.
+        referee_orders (`int`, *optional*, defaults to `2`):
+            2: both orders of the two answers. 1: one, at half the price, with the referee's bias for a place.
+        max_reasks (`int`, *optional*, defaults to `2`):
+            How often the referee is asked again if its reply cannot be read.
+        min_hard (`int`, *optional*, defaults to `1`):
+            With fewer hard instructions the loop has converged, and stops.
+
+        > Generation
+
+        rounds (`int`, *optional*, defaults to `3`):
+            Rounds after the first imitation.
+        n_new (`int`, *optional*, defaults to `6000`):
+            New instructions a round.
+        hard_share (`float`, *optional*, defaults to `0.5`):
+            Share of them that is made from hard ones.
+        max_attempts_factor (`float`, *optional*, defaults to `5.0`):
+            Requests to the generator, as a multiple of what is wanted.
+        rouge_threshold (`float`, *optional*, defaults to `0.7`):
+            A new instruction whose Rouge-L F-measure with one of the pools is above it is dropped.
+        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short"]`):
+            What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion` for
+            all five, as in the released code.
+        decontaminate (`list[str]`, *optional*):
+            Files with questions (`instruction`, `prompt` or `question`) of which no near copy shall be generated.
+
+        > Run
+
+        max_calls (`int`, *optional*):
+            Calls that may be made, all runs in `output_dir` together, those of the student included.
+        budget_usd (`float`, *optional*):
+            Dollars that they may cost.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say what is still to be asked, and ask nothing.
+        restart_from (`str`, *optional*):
+            Round and stage, such as `2.generation`, whose result and all later ones are removed and made anew, each time
+            that it is set. Answers in the store are used again.
+        seed (`int`, *optional*, defaults to `42`):
+            Random seed.
+    """
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Instructions: a file, folder, or data set id."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_split: str | None = field(default=None, metadata={"help": "Split. Default: `train`, or the only one."})
+    max_instructions: int | None = field(default=None, metadata={"help": "Take so many of them at random."})
+    heldout_size: int = field(default=80, metadata={"help": "Instructions that are set aside for evaluation."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for calls, pools, students and reports."})
+
+    teacher: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The model that is imitated. In the YAML file: an entry."}
+    )
+    referee: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The model that compares answers. Default: the teacher."}
+    )
+    generator: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The model that writes instructions. Default: the teacher."}
+    )
+    student_model: str | None = field(default=None, metadata={"help": "Id or folder of the model that learns."})
+    student_dtype: str = field(default="auto", metadata={"help": "Data type of the student when it answers."})
+    student_load_in_4bit: bool = field(default=False, metadata={"help": "Whether the student answers in 4 bit."})
+    student_batch_size: int = field(default=16, metadata={"help": "Answers of the student generated together."})
+
+    teacher_temperature: float = field(default=0.7, metadata={"help": "Temperature of the teacher's answers."})
+    teacher_max_tokens: int = field(default=1024, metadata={"help": "Longest answer of the teacher in tokens."})
+    student_temperature: float = field(default=0.7, metadata={"help": "Temperature of the student's answers."})
+    student_max_tokens: int = field(default=1024, metadata={"help": "Longest answer of the student in tokens."})
+    referee_temperature: float = field(default=0.2, metadata={"help": "Temperature of the referee."})
+    referee_max_tokens: int = field(default=512, metadata={"help": "Longest reply of the referee in tokens."})
+    generator_temperature: float = field(default=1.0, metadata={"help": "Temperature of the generator."})
+    generator_max_tokens: int = field(default=512, metadata={"help": "Longest new instruction in tokens."})
+
+    training: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Fields of `trl-distill sft`. In the YAML file: a section."}
+    )
+    init_from: Literal["previous", "base"] = field(
+        default="previous", metadata={"help": "Where each round's training starts: the last student, or the base."}
+    )
+    adapter_rounds: Literal["merge", "continue"] = field(
+        default="merge", metadata={"help": "Merge the adapter of each round, or train one through all rounds."}
+    )
+    accelerate_config: str | None = field(
+        default=None, metadata={"help": "Accelerate config of the training: a name or a file."}
+    )
+    num_processes: int | None = field(default=None, metadata={"help": "Processes of the training."})
+
+    strategy: Literal["adversarial", "random"] = field(
+        default="adversarial", metadata={"help": "New instructions from hard and easy ones, or from any (control)."}
+    )
+    tau: float = field(default=1.0, metadata={"help": "Gap of the scores from which on an instruction is hard."})
+    tau_quantile: float | None = field(default=None, metadata={"help": "In place of tau: the share that is hard."})
+    min_teacher_score: float | None = field(
+        default=None, metadata={"help": "Leave out instructions on which the teacher scores less."}
+    )
+    cache_sample: int | None = field(default=None, metadata={"help": "Score a random part of the pool of this size."})
+    rescore: Literal["all", "new_only"] = field(
+        default="all", metadata={"help": "Score the whole pool each round, or only what has no score."}
+    )
+    referee_orders: int = field(default=2, metadata={"help": "Orders in which two answers are compared: 2 or 1."})
+    max_reasks: int = field(default=2, metadata={"help": "How often the referee is asked again."})
+    min_hard: int = field(default=1, metadata={"help": "With fewer hard instructions the loop has converged."})
+
+    rounds: int = field(default=3, metadata={"help": "Rounds after the first imitation."})
+    n_new: int = field(default=6000, metadata={"help": "New instructions a round."})
+    hard_share: float = field(default=0.5, metadata={"help": "Share of new ones that is made from hard ones."})
+    max_attempts_factor: float = field(
+        default=5.0, metadata={"help": "Requests to the generator, as a multiple of what is wanted."}
+    )
+    rouge_threshold: float = field(default=0.7, metadata={"help": "Largest Rouge-L with an instruction of the pools."})
+    filters: list[str] = field(
+        default_factory=lambda: list(DEFAULT_FILTERS),
+        metadata={"help": f"What else is dropped: some of {', '.join(LION_FILTERS)}; lion for all; none."},
+    )
+    decontaminate: list[str] = field(
+        default_factory=list, metadata={"help": "Files with questions of which no near copy shall be generated."}
+    )
+
+    max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
+    budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
+    dry_run: bool = field(default=False, metadata={"help": "Say what is still to be asked, and ask nothing."})
+    restart_from: str | None = field(
+        default=None, metadata={"help": "Round and stage, such as 2.generation, from which on all is made anew."}
+    )
+    seed: int = field(default=42, metadata={"help": "Random seed."})
+
+    def __post_init__(self):
+        for name, least in (
+            ("max_instructions", 1),
+            ("heldout_size", 0),
+            ("rounds", 0),
+            ("n_new", 1),
+            ("max_attempts_factor", 1),
+            ("min_hard", 1),
+            ("max_reasks", 0),
+            ("cache_sample", 1),
+            ("max_calls", 0),
+            ("budget_usd", 0),
+            ("student_batch_size", 1),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"`{name}` must be {least} or more, got {value}.")
+        for name in ("hard_share", "rouge_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
+        if self.referee_orders not in (1, 2):
+            raise ValueError(f"`referee_orders` must be 2 (both orders) or 1, got {self.referee_orders}.")
+        for of in fields(self):
+            value, choices = getattr(self, of.name), get_args(of.type)
+            if get_origin(of.type) is Literal and value not in choices:
+                raise ValueError(f"`{of.name}` must be one of {', '.join(choices)}, got {value!r}.")
+        for name in ("filters", "decontaminate"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ValueError(f"`{name}` must be a list, got {value!r}.")
+            setattr(self, name, list(value or ()))
+        self.training = self.training or {}
+        self.filters = {("lion",): list(LION_FILTERS), ("none",): []}.get(tuple(self.filters), self.filters)
+        check_filters(self.filters)
+        partition([], self.tau, self.tau_quantile, self.min_teacher_score)
+        for role in ("student", *_MODELS):
+            self.sampling(role)
+        if self.dry_run and self.restart_from is not None:
+            raise ValueError(
+                "`dry_run` asks and changes nothing, and `restart_from` removes results. Set one of them: what a restart "
+                "asks anew is only what is not in the store."
+            )
+
+    def sampling(self, role: str, seed: int | None = None) -> Sampling:
+        """How `"teacher"`, `"student"`, `"referee"` or `"generator"` answers."""
+        temperature, max_tokens = (getattr(self, f"{role}_{name}") for name in ("temperature", "max_tokens"))
+        return Sampling(temperature, 1.0, max_tokens, self.seed if seed is None else seed)
+
+    def make(self, role: str) -> BaseChatModel:
+        """The model of the role `"teacher"`, `"referee"` or `"generator"`."""
+        entry = getattr(self, role) or self.teacher
+        if entry is None:
+            raise ValueError("No `teacher`: name the model that is to be imitated.")
+        try:
+            return chat_model(entry)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{role}`: {error}") from error
+
+    def lasting(self) -> dict[str, Any]:
+        """The fields that must be the same when a run goes on, as JSON."""
+        settings = {name: value for name, value in asdict(self).items() if name not in (*_MAY_CHANGE, *_HARDWARE)}
+        for role in _MODELS:
+            if isinstance(settings[role], dict):
+                settings[role] = {key: value for key, value in settings[role].items() if key not in _ACCESS}
+        if not math.isfinite(self.tau):
+            settings["tau"] = str(self.tau)
+        return settings

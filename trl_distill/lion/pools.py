@@ -1,0 +1,174 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The pools of Lion: instructions, where they come from, and which of them are never trained on."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any, Literal
+
+from ..files import read_rows, write_rows
+
+
+_NO_INPUT = ("", "<noinput>", "noinput", "none", "n/a")  # what stands in `input` where there is none
+_EXAMPLES = 5  # rows of each fault that are named
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """
+    An instruction of a pool.
+
+    Args:
+        text (`str`):
+            What is asked, with its input if it has one.
+        kind (`str`, *optional*, defaults to `"seed"`):
+            `"seed"` if it was given, `"hard"` or `"easy"` if it was generated from such an instruction.
+        round (`int`, *optional*, defaults to `0`):
+            Round in which it was generated.
+        parent (`str`, *optional*):
+            `id` of the instruction from which it was generated.
+    """
+
+    text: str
+    kind: Literal["seed", "hard", "easy"] = "seed"
+    round: int = 0
+    parent: str | None = None
+
+    @property
+    def id(self) -> str:
+        """A name that follows from the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+def _text(row: dict[str, Any]) -> Any:
+    """What a row asks: Alpaca's and Self-Instruct's `instruction` with its input, or a `prompt`."""
+    text = row.get("instruction", row.get("prompt"))
+    if isinstance(text, list) and len(text) == 1 and isinstance(text[0], dict):
+        text = text[0].get("content")
+    given = row.get("input")
+    if given is None and isinstance(instances := row.get("instances"), list) and instances:
+        given = instances[0].get("input") if isinstance(instances[0], dict) else None
+    if isinstance(text, str) and isinstance(given, str) and given.strip().lower() not in _NO_INPUT:
+        text = f"{text.strip()}\n\n{given.strip()}"
+    return text
+
+
+def _can_be_written(text: str) -> bool:
+    """Whether a text is whole: half a surrogate pair, which JSON can hold, is in no file and no request."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def read_instructions(rows: Iterable[dict[str, Any]]) -> tuple[list[Instruction], dict[str, Any]]:
+    """
+    Instructions of a data set.
+
+    Args:
+        rows (`Iterable[dict]`):
+            Rows with `instruction` and optionally `input` (Alpaca) or `instances` (Self-Instruct, whose first input is
+            taken), or with a `prompt`: a text, or one message.
+
+    Returns:
+        `tuple[list[Instruction], dict]`: The instructions in their order, and counts: `rows`, `kept`, `duplicate`, `empty`,
+        `not_text`, and under `examples` the first rows of each fault, from 0.
+
+    Raises:
+        `ValueError`: If no row is left.
+    """
+    instructions: dict[str, Instruction] = {}
+    counts: dict[str, Any] = {"rows": 0, "kept": 0, "duplicate": 0, "empty": 0, "not_text": 0, "examples": {}}
+    columns: set[str] = set()
+    for number, row in enumerate(rows):
+        counts["rows"] += 1
+        columns |= row.keys()
+        text = _text(row)
+        if not isinstance(text, str) or not _can_be_written(text):
+            fault = "not_text"
+        elif not text.strip():
+            fault = "empty"
+        elif text.strip() in instructions:
+            fault = "duplicate"
+        else:
+            instructions[text.strip()] = Instruction(text.strip())
+            counts["kept"] += 1
+            continue
+        counts[fault] += 1
+        examples = counts["examples"].setdefault(fault, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(number)
+    if not instructions:
+        raise ValueError(
+            f"No instruction among {counts['rows']} rows with the columns {', '.join(sorted(columns)) or '(none)'}. "
+            "Expected `instruction`, optionally with `input`, or `prompt`."
+        )
+    return list(instructions.values()), counts
+
+
+def hold_out(pool: Sequence[Instruction], size: int, seed: int) -> tuple[list[Instruction], list[Instruction]]:
+    """
+    Set instructions aside that are never trained on, scored for mining, or used as seeds.
+
+    Args:
+        pool (`list[Instruction]`):
+            All instructions.
+        size (`int`):
+            How many to set aside.
+        seed (`int`):
+            With an instruction's text it decides who is taken, so the order of the pool does not matter.
+
+    Returns:
+        `tuple[list[Instruction], list[Instruction]]`: What is left, and what is held out, both in the order of the pool.
+
+    Raises:
+        `ValueError`: If less than one instruction is left.
+    """
+    if not 0 <= size < len(pool):
+        raise ValueError(
+            f"`heldout_size` is {size}, and the pool has {len(pool)} instructions: at least one must be left."
+        )
+    taken = {instruction.id for instruction in drawn(pool, size, seed, "held out")}
+    return (
+        [instruction for instruction in pool if instruction.id not in taken],
+        [instruction for instruction in pool if instruction.id in taken],
+    )
+
+
+def drawn(pool: Sequence[Instruction], size: int, *key: int | str) -> list[Instruction]:
+    """`size` instructions of the pool at random, in the order of the pool. `key` and the texts decide, not the order."""
+
+    def place(instruction: Instruction) -> str:
+        return hashlib.sha256(json.dumps([*key, instruction.id]).encode()).hexdigest()
+
+    taken = {instruction.id for instruction in sorted(pool, key=place)[:size]}
+    return [instruction for instruction in pool if instruction.id in taken]
+
+
+def write_pool(path: str | PathLike, pool: Iterable[Instruction]) -> None:
+    """Write instructions as JSON Lines, as a whole."""
+    write_rows(path, ({"id": instruction.id, **asdict(instruction)} for instruction in pool))
+
+
+def read_pool(path: str | PathLike) -> list[Instruction]:
+    """Instructions of a file that [`write_pool`] wrote."""
+    return [
+        Instruction(**{name: value for name, value in row.items() if name in Instruction.__dataclass_fields__})
+        for row in read_rows(path)
+    ]

@@ -1,0 +1,151 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Lion: imitate a teacher, find the instructions on which the student is behind, have more of that kind written, imitate again.
+
+```bash
+trl-distill lion --config recipes/lion/small_endpoint.yaml --dry_run
+trl-distill lion --config recipes/lion/small_endpoint.yaml
+```
+
+A run that was stopped goes on when it is started again. `trl-distill calls OUTPUT_DIR/calls.sqlite` shows what it asked.
+"""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .arguments import split_arguments, user_errors
+
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+    from ..lion import Estimate, LionResult
+
+STOPPED_BY_BUDGET = 3  # exit code: nothing is wrong, and a higher limit goes on
+
+
+def make_parser(prog: str | None = None) -> "HfArgumentParser":
+    from transformers import HfArgumentParser
+
+    from ..lion import LionConfig
+
+    parser = HfArgumentParser(
+        LionConfig,
+        prog=prog,
+        description="Distil a teacher that only answers into a student, by rounds. Writes a folder for each round with its "
+        "pools, scores, answers and student, and report.json, report.png and calls.sqlite. Models and the fields of the "
+        "training come from the YAML file.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
+    )
+    return parser
+
+
+def _show_estimates(estimates: "list[Estimate]") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    costs = [estimate.cost_usd for estimate in estimates]
+    table = Table(title="Still to be asked", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    for name in ("round", "stage", "role"):
+        table.add_column(name, footer="total" if name == "round" else "")
+    total = "-" if None in costs else f"{sum(costs):,.4f}"
+    table.add_column("calls", justify="right", footer=f"{sum(estimate.calls for estimate in estimates):,}")
+    table.add_column("US $", justify="right", footer=total)
+    for estimate in estimates:
+        cost = "-" if estimate.cost_usd is None else f"{estimate.cost_usd:,.4f}"
+        table.add_row(str(estimate.round), estimate.stage, estimate.role, f"{estimate.calls:,}", cost)
+    console = Console()
+    console.print(table)
+    console.print(
+        "Calls of the generator and the referee are the least: instructions are dropped, and replies asked again. Costs "
+        "follow from the mean of earlier calls of the role, or else from the most that they may be."
+    )
+
+
+def _show_result(result: "LionResult", output_dir: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{output_dir}: {result.status}", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in (
+        "round",
+        "pool",
+        "trained on",
+        "hard",
+        "held-out: win / tie / loss",
+        "gap",
+        "Rouge-L",
+        "calls",
+        "US $",
+    ):
+        table.add_column(name, justify="right")
+
+    def number(value: Any, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    for row in result.report["rounds"]:
+        heldout = row.get("heldout", {})
+        verdicts = [heldout.get(name) for name in ("win_rate", "tie_rate", "loss_rate")]
+        table.add_row(
+            str(row["round"]),
+            f"{row['pool']:,}",
+            number(row.get("answers", {}).get("rows"), ","),
+            number(row.get("hard_share"), ".0%"),
+            " / ".join(number(verdict, ".0%") for verdict in verdicts),
+            number(heldout.get("mean_gap"), ".2f"),
+            number(heldout.get("rouge_l_to_teacher"), ".1f"),
+            f"{row['calls_so_far']:,}",
+            number(row["cost_usd_so_far"], ",.4f"),
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "hard: share of the scored instructions on which the student is behind by tau. gap: mean score of the teacher minus "
+        f"that of the student.\nThe student is {result.student}. More in report.json and report.png.",
+        soft_wrap=True,  # a path that can be copied
+    )
+
+
+def run(argv: list[str]) -> None:
+    """Parse `argv`, do the rounds, and show what came out."""
+    from ..chat import BudgetReached
+
+    with user_errors("trl-distill lion"):
+        from ..lion import LionConfig, LionLoop
+
+        values, _, _ = split_arguments(make_parser("trl-distill lion"), argv)
+        config = LionConfig(**{name: value for name, value in vars(values).items() if name != "config"})
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("trl_distill.lion").setLevel(logging.INFO)
+        loop = LionLoop(config, progress=True)
+        if config.dry_run:
+            _show_estimates(loop.estimate())
+            return
+        try:
+            result = loop.run()
+        except BudgetReached as error:
+            sys.stderr.write(f"trl-distill lion: stopped: {error}\n")
+            raise SystemExit(STOPPED_BY_BUDGET) from error
+    _show_result(result, config.output_dir)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
