@@ -19,7 +19,7 @@ import gzip
 import pytest
 from datasets import Dataset, DatasetDict
 
-from trl_distill.files import load_split, read_rows, whole_file, write_json, write_rows
+from trl_distill.files import load_rows, load_split, read_rows, whole_file, write_json, write_rows
 
 
 ROWS = [{"prompt": "é 海", "n": 1}, {"prompt": "line\nbreak", "n": None}]
@@ -99,3 +99,20 @@ class TestLoading:
         (tmp_path / "a.xlsx").write_text("")
         with pytest.raises(ValueError, match="expected one of .json, .jsonl, .csv, .parquet"):
             load_split(str(tmp_path / "a.xlsx"))
+
+    def test_lines_stay_as_they_are(self, tmp_path):
+        write_rows(tmp_path / "a.jsonl", [{"a": 1}, {"b": "x"}])
+        write_rows(tmp_path / "a.json", [{"a": 1}, {"b": "x"}])
+        path = str(tmp_path / "a.jsonl")
+        assert list(load_rows(path)) == list(load_rows(path, split="train")) == [{"a": 1}, {"b": "x"}]
+        assert list(load_rows(str(tmp_path / "a.json"))) == [{"a": 1, "b": None}, {"a": None, "b": "x"}]
+        with pytest.raises(ValueError, match="No split 'test'"):
+            load_rows(path, split="test")
+        with pytest.raises(FileNotFoundError, match="No such file: .*b.jsonl"):
+            load_rows(str(tmp_path / "b.jsonl"))
+
+    @pytest.mark.parametrize(("text", "said"), [('{"a": 1}\n{"a"', "JSON parse error"), ("", "it holds no rows")])
+    def test_what_is_damaged_or_empty_is_named(self, tmp_path, text, said):
+        (tmp_path / "a.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=f"a.jsonl cannot be read: {said}"):
+            load_split(str(tmp_path / "a.jsonl"))

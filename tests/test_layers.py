@@ -21,7 +21,17 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-FOUNDATIONS = {"files", "divergence", "teacher", "rationales", "sampling", "chat", "evaluation"}
+FOUNDATIONS = {
+    "files",
+    "divergence",
+    "teacher",
+    "quantization",
+    "reference_check",
+    "rationales",
+    "sampling",
+    "chat",
+    "evaluation",
+}
 METHODS = {"minillm", "nat", "nce", "asc", "feedback", "lion"}
 
 

@@ -15,6 +15,7 @@
 """Every recipe parses strictly, and runs end to end when it is made tiny."""
 
 import importlib.util
+import itertools
 import json
 import re
 from pathlib import Path
@@ -23,13 +24,27 @@ import pytest
 import yaml
 from datasets import load_dataset
 
-from trl_distill.scripts import calibrate, labeled_sft, minillm, nat, nce, ranker
-from trl_distill.scripts.arguments import parse_strictly
+from trl_distill.feedback import FeedbackConfig
+from trl_distill.lion import LionConfig
+from trl_distill.lion.generation import LION_FILTERS
+from trl_distill.lion.imitation import check_training
+from trl_distill.scripts import calibrate, dpo, feedback, labeled_sft, lion, minillm, nat, nce, ranker, sft
+from trl_distill.scripts.arguments import parse_strictly, split_arguments
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "accelerate_configs")
-COMMANDS = {"minillm": minillm, "nat": nat, "labeled_sft": labeled_sft, "nce": nce, "ranker": ranker}
+TRAINING = {
+    "minillm": minillm,
+    "nat": nat,
+    "labeled_sft": labeled_sft,
+    "nce": nce,
+    "ranker": ranker,
+    "sft": sft,
+    "dpo": dpo,
+}
+LOOPS = {"feedback": (feedback, FeedbackConfig), "lion": (lion, LionConfig)}
+COMMANDS = TRAINING | {name: script for name, (script, _) in LOOPS.items()}
 
 # What makes a recipe tiny. All else, every switch of the objective included, stays as it is.
 TINY = {
@@ -56,17 +71,17 @@ def recipes_of(*commands):
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 class TestRecipes:
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
     def test_header(self, path):
         command, config = command_of(path)
         assert command in COMMANDS
         assert config == str(path.relative_to(RECIPES.parent))
-        header = path.read_text().split("\nmodel_name_or_path")[0]
-        assert all(line.startswith("#") for line in header.splitlines())
+        header = "".join(itertools.takewhile(lambda line: line.startswith("#"), path.open()))
         for word in ("Run:", "Hardware:", "Expected:"):
             assert word in header
 
+    @recipes_of(*TRAINING)
     def test_parses_strictly(self, path):
         parser = COMMANDS[command_of(path)[0]].make_parser()
         _, training_args, model_args, *_ = parse_strictly(parser, ["--config", str(path), "--use_cpu"])
@@ -75,6 +90,17 @@ class TestRecipes:
             if name in values:
                 assert getattr(training_args, name) == values[name]
         assert model_args.model_name_or_path == values["model_name_or_path"]
+
+    @recipes_of(*LOOPS)
+    def test_loops_parse_strictly(self, path):
+        script, config_class = LOOPS[command_of(path)[0]]
+        fields, _, _ = split_arguments(script.make_parser(), ["--config", str(path)])
+        config = config_class(**{name: value for name, value in vars(fields).items() if name != "config"})
+        for name, value in yaml.safe_load(path.read_text()).items():
+            assert getattr(config, name) == (list(LION_FILTERS) if value == ["lion"] else value)
+        if config_class is LionConfig:
+            config.make("teacher")
+            check_training(config.training)
 
 
 @recipes_of("minillm")
@@ -170,6 +196,46 @@ def test_baselines_run_when_tiny(path, objective, labelled):
 def test_ranker_runs_when_tiny(path, labelled):
     ranker.run(["--config", make_tiny(path, labelled, "labelled.jsonl", "out")])
     assert (labelled / "out" / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def dialogues(tmp_path, tokenizer, tiny_model):
+    """A tiny model in `base`, and rows in the format of H4's data sets: UltraChat in `sft`, UltraFeedback in `dpo`."""
+    tiny_model(vocab_size=264, initializer_range=0.1, **SIZE).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = {"sft": [], "dpo": []}
+    for i in range(16):
+        question, row = {"role": "user", "content": f"{i} + 1 ="}, {"prompt": f"{i} + 1 =", "prompt_id": str(i)}
+        right, wrong = ([question, {"role": "assistant", "content": str(answer)}] for answer in (i + 1, i - 1))
+        rows["sft"].append(row | {"messages": right})
+        rows["dpo"].append(row | {"chosen": right, "rejected": wrong, "messages": right, "score_chosen": 8.0})
+    for name in rows:
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows[name])))
+    return tmp_path
+
+
+@recipes_of("sft", "dpo")
+def test_zephyr_runs_when_tiny(path, dialogues):
+    command = command_of(path)[0]
+    values = yaml.safe_load(path.read_text())
+    changes = {"dataset_train_split": "train", "dataset_test_split": "test", "save_total_limit": None}
+    if "chat_template_path" in values:
+        changes["chat_template_path"] = str(RECIPES.parent / values["chat_template_path"])
+    config = make_tiny(path, dialogues, command, "out", **changes)
+    COMMANDS[command].run(["--config", config])
+    state = json.loads((dialogues / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    logged = {key: value for entry in reversed(state["log_history"]) for key, value in entry.items()}
+    assert "eval_loss" in logged
+    if command == "dpo":
+        assert logged["loss"] == pytest.approx(0.6931472, abs=1e-6)  # of the first step
+        assert logged["rewards/chosen"] == logged["rewards/rejected"] == 0
+    else:
+        template = (RECIPES / "zephyr" / "zephyr.jinja").read_text()
+        assert (dialogues / "out" / "chat_template.jinja").read_text().strip() == template.strip()
+    saved = "adapter_model.safetensors" if values.get("use_peft") else "model.safetensors"
+    assert (dialogues / "out" / saved).is_file()
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,38 @@ def file_format(path: str) -> str:
     return _FORMATS[suffix]
 
 
+@contextlib.contextmanager
+def data_errors(name: str) -> Iterator[None]:
+    """Turn what `datasets` raises of a file that is damaged or empty into a `ValueError` that says so."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except OSError:  # says enough: a missing file or data set
+        raise
+    except (DatasetsError, StopIteration) as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or "it holds no rows"
+        raise ValueError(f"{name} cannot be read: {reason}.") from error
+
+
+def load_rows(name: str, config: str | None = None, split: str | None = None) -> Iterable[dict[str, Any]]:
+    """
+    Rows of a data set, those of a JSON Lines file as they are: `datasets` would give each the keys of all others.
+
+    Args:
+        name (`str`), config (`str`, *optional*), split (`str`, *optional*):
+            As for [`load_split`].
+
+    Returns:
+        `Iterable[dict[str, Any]]`
+
+    Raises:
+        `OSError`, `ValueError`: If they cannot be read, the latter also in the middle of a file.
+    """
+    is_lines = name.removesuffix(".gz").endswith(".jsonl") and os.path.isfile(name)
+    return read_rows(name) if is_lines and split in (None, "train") else load_split(name, config, split)
+
+
 def load_split(name: str, config: str | None = None, split: str | None = None, default: str = "train") -> "Dataset":
     """
     One split of a data set.
@@ -147,14 +179,15 @@ def load_split(name: str, config: str | None = None, split: str | None = None, d
     from datasets import Dataset, load_dataset, load_from_disk
 
     path = Path(name)
-    if path.is_file():
-        data = load_dataset(file_format(name), data_files=name)
-    elif name.removesuffix(".gz").endswith(tuple(_FORMATS)):
-        raise FileNotFoundError(f"No such file: {name}")
-    elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        data = load_from_disk(name)
-    else:
-        data = load_dataset(name, config)
+    with data_errors(name):
+        if path.is_file():
+            data = load_dataset(file_format(name), data_files=name)
+        elif name.removesuffix(".gz").endswith(tuple(_FORMATS)):
+            raise FileNotFoundError(f"No such file: {name}")
+        elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            data = load_from_disk(name)
+        else:
+            data = load_dataset(name, config)
     if isinstance(data, Dataset):  # saved without splits
         return data
     if split is None and default not in data and len(data) > 1:

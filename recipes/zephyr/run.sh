@@ -24,11 +24,25 @@ else
     launch=(--accelerate_config zero3 --num_processes "$GPUS")
 fi
 
+before=() # what was finished before the next step
+
+# is_done STEP: whether it was finished. One that is older than what it starts from holds another model
+is_done() {
+    local other
+    for other in "${before[@]}"; do
+        if [[ -e $1 && $other -nt $1 ]]; then
+            echo "$1 is older than $other. Move it, its folder and what came after it away to make them anew." >&2
+            exit 1
+        fi
+    done
+    [[ -e $1 ]]
+}
+
 # train COMMAND CONFIG OUTPUT [FLAG ...]
 train() {
     local command=$1 config=$2 output=$3 resume=()
     shift 3
-    if [[ -f $output.done ]]; then
+    if is_done "$output.done"; then
         echo "$output: is done"
         return
     fi
@@ -43,15 +57,17 @@ train() {
 # 1. A chat model
 train sft "$DSFT" "$OUT/dsft"
 start=$OUT/dsft
+before=("$OUT/dsft.done")
 
 # A LoRA goes into its base, on disk: the reference of DPO is the model without the new LoRA
 if [[ -f $OUT/dsft/adapter_config.json ]]; then
     start=$OUT/dsft-merged
-    if [[ -d $start ]]; then
+    if is_done "$start"; then
         echo "$start: is done"
     else
         trl-distill merge "$OUT/dsft" --output "$start"
     fi
+    before+=("$start")
 fi
 
 # 2. Preference pairs of your own
@@ -60,9 +76,13 @@ if ((FEEDBACK)); then
     if [[ -f $OUT/feedback.done ]]; then
         echo "$OUT/feedback: is done"
     else
-        trl-distill feedback --config "$FEEDBACK_CONFIG" --output_dir "$OUT/feedback"
+        # The student is the model of step 1, wherever that is
+        config=$(< "$FEEDBACK_CONFIG")
+        printf '%s\n' "${config//runs\/zephyr\/dsft-merged/"$start"}" > "$OUT/feedback.yaml"
+        trl-distill feedback --config "$OUT/feedback.yaml" --output_dir "$OUT/feedback"
         touch "$OUT/feedback.done"
     fi
+    before+=("$OUT/feedback.done")
     data=(--dataset_name "$OUT/feedback/pairs.jsonl" --dataset_train_split train --dataset_test_split test)
     data+=(--test_split_size 0.02)
 fi

@@ -62,6 +62,13 @@ def test_costs_that_are_not_known(tmp_path, server, ask, capsys):
     assert capsys.readouterr().out.splitlines()[-2].split()[-1] == "-"
 
 
+def test_names_that_look_like_markup(tmp_path, ask, capsys):
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        store.model(FunctionChatModel(lambda request: "a", "a[/b] :smile:"), "teacher").complete(ask(1))
+        calls.run([str(tmp_path / "calls.sqlite")])
+    assert "a[/b] :smile:" in capsys.readouterr().out
+
+
 def test_an_empty_store(tmp_path, capsys):
     CallStore(tmp_path / "calls.sqlite").close()
     calls.run([str(tmp_path / "calls.sqlite"), "--json"])

@@ -444,6 +444,8 @@ def test_items_that_cannot_be_judged(mode, items, message):
         (lambda: Aspect("x", " "), "`guideline` of an aspect"),
         (lambda: Aspect("x", "y", 0.0), "`weight` of the aspect 'x' must be above 0, got 0.0"),
         (lambda: Aspect("x", "y", float("nan")), "`weight`"),
+        (lambda: Aspect("x", "y", "2"), "`weight` of the aspect 'x' must be above 0, got '2'"),
+        (lambda: Aspect("x", "y", optional="no"), "`optional` of the aspect 'x' must be true or false, got 'no'"),
         (lambda: JudgeItem(3, "x", ["y"]), "`id` of an item must be a text, got 3"),
         (lambda: JudgeItem("i", "x", ["y", None]), "Item 'i': answers must be texts, got None"),
         (lambda: JudgeItem("i", "x", ["y"], models=[]), "Item 'i': 0 `models` for 1 answers"),

@@ -31,6 +31,12 @@ def test_an_entry_with_a_path_is_a_local_model():
     assert (model.model_name_or_path, model.load_in_4bit, model.batch_size) == ("folder", True, 3)
 
 
+def test_values_of_a_yaml_file_that_are_meant():
+    """A whole number where a fraction may stand, and nothing where nothing may be."""
+    model = chat_model({"model": "m", "base_url": None, "timeout": 5, "prompt_price": 0, "completion_price": 1.5})
+    assert model.prices == (0, 1.5)
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
@@ -44,6 +50,10 @@ def test_an_entry_with_a_path_is_a_local_model():
         ),
         ({"model": "m", "load_in_4bit": True}, "Unknown key `load_in_4bit`"),
         ({"model_name_or_path": "f", "torch_dtype": "bfloat16"}, "Did you mean dtype?"),
+        ({"model": "m", "concurrency": "8"}, "`concurrency` of the chat model 'm' must be int, got '8'"),
+        ({"model": "m", "concurrency": True}, "must be int, got True"),
+        ({"model": "m", "base_url": 5}, "`base_url` of the chat model 'm' must be str | None, got 5"),
+        ({"model_name_or_path": "f", "load_in_4bit": "no"}, "must be bool, got 'no'"),
         ({"model": "m", "concurrency": 0}, "`concurrency` must be 1 or more"),
     ],
 )

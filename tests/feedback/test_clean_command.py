@@ -125,4 +125,8 @@ class TestErrors:
         assert "does not exist. Create it" in error_of(capsys, file, "--output", tmp_path / "no" / "out.jsonl")
         message = error_of(capsys, file, "--output", tmp_path / "out.jsonl", "--decontaminate", "none.txt")
         assert "none.txt" in message
+        output = tmp_path / "out.jsonl"
+        assert "Two outputs have the name" in error_of(capsys, file, "--output", output, "--report_file", output)
+        assert "is a folder" in error_of(capsys, file, "--output", tmp_path)
+        assert "No split 'test'" in error_of(capsys, file, "--output", output, "--dataset_split", "test")
         assert "unknown field `truecase`" in error_of(capsys, file, "--output", "o", "--truecase")

@@ -147,7 +147,7 @@ class TestRun:
         run_feedback(config(judge_scale=[1, 13]), **settings)
         assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == before
         assert [model.requests for model in asked] == [[]] * 4
-        assert not list((tmp_path / "out").glob("*.part"))
+        assert not list((tmp_path / "out").glob("*.new"))
 
     def test_other_settings_reuse_the_calls(self, config, read):
         models, the_judge = pool("a", "b"), judge()
@@ -373,6 +373,10 @@ class TestReport:
                 "chosen": sum(pair["chosen_model"] == name for pair in pairs),
                 "rejected": sum(pair["rejected_model"] == name for pair in pairs),
             }
+
+    def test_names_that_look_like_formulas(self, config, tmp_path, picture):
+        run_feedback(config(), prompts=PROMPTS, responders=pool("$a_{$", "b"), judges=[judge("$\\no$")])
+        assert (tmp_path / "out" / "report.png").exists()
 
     def test_without_matplotlib(self, config, tmp_path, caplog):
         report = run_feedback(config(), prompts=PROMPTS, responders=pool("a", "b"), judges=[judge()])

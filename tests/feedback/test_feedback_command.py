@@ -193,6 +193,12 @@ class TestCommand:
             ({"dataset_split": "test"}, "No split 'test'"),
             ({"prompt_column": "question"}, "Row 1: no column `question`, only prompt"),
             ({"decontaminate": ["truthful_qa"]}, "switch the check off with `decontaminate: []`"),  # no network here
+            ({"decontaminate": 5}, "`decontaminate` must be a list of files and names, got 5"),
+            ({"prompt_column": ["a", "b"]}, "`prompt_column` must be one name, got ['a', 'b']"),
+            ({"aspects": [{"name": "a", "guideline": "g", "weight": "2"}]}, "must be above 0, got '2'"),
+            ({"aspects": [{"name": "a", "guideline": "g", "optional": "no"}]}, "must be true or false, got 'no'"),
+            ({"principles": [{"name": "a", "text": "t", "weight": "2"}]}, "must be above 0, got '2'"),
+            ({"judges": [{"model": "j", "concurrency": "4"}]}, "`concurrency` of the chat model 'j' must be int"),
             ({"decontaminate": "mmlu"}, "`decontaminate` must name files, or be truthful_qa, got 'mmlu'"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -202,6 +208,30 @@ class TestCommand:
         text = said(capsys)
         assert message in text and KEY not in text
         assert not server.requests
+
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("a.jsonl", '{"prompt": "a"}\n{"prompt": "b', "Line 2 of"),
+            ("a.jsonl", "", "No prompt is left: the data hold no rows"),
+            ("a.jsonl", '{"prompt": "half a pair \\ud83d"}\n', "Row 1: A message cannot be written as UTF-8"),
+            ("a.json", '[{"prompt": "a"}, {"prompt"', "a.json cannot be read"),
+            ("a.csv", "", "a.csv"),
+        ],
+    )
+    def test_prompts_that_cannot_be_read(self, write, server, tmp_path, name, content, said, capsys):
+        (tmp_path / name).write_text(content)
+        assert stops(["--config", write(dataset_name=str(tmp_path / name))]) == 2
+        assert said in capsys.readouterr().err and not server.requests
+
+    def test_names_that_look_like_markup(self, write, server, capsys):
+        there = {"base_url": server.base_url}
+        models = [{"model": "a", "name": "a[/b]", **there}, {"model": "b", "name": "b [red] :smile:", **there}]
+        path = write(responders=models, judges=[{"model": "judge", "name": "j[/i]", **there}])
+        feedback.run(["--config", path, "--dry_run"])
+        assert "responder a[/b]" in (text := said(capsys)) and "judge j[/i]" in text
+        feedback.run(["--config", path])
+        assert "a[/b]: mean score" in (text := said(capsys)) and "b [red] :smile:: mean score" in text
 
 
 class TestFaults:
@@ -344,7 +374,7 @@ class TestDisk:
         process = start(script(out, server, 30, limit=size - 1))
         assert process.wait() == 1
         assert "ratings.jsonl cannot be written" in process.stderr.read().decode()
-        assert not list(out.glob("*.part")) and not (out / "ratings.jsonl").exists()
+        assert not list(out.glob("*.new")) and not (out / "ratings.jsonl").exists()
         assert (out / "pairs.jsonl").read_text() == "old\n"
 
 
@@ -406,7 +436,7 @@ class TestKill:
         before = len(server.requests)
         whole_run()
         assert results(out) == results(whole)
-        assert not list(out.glob("*.part*"))
+        assert not list(out.glob("*.new"))
         uninterrupted = Counter(map(sent, server.requests[before:]))
         assert uninterrupted == dict.fromkeys(asked, 1)
         return len(asked), len(server.requests[:before])

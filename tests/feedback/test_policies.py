@@ -333,5 +333,23 @@ def test_sft_rows_hold_the_best_answer_of_each_prompt_once():
         assert [message["role"] for message in sft["messages"]] == ["user", "assistant"]
 
 
+def test_ids_of_others():
+    """Ids may be numbers, missing, or stand for several prompts."""
+    answers = [{"text": "good", "score": 2}, {"text": "bad", "score": 1}]
+    rows = [{"prompt": p, "prompt_id": i, "candidates": answers} for p, i in (("p", 7), ("q", 0), ("r", ""), ("s", 7))]
+    pairs, _ = preference_pairs(rows, score="overall")
+    assert [pair["prompt_id"] for pair in pairs] == ["7", "0", content_id("r"), "7"]
+    assert [row["messages"][0]["content"] for row in sft_rows(pairs)] == ["p", "q", "r", "s"]
+
+
+@pytest.mark.parametrize("dedupe_identical", [True, False])
+def test_texts_that_differ_in_white_space_alone_are_no_pair(dedupe_identical):
+    """A chat template may remove it, and then both arms are one."""
+    answers = [{"text": "a\n", "score": 2}, {"text": "a", "score": 1}]
+    settings = dict(score="overall", dedupe_identical=dedupe_identical)
+    pairs, counts = preference_pairs([{"prompt": "p", "candidates": answers}], **settings)
+    assert pairs == [] and counts["identical"] == dedupe_identical
+
+
 def test_the_draw_is_the_same_in_every_release():
     assert [numbers(4, 3, 2, 1, seed=seed)[0] for seed in range(4)] == [[(0, 1)], [(0, 1)], [(0, 3)], [(0, 3)]]

@@ -115,6 +115,15 @@ class TestDecontamination:
         for sources in ([], None, "none", ["none"]):
             assert read_prompts([{"prompt": "a"}], config(decontaminate=sources))[1]["contaminated"] == 0
 
+    def test_questions_that_are_no_texts(self, config, tmp_path):
+        path = tmp_path / "questions.json"
+        path.write_text(json.dumps([{"question": None}, {"question": self.question}]))
+        rows = [{"prompt": self.question}, {"prompt": "a"}]
+        assert read_prompts(rows, config(decontaminate=[str(path)]))[1]["contaminated"] == 1
+        path.write_text('[{"question": 5}]')
+        with pytest.raises(ValueError, match="The column `question` of .* must hold texts"):
+            read_prompts(rows, config(decontaminate=[str(path)]))
+
     def test_a_file_without_questions(self, config, tmp_path):
         (tmp_path / "questions.jsonl").write_text('{"text": "a"}\n')
         with pytest.raises(ValueError, match="has no column `question` or `prompt`, only text"):

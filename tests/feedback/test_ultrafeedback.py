@@ -85,6 +85,8 @@ class TestUltraFeedback:
         assert second[2]["ratings"] == {} and second[2]["score"] is None
         assert counts == {
             "rows": 2,
+            "empty_prompts": 0,
+            "empty_answers": 1,
             "no_answers": 0,
             "unreadable_ratings": 1,
             "doubtful_overall_scores": 1,
@@ -154,7 +156,29 @@ def test_our_own_ratings():
         [{"prompt": [{"role": "user", "content": "p"}], "prompt_id": "7", "candidates": candidates}]
     )
     assert [row["prompt_id"] for row in rows] == ["7"] and rows[0]["candidates"] == candidates[:1]
+    assert counts["empty_answers"] == 1
     assert scored_rows([{"prompt": "p", "candidates": []}])[1]["no_answers"] == 1
+
+
+def test_nothing_is_left_out_without_a_count():
+    answers = [{"text": text, "score": 1} for text in ("a", "", "  ", None)]
+    rows, counts = scored_rows([{"prompt": p, "candidates": answers} for p in ("p", "", None, [])])
+    assert [[c["text"] for c in row["candidates"]] for row in rows] == [["a"]]
+    assert (counts["rows"], counts["empty_prompts"], counts["empty_answers"]) == (4, 3, 3)
+
+
+@pytest.mark.parametrize("value", ["two", True, 10**400, [2]])
+def test_what_is_no_number_is_no_score_of_ours(value):
+    candidates = [
+        {"text": "a", "score": 1, "ratings": {"x": 1}},
+        {"text": "b", "score": value, "ratings": {"x": value}},
+    ]
+    rows, counts = scored_rows([{"prompt": "p", "candidates": candidates}])
+    assert counts["unreadable_ratings"] == 2
+    for score in ("overall", "mean"):
+        assert preference_pairs(rows, score=score)[1]["unscored"] == 1
+    missing = [{"text": "a", "score": float("nan"), "ratings": {"x": None}}]
+    assert scored_rows([{"prompt": "p", "candidates": missing}])[1]["unreadable_ratings"] == 0
 
 
 @pytest.mark.parametrize(
@@ -162,8 +186,13 @@ def test_our_own_ratings():
     [
         ({"prompt": "p", "chosen": "a"}, "Row 1 has the columns prompt, chosen"),
         ({"completions": []}, "Row 1 has the columns completions"),
-        ({"instruction": "p", "completions": ["a"]}, "`completions` of row 1 cannot be read"),
-        ({"instruction": "p", "completions": [{"text": "a"}]}, "`completions` of row 1 cannot be read"),
+        ({"instruction": "p", "completions": ["a"]}, "Row 1 with `completions` cannot be read"),
+        ({"instruction": "p", "completions": [{"text": "a"}]}, "Row 1 with `completions` cannot be read"),
+        ({"prompt": "p", "candidates": [{"text": 5}]}, "an answer must be a text, got 5"),
+        ({"prompt": "p", "candidates": [{"text": "half a pair \ud83d"}]}, "surrogates not allowed"),
+        ({"prompt": "p", "candidates": [{"text": "a", "ratings": [1]}]}, "Row 1 with `candidates` cannot be read"),
+        ({"prompt": 5, "candidates": []}, "must be a text or a list of messages, got 5"),
+        ({"prompt": [{"role": "user"}], "candidates": []}, "needs the two texts `role` and `content`"),
         ({"prompt": "p", "generations": ["a"], "ratings": [1], "generation_models": ["x", "y"]}, "cannot be read"),
     ],
 )
@@ -263,7 +292,9 @@ class TestCommand:
             ),
             (["FILE", "--output", "OUT"], "switch the check off with `decontaminate: \\[\\]`"),  # no network here
             (["FILE", "--output", "OUT", "--weights", "a:1"], "`weights` must look like"),
-            (["FILE", "--output", "OUT", "--dataset_split", "x", "--score", "weighted"], "`weights` belongs to"),
+            (["FILE", "--output", "OUT", "--score", "weighted"], "`weights` belongs to"),
+            (["FILE", "--output", "OUT", "--dataset_split", "x", "--decontaminate", "none"], "No split 'x'"),
+            (["FILE", "--output", "OUT", "--sft_output", "OUT"], "Two outputs have the name"),
         ],
     )
     def test_mistakes(self, file, tmp_path, arguments, said, capsys):

@@ -109,3 +109,53 @@ def test_killed_and_started_again(environment, tmp_path):
     assert [line for line in output.splitlines() if line.endswith(": is done")] == [
         f"{runs / name}: is done" for name in ("dsft", "dsft-merged", "feedback", "ddpo")
     ]
+
+
+class TestFinishedSteps:
+    """All steps are there, so that the script only looks at them."""
+
+    @pytest.fixture
+    def finished(self, tmp_path):
+        runs = tmp_path / "runs"
+        for folder in ("dsft", "dsft-merged", "ddpo"):
+            (runs / folder).mkdir(parents=True)
+        (runs / "dsft" / "adapter_config.json").touch()
+        for age, name in enumerate(("ddpo.done", "feedback.done", "dsft-merged", "dsft.done")):
+            (runs / name).touch()
+            os.utime(runs / name, (1e9 - age, 1e9 - age))
+        return runs
+
+    def run(self, runs, **variables):
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            [ZEPHYR / "run.sh"],
+            env=os.environ | {"OUT": str(runs), "PATH": path} | variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    @pytest.mark.parametrize(
+        ("newer", "older"),
+        [("dsft.done", "dsft-merged"), ("dsft-merged", "ddpo.done"), ("feedback.done", "ddpo.done")],
+    )
+    def test_a_step_that_is_older_than_what_it_starts_from_stops_the_script(self, finished, newer, older):
+        assert self.run(finished, FEEDBACK="1").returncode == 0
+        for name in ("dsft-merged", "ddpo.done") if newer == "dsft-merged" else (newer,):
+            os.utime(finished / name, (1e9 + 5, 1e9 + 5))
+        os.utime(finished / older, (1e9, 1e9))
+        result = self.run(finished, FEEDBACK="1")
+        assert result.returncode == 1 and f"{finished / older} is older than {finished / newer}" in result.stderr
+
+    def test_the_student_of_the_feedback_is_the_model_of_the_first_step(self, finished, tmp_path):
+        (finished / "feedback.done").unlink()
+        (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+        recipe = yaml.safe_load((ZEPHYR / "feedback.yaml").read_text())
+        changes = {"dataset_name": str(tmp_path / "prompts.jsonl"), "dataset_split": "train"}
+        (tmp_path / "feedback.yaml").write_text(
+            yaml.safe_dump(recipe | changes | {"decontaminate": [], "dry_run": True})
+        )
+        result = self.run(finished, FEEDBACK="1", FEEDBACK_CONFIG=str(tmp_path / "feedback.yaml"))
+        assert "Still to be asked" in result.stdout, result.stderr
+        config = yaml.safe_load((finished / "feedback.yaml").read_text())
+        assert config["student"]["model_name_or_path"] == str(finished / "dsft-merged")

@@ -320,6 +320,25 @@ class TestData:
         lengths = [len(plain.train_dataset["prompt_ids"][i] + plain.train_dataset["chosen_ids"][i]) for i in range(12)]
         assert [len(ids) for ids in trainer.train_dataset["input_ids"][:]] == lengths
 
+    @pytest.mark.parametrize(
+        ("script", "text", "said"),
+        [
+            (
+                sft,
+                '{"prompt": [], "chosen": [], "rejected": []}',
+                "Needed are messages or prompt and completion or text",
+            ),
+            (dpo, '{"messages": []}', "the data have the columns messages. Needed are chosen and rejected"),
+            (dpo, '{"chosen": ', "data.jsonl cannot be read: JSON parse error"),
+            (dpo, "", "data.jsonl cannot be read: it holds no rows"),
+        ],
+    )
+    def test_data_of_another_step_and_damaged_data(self, save_model, arguments, tmp_path, capsys, script, text, said):
+        (tmp_path / "data.jsonl").write_text(text)
+        with pytest.raises(SystemExit) as stopped:
+            script.run(arguments(save_model(), "out", f"--dataset_name={tmp_path / 'data.jsonl'}"))
+        assert stopped.value.code == 2 and said in capsys.readouterr().err
+
     def test_prompts_that_are_too_long_are_counted(self, save_model, arguments, pairs, tmp_path, capsys):
         rows = [*pairs, pairs[0] | {"prompt": [{"role": "user", "content": "long " * 30}]}]
         (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -55,7 +55,7 @@ class Aspect:
             Whether the judge may say that the aspect does not apply ("N/A"). It is then left out of the score.
 
     Raises:
-        `ValueError`: If the name or the guideline is empty, or the weight not positive.
+        `ValueError`: If the name or the guideline is empty, the weight not positive, or `optional` no boolean.
     """
 
     name: str
@@ -68,8 +68,10 @@ class Aspect:
             value = getattr(self, field)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"The `{field}` of an aspect must be a text, got {value!r}.")
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"The `weight` of the aspect {self.name!r} must be above 0, got {self.weight}.")
+        if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
+            raise ValueError(f"The `weight` of the aspect {self.name!r} must be above 0, got {self.weight!r}.")
+        if not isinstance(self.optional, bool):
+            raise ValueError(f"`optional` of the aspect {self.name!r} must be true or false, got {self.optional!r}.")
 
 
 OVERALL = (Aspect("overall quality", "How well the answer does what the request asks for."),)

@@ -15,7 +15,7 @@
 """A chat model from one entry of a YAML file."""
 
 import difflib
-import inspect
+import typing
 from typing import Any
 
 from .endpoint import EndpointChatModel
@@ -39,7 +39,8 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
         [`BaseChatModel`]
 
     Raises:
-        `ValueError`: If the entry names no model or two, or holds a key that its kind of model does not have.
+        `ValueError`: If the entry names no model or two, holds a key that its kind of model does not have, or a value
+            of another type.
 
     Example:
 
@@ -59,8 +60,8 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
             f"{', '.join(map(str, settings)) or 'an empty entry'}."
         )
     kind = _KINDS[kinds[0]]
-    parameters = list(inspect.signature(kind).parameters)
-    for key in settings:
+    parameters = typing.get_type_hints(kind.__init__)
+    for key, value in settings.items():
         if key == "api_key":
             raise ValueError(
                 "`api_key` must not be in a file. Put the key into an environment variable, and its name into "
@@ -70,4 +71,13 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
             close = difflib.get_close_matches(str(key), parameters, n=3)
             hint = f"Did you mean {' or '.join(close)}?" if close else f"It has {', '.join(parameters)}."
             raise ValueError(f"Unknown key `{key}` of the chat model {settings[kinds[0]]!r}. {hint}")
+        if not _is_of_type(value, parameters[key]):
+            expected = getattr(parameters[key], "__name__", parameters[key])
+            raise ValueError(f"`{key}` of the chat model {settings[kinds[0]]!r} must be {expected}, got {value!r}.")
     return kind(**settings)
+
+
+def _is_of_type(value: Any, annotation: Any) -> bool:
+    """Whether a value from YAML is of the type of a parameter. There, whole numbers are floats too, and booleans are none."""
+    types = [typing.get_origin(kind) or kind for kind in typing.get_args(annotation) or [annotation]]
+    return type(value) in types or (type(value) is int and float in types)

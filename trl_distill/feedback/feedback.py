@@ -35,7 +35,7 @@ from ..chat import (
     Missing,
     judge_report,
 )
-from ..files import load_split, whole_path, write_json, write_rows
+from ..files import load_rows, whole_path, write_json, write_rows
 from .assignment import Ask, assign, with_principle
 from .feedback_config import FeedbackConfig, check_models
 from .policies import preference_pairs, sft_rows
@@ -113,7 +113,7 @@ def run_feedback(
     if prompts is None:
         if config.dataset_name is None:
             raise ValueError("No prompts: set `dataset_name` to a file, a folder or a data set of the Hub.")
-        prompts = load_split(config.dataset_name, config.dataset_config, config.dataset_split)
+        prompts = load_rows(config.dataset_name, config.dataset_config, config.dataset_split)
     rows = ({config.prompt_column: row} if isinstance(row, str) else row for row in prompts)
     prompts, prompt_counts = read_prompts(rows, config)
 

@@ -188,8 +188,14 @@ class FeedbackConfig:
     seed: int = field(default=42, metadata={"help": "Random seed."})
 
     def __post_init__(self):
-        sources = [self.decontaminate] if isinstance(self.decontaminate, str) else self.decontaminate
-        self.decontaminate = list(sources or [])
+        sources = [self.decontaminate] if isinstance(self.decontaminate, str) else self.decontaminate or []
+        if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+            raise ValueError(f"`decontaminate` must be a list of files and names, got {sources!r}.")
+        self.decontaminate = sources
+        for name in ("dataset_name", "prompt_column", "reference_column", "completions_column", "models_column"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"`{name}` must be one name, got {value!r}.")
         for name, least in (("num_answers", 1), ("max_prompts", 1), ("max_calls", 0), ("budget_usd", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

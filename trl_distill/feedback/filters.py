@@ -292,10 +292,16 @@ def _messages(turns: list[Any]) -> list[dict[str, str]]:
         if not isinstance(turn, dict):
             raise _Malformed("turn without role and content")
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise _Malformed("unknown role")
+        if turn.get("tool_calls"):
+            raise _Malformed("tool call")
         if not isinstance(content, str):
             raise _Malformed("content is no text")
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:  # half a pair of surrogates
+            raise _Malformed("text that cannot be written as UTF-8") from error
         messages.append({"role": _ROLES[role], "content": content})
     roles = [message["role"] for message in messages]
     if not roles:

@@ -40,6 +40,12 @@ def content_id(prompt: str | list[dict[str, str]]) -> str:
     return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
 
 
+def row_id(row: Row) -> str:
+    """The `prompt_id` of a row as text, for a column of numbers and texts is none; without one, [`content_id`]."""
+    known = row.get("prompt_id")
+    return content_id(row["prompt"]) if known in (None, "") else str(known)
+
+
 def draw(*parts: str | int) -> float:
     """
     A number in [0, 1) that follows from its arguments alone.
@@ -66,7 +72,7 @@ def preference_pairs(
     Preference pairs of scored answers.
 
     Of each prompt the best answer is chosen; of equally good ones a random one. What stands against it must have another
-    text, a lower score (but see `"random_rest"`), and pass `min_margin` and `max_length_ratio`; among those `rejected`
+    text (white space around it does not count), a lower score (but see `"random_rest"`), and pass `min_margin` and `max_length_ratio`; among those `rejected`
     decides. Random draws follow from `seed`, `prompt_id` and the texts, so neither the order of prompts or answers nor
     sharding changes a pair.
 
@@ -120,7 +126,9 @@ def preference_pairs(
     counts = dict.fromkeys((*names, "beyond_max_length_ratio", "pairs"), 0)
 
     def differs(better: Candidate, worse: Candidate) -> bool:
-        return worse["text"] != better["text"] and (worse["score"] < better["score"] or rejected == "random_rest")
+        return worse["text"].strip() != better["text"].strip() and (
+            worse["score"] < better["score"] or rejected == "random_rest"
+        )
 
     def is_wide(better: Candidate, worse: Candidate) -> bool:
         return round(better["score"] - worse["score"], _DECIMALS) >= min_margin
@@ -136,13 +144,15 @@ def preference_pairs(
     }
     pairs = []
     for row in rows:
-        prompt_id = row.get("prompt_id") or content_id(row["prompt"])
+        prompt_id = row_id(row)
         candidates = _scored(row["candidates"], score, weights)
         counts["prompts"] += 1
         counts["candidates"] += len(row["candidates"])
         counts["unscored"] += len(row["candidates"]) - len(candidates)
         if dedupe_identical:
-            best_of = {c["text"]: c for c in sorted(candidates, key=lambda c: (c["score"], c.get("model") or ""))}
+            best_of = {
+                c["text"].strip(): c for c in sorted(candidates, key=lambda c: (c["score"], c.get("model") or ""))
+            }
             counts["identical"] += len(candidates) - len(best_of)
             candidates = list(best_of.values())
         if len(candidates) < 2:
@@ -252,17 +262,17 @@ def _pair(
 
 def sft_rows(pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best chosen answer of each prompt, as a conversation for supervised fine-tuning."""
-    best: dict[str, dict[str, Any]] = {}
+    best: dict[str, dict[str, Any]] = {}  # by what the prompt says: files of others give one id to several
     for pair in pairs:
-        known = best.setdefault(pair["prompt_id"], pair)
-        if pair["score_chosen"] > known["score_chosen"]:
-            best[pair["prompt_id"]] = pair
+        content = content_id(pair["prompt"])
+        if pair["score_chosen"] > best.setdefault(content, pair)["score_chosen"]:
+            best[content] = pair
     return [
         {
             "messages": pair["prompt"] + pair["chosen"],
             "score": pair["score_chosen"],
             "model": pair["chosen_model"],
-            "prompt_id": prompt_id,
+            "prompt_id": pair["prompt_id"],
         }
-        for prompt_id, pair in best.items()
+        for pair in best.values()
     ]

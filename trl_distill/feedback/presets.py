@@ -53,8 +53,8 @@ class Principle:
             value = getattr(self, field)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"The `{field}` of a principle must be a text, got {value!r}.")
-        if not 0 < self.weight < float("inf"):
-            raise ValueError(f"The `weight` of the principle {self.name!r} must be above 0, got {self.weight}.")
+        if not isinstance(self.weight, int | float) or not 0 < self.weight < float("inf"):
+            raise ValueError(f"The `weight` of the principle {self.name!r} must be above 0, got {self.weight!r}.")
 
 
 # UltraFeedback draws one of these four, helpfulness most often, and one of several wordings of it.

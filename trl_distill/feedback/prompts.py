@@ -17,7 +17,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..chat import ChatRequest
 from ..files import load_split
@@ -25,9 +25,6 @@ from .feedback_config import FeedbackConfig
 from .filters import decontaminate
 from .policies import as_messages, content_id
 
-
-if TYPE_CHECKING:
-    pass
 
 TRUTHFUL_QA = "truthful_qa"
 
@@ -122,10 +119,7 @@ def _read_prompt(row: dict[str, Any], config: FeedbackConfig) -> FeedbackPrompt 
     prompt = row[config.prompt_column]
     if prompt is None or not (prompt if isinstance(prompt, list) else str(prompt).strip()):
         return None
-    if not isinstance(prompt, (str, list)) or not all(isinstance(message, dict) for message in as_messages(prompt)):
-        raise ValueError(f"`{config.prompt_column}` must be a text or a list of messages, got {prompt!r:.200}.")
-    messages = [{key: value for key, value in m.items() if value is not None} for m in as_messages(prompt)]
-    ChatRequest(messages)  # its checks
+    messages = read_messages(prompt, config.prompt_column)
     if messages[-1]["role"] != "user":
         raise ValueError(
             f"the last message of a prompt must be the user's, got {messages[-1]['role']!r}. Cut the answer off."
@@ -147,6 +141,15 @@ def _read_prompt(row: dict[str, Any], config: FeedbackConfig) -> FeedbackPrompt 
     return FeedbackPrompt(
         content_id(messages) if id is None else str(id), messages, reference or None, answers, models
     )
+
+
+def read_messages(prompt: Any, column: str) -> list[dict[str, str]]:
+    """A prompt as messages of `role` and `content`, or a `ValueError` that says why it is none."""
+    if not isinstance(prompt, (str, list)) or not all(isinstance(message, dict) for message in as_messages(prompt)):
+        raise ValueError(f"`{column}` must be a text or a list of messages, got {prompt!r:.200}.")
+    messages = [{key: value for key, value in m.items() if value is not None} for m in as_messages(prompt)]
+    ChatRequest(messages)  # its checks
+    return messages
 
 
 def _texts(value: Any, column: str) -> list[str]:
@@ -181,4 +184,7 @@ def _questions(source: str) -> list[str]:
     column = next((column for column in ("question", "prompt") if column in rows.column_names), None)
     if column is None:
         raise ValueError(f"{source} has no column `question` or `prompt`, only {', '.join(rows.column_names)}.")
-    return rows[column][:]
+    questions = [question for question in rows[column][:] if question is not None]
+    if not all(isinstance(question, str) for question in questions):
+        raise ValueError(f"The column `{column}` of {source} must hold texts.")
+    return questions

@@ -127,7 +127,9 @@ def _draw_models(axes: Any, models: dict[str, dict[str, Any]]) -> None:
     axes.barh(range(len(scored)), [mean for mean, *_ in scored], color="lightsteelblue")
     for i, (mean, name, count) in enumerate(scored):  # in the bars: beside them long names would take half the picture
         name = name if len(name) <= 44 else f"...{name[-41:]}"
-        axes.annotate(f"{name}: {mean:.2f} ({count:,})", (0, i), (4, 0), textcoords="offset points", va="center")
+        axes.annotate(
+            f"{_plain(name)}: {mean:.2f} ({count:,})", (0, i), (4, 0), textcoords="offset points", va="center"
+        )
     axes.set_yticks([])
     axes.set(title="Mean score by model (scored answers)", xlabel="score")
 
@@ -136,7 +138,7 @@ def _draw_slots(axes: Any, judges: dict[str, dict[str, Any]], scale: Sequence[fl
     most = 1
     for judge, of_judge in judges.items():
         slots = of_judge["position"]["by_slot"]
-        axes.plot([row["slot"] + 1 for row in slots], [row["mean"] for row in slots], marker="o", label=judge)
+        axes.plot([row["slot"] + 1 for row in slots], [row["mean"] for row in slots], marker="o", label=_plain(judge))
         most = max(most, len(slots))
     axes.set_xticks(range(1, most + 1))
     axes.set_ylim(*scale)
@@ -158,6 +160,11 @@ def _draw_lengths(axes: Any, pairs: Sequence[dict[str, Any]], longer: float) -> 
         xlabel="characters of rejected",
         ylabel="characters of chosen",
     )
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib does not read as a formula."""
+    return name.replace("$", r"\$")
 
 
 def _lengths(pairs: Sequence[dict[str, Any]]) -> list[list[int]]:

@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from .policies import content_id
+from .policies import row_id
+from .prompts import read_messages
 
 
 _ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")  # of UltraFeedback, rated 1 to 5
@@ -45,49 +46,74 @@ def scored_rows(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], d
             Rows of such a file.
 
     Returns:
-        `tuple[list[dict], dict[str, int]]`: Rows with `prompt`, `prompt_id` and `candidates`; and counts: `rows`,
-        `no_answers` (rows without text, left out), `unreadable_ratings`, `doubtful_overall_scores` (a 10 that is not
-        believed) and `ratings_of_another_length` (distilabel rows of which it is not clear which rating belongs to which
-        answer: all their answers are unscored).
+        `tuple[list[dict], dict[str, int]]`: Rows with `prompt`, `prompt_id` and `candidates`; and counts: `rows`;
+        `empty_answers`, left out; `empty_prompts` and `no_answers`, rows that are left out because the prompt or all
+        answers have no text; `unreadable_ratings`; `doubtful_overall_scores` (a 10 that is not believed); and
+        `ratings_of_another_length` (distilabel rows of which it is not clear which rating belongs to which answer: all
+        their answers are unscored).
 
     Raises:
-        `ValueError`: If a row has none of these formats.
+        `ValueError`: If a row has none of these formats, or holds what is no text.
     """
-    counts = Counter(
-        rows=0, no_answers=0, unreadable_ratings=0, doubtful_overall_scores=0, ratings_of_another_length=0
-    )
+    names = ("rows", "empty_prompts", "empty_answers", "no_answers", "unreadable_ratings", "doubtful_overall_scores")
+    counts = Counter(dict.fromkeys((*names, "ratings_of_another_length"), 0))
     result = []
     for number, row in enumerate(rows, start=1):
         prompt = row.get("prompt") or row.get("instruction")
         column = next((column for column in _READERS if isinstance(row.get(column), list)), None)
-        if not prompt or column is None:
+        if column is None or row.keys().isdisjoint(("prompt", "instruction")):
             raise ValueError(
                 f"Row {number} has the columns {', '.join(row)}. Needed are `instruction` and `completions` (UltraFeedback), "
                 "`instruction` and `generations` (distilabel), or `prompt` and `candidates` (ratings.jsonl)."
             )
         try:
-            candidates = _READERS[column](row, counts)
+            is_empty = not (prompt.strip() if isinstance(prompt, str) else prompt)
+            if not is_empty:
+                read_messages(prompt, "prompt")
+            every = _READERS[column](row, counts)
+            candidates = [candidate for candidate in every if _has_text(candidate)]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"`{column}` of row {number} cannot be read: {error!r}.") from error
+            raise ValueError(f"Row {number} with `{column}` cannot be read: {error!r}.") from error
         counts["rows"] += 1
+        if is_empty:
+            counts["empty_prompts"] += 1
+            continue
+        counts["empty_answers"] += len(every) - len(candidates)
         if candidates:
-            result.append(
-                {"prompt": prompt, "prompt_id": row.get("prompt_id") or content_id(prompt), "candidates": candidates}
-            )
+            known = {"prompt": prompt, "prompt_id": row.get("prompt_id")}
+            result.append(known | {"prompt_id": row_id(known), "candidates": candidates})
         else:
             counts["no_answers"] += 1
     return result, dict(counts)
 
 
 def _ours(row: dict[str, Any], counts: Counter) -> list[dict[str, Any]]:
-    return [candidate for candidate in row["candidates"] if candidate["text"]]
+    candidates = []
+    for candidate in row["candidates"]:
+        numbers = {}
+        for name, value in [*(candidate.get("ratings") or {}).items(), (None, candidate.get("score"))]:
+            number = _number(value, -math.inf, math.inf)
+            if (
+                number is None and value is not None and not isinstance(value, float)
+            ):  # tables write a missing one as NaN
+                counts["unreadable_ratings"] += 1
+            else:
+                numbers[name] = number
+        candidates.append(candidate | {"score": numbers.pop(None, None), "ratings": numbers})
+    return candidates
+
+
+def _has_text(candidate: dict[str, Any]) -> bool:
+    text = candidate["text"]
+    if not isinstance(text, str | None):
+        raise ValueError(f"an answer must be a text, got {text!r:.100}")
+    (text or "").encode()  # half a pair of surrogates cannot be written
+    return bool(text and text.strip())
 
 
 def _ultrafeedback(row: dict[str, Any], counts: Counter) -> list[dict[str, Any]]:
     candidates = []
     for completion in row["completions"]:
-        if not completion["response"]:
-            continue
         ratings = {}
         annotations = completion.get("annotations") or {}  # a failed annotation is an empty list
         for aspect in _ASPECTS if annotations else ():
@@ -121,7 +147,6 @@ def _distilabel(row: dict[str, Any], counts: Counter) -> list[dict[str, Any]]:
     return [
         {"text": text, "model": model, "ratings": {} if rating is None else {"overall": rating}, "score": rating}
         for text, model, rating in zip(texts, models, ratings, strict=True)
-        if text
     ]
 
 
@@ -131,7 +156,7 @@ _READERS = {"candidates": _ours, "completions": _ultrafeedback, "generations": _
 def _number(value: Any, least: float, most: float) -> float | None:
     """A rating that may be written as text; `None` if it is none, or out of its range."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (OverflowError, TypeError, ValueError):
         return None
     return number if math.isfinite(number) and least <= number <= most else None

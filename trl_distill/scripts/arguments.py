@@ -169,6 +169,18 @@ def raise_error(message: str) -> NoReturn:
     raise ValueError(message)
 
 
+def check_outputs(*files: str | None) -> None:
+    """Refuse, before the work, files that cannot be written: without their folder, or of one name."""
+    named = [file for file in files if file is not None]
+    for file in named:
+        if not Path(file).absolute().parent.is_dir():
+            raise ValueError(f"The folder of {file} does not exist. Create it first.")
+        if Path(file).is_dir():
+            raise ValueError(f"{file} is a folder. Name a file in it.")
+        if named.count(file) > 1:
+            raise ValueError(f"Two outputs have the name {file}. Give each its own.")
+
+
 def strict(parser: ArgumentParser) -> ArgumentParser:
     """Make a parser refuse abbreviations, and raise instead of printing the usage of some two hundred fields."""
     parser.allow_abbrev = False

@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+
 """
 Make preference pairs from answers that are scored already: UltraFeedback, distilabel, or `ratings.jsonl` of `feedback`.
 
@@ -22,16 +23,17 @@ trl-distill binarize feedback/ratings.jsonl --output pairs.jsonl --rejected min 
 
 import argparse
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from ..files import load_split, read_rows, write_json, write_rows
-from .arguments import split_arguments, user_errors
+from ..files import load_rows, write_json, write_rows
+from .arguments import check_outputs, split_arguments, user_errors
+from .tables import count_table, show
 
 
 LABELS = {  # of the counts, in the order of the table
     "rows": "rows",
+    "empty_prompts": "rows without a prompt, dropped",
+    "empty_answers": "answers without text, dropped",
     "no_answers": "rows without answers, dropped",
     "contaminated": "rows with an evaluation's question, dropped",
     "unreadable_ratings": "ratings that cannot be read",
@@ -98,14 +100,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _rows(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    """JSON Lines as they are: `datasets` would give every row the keys of all others."""
-    path = args.dataset_name
-    if path.removesuffix(".gz").endswith(".jsonl"):
-        return read_rows(path)
-    return load_split(path, args.dataset_config, args.dataset_split)
-
-
 def _weights(entries: list[str] | None) -> dict[str, float] | None:
     if entries is None:
         return None
@@ -124,7 +118,7 @@ def binarize(args: argparse.Namespace) -> dict[str, int]:
 
     weights = _weights(args.weights)
     questions = evaluation_questions(args.decontaminate)
-    rows, read = scored_rows(_rows(args))
+    rows, read = scored_rows(load_rows(args.dataset_name, args.dataset_config, args.dataset_split))
     if questions:
         rows, of_filter = decontaminate(rows, questions)
         read["contaminated"] = of_filter["dropped"]
@@ -151,29 +145,14 @@ def binarize(args: argparse.Namespace) -> dict[str, int]:
     return counts
 
 
-def _show(counts: dict[str, int], title: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("count", justify="right")
-    for name, label in LABELS.items():
-        if counts.get(name):  # what never happened has no row
-            table.add_row(label, f"{counts[name]:,}")
-    Console().print(table)
-
-
 def run(argv: list[str]) -> None:
     """Parse `argv`, write the pairs and show the counts."""
     with user_errors("trl-distill binarize"):
         args, _, _ = split_arguments(make_parser("trl-distill binarize"), argv)
-        for file in (args.output, args.sft_output, args.report_file):
-            if file is not None and not Path(file).absolute().parent.is_dir():
-                raise ValueError(f"The folder of {file} does not exist. Create it first.")
+        check_outputs(args.output, args.sft_output, args.report_file)
         counts = binarize(args)
-    _show(counts, args.output)
+    # What never happened has no row
+    show(count_table(args.output, ((label, counts[name]) for name, label in LABELS.items() if counts.get(name))))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import json
 import sys
 
 from .arguments import split_arguments, user_errors
+from .tables import ledger_cells, show
 
 
 NAMES = ("round", "stage", "role", "model")
@@ -69,7 +70,6 @@ def total(rows: list[dict]) -> dict:
 def _show(store: str, rows: list[dict], sums: dict) -> None:
     """Print a table. Counts that are 0 everywhere are left out, so that it fits a terminal."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=store, box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=(0, 1, 0, 0))
@@ -77,18 +77,13 @@ def _show(store: str, rows: list[dict], sums: dict) -> None:
         table.add_column(name, footer="total" if name == "round" else "", overflow="ellipsis", min_width=5)
     counts = {name: label for name, label in COUNTS.items() if name in ALWAYS or sums[name]}
 
-    def cells(row: dict) -> list[str]:
-        return [
-            "-" if (n := row[name]) is None else f"{n:,.4f}" if name == "cost_usd" else f"{n:,}" for name in counts
-        ]
-
-    body = [cells(row) for row in rows]
-    for label, footer, *column in zip(counts.values(), cells(sums), *body, strict=True):
+    body = [ledger_cells(row, counts) for row in rows]
+    for label, footer, *column in zip(counts.values(), ledger_cells(sums, counts), *body, strict=True):
         width = max(map(len, (label, footer, *column)))  # names are cut where space is short, numbers never
         table.add_column(label, footer=footer, justify="right", no_wrap=True, min_width=width)
     for row, numbers in zip(rows, body, strict=True):
         table.add_row(*(str(row[name]) for name in NAMES), *numbers)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a file has room for whole names
+    show(table, width=None if sys.stdout.isatty() else 160)  # a file has room for whole names
 
 
 def run(argv: list[str]) -> None:

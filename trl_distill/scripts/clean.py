@@ -24,12 +24,11 @@ trl-distill clean HuggingFaceH4/ultrachat_200k --dataset_split train_sft --outpu
 import argparse
 import json
 import sys
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from ..files import load_split, read_rows, whole_file, write_json
-from .arguments import split_arguments, user_errors
+from ..files import load_rows, whole_file, write_json
+from .arguments import check_outputs, split_arguments, user_errors
+from .tables import count_table, show
 
 
 DROPPED = {  # in the order of the table
@@ -73,13 +72,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _rows(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    path = args.dataset_name
-    if path.removesuffix(".gz").endswith(".jsonl"):  # as they are: `datasets` would give every row the keys of all
-        return read_rows(path)
-    return load_split(path, args.dataset_config, args.dataset_split)
-
-
 def clean(args: argparse.Namespace) -> dict[str, Any]:
     """Write the clean dialogues, and return the counts."""
     from tqdm.auto import tqdm
@@ -89,8 +81,9 @@ def clean(args: argparse.Namespace) -> dict[str, Any]:
 
     questions = evaluation_questions(args.decontaminate)
     cleaner = DialogueCleaner(truecase=not args.no_truecase, refusals=not args.no_refusals, against=questions)
+    rows = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     with whole_file(args.output) as file:
-        for row in tqdm(_rows(args), desc="Cleaning", unit=" rows"):
+        for row in tqdm(rows, desc="Cleaning", unit=" rows"):
             dialogue = cleaner.clean(row)
             if dialogue is not None:
                 file.write(json.dumps(dialogue, ensure_ascii=False, default=str) + "\n")  # dates of Parquet as text
@@ -105,34 +98,23 @@ def clean(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(counts: dict[str, Any], title: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("count", justify="right")
-    table.add_row("rows", f"{counts['rows']:,}")
+    rows = [("rows", counts["rows"])]
     for kind, label in DROPPED.items():
-        if counts[kind]:
-            table.add_row(label, f"{sum(counts[kind].values()):,}")
-        for reason, count in list(counts[kind].items())[:SHOWN]:
-            table.add_row(escape(f"  {reason}"), f"{count:,}")
-        if len(counts[kind]) > SHOWN:
-            table.add_row(f"  {len(counts[kind]) - SHOWN} more", f"{sum(list(counts[kind].values())[SHOWN:]):,}")
-    table.add_row("kept", f"{counts['kept']:,}")
-    table.add_row("  with repaired capitals", f"{counts['changed']:,}")
-    Console().print(table)
+        reasons = list(counts[kind].items())
+        if reasons:
+            rows.append((label, sum(counts[kind].values())))
+        rows += [(f"  {reason}", count) for reason, count in reasons[:SHOWN]]
+        if len(reasons) > SHOWN:
+            rows.append((f"  {len(reasons) - SHOWN} more", sum(count for _, count in reasons[SHOWN:])))
+    rows += [("kept", counts["kept"]), ("  with repaired capitals", counts["changed"])]
+    show(count_table(title, rows))
 
 
 def run(argv: list[str]) -> None:
     """Parse `argv`, write the clean dialogues and show the counts."""
     with user_errors("trl-distill clean"):
         args, _, _ = split_arguments(make_parser("trl-distill clean"), argv)
-        for file in (args.output, args.report_file):
-            if file is not None and not Path(file).absolute().parent.is_dir():
-                raise ValueError(f"The folder of {file} does not exist. Create it first.")
+        check_outputs(args.output, args.report_file)
         counts = clean(args)
         if args.report_file is not None:
             write_json(args.report_file, counts)

@@ -25,7 +25,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.scripts.training import first_row, load_splits, set_model_init_kwargs, train_and_save
 
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def without_text_prompt(rows: "Dataset") -> "Dataset":
 
     TRL would add the text to the list of messages. Without the column it takes the messages that both answers share.
     """
-    first = next(iter(rows))
+    first = first_row(rows, "chosen+rejected")
     if isinstance(first.get("prompt"), str) and isinstance(first.get("chosen"), list):
         return rows.remove_columns("prompt")
     return rows

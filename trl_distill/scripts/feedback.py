@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+
 """
 Let models answer prompts and judges score the answers, and make preference pairs of them.
 
@@ -26,6 +27,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .arguments import split_arguments, user_errors
+from .tables import count_table, ledger_cells, show
 
 
 if TYPE_CHECKING:
@@ -54,7 +56,6 @@ def make_parser(prog: str | None = None) -> "HfArgumentParser":
 
 def _show_missing(rows: list[dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     columns = {"calls": "calls", "prompt_tokens": "tokens in", "completion_tokens": "tokens out", "cost_usd": "US $"}
@@ -62,55 +63,44 @@ def _show_missing(rows: list[dict[str, Any]]) -> None:
     total = {name: sum(row[name] for row in rows) for name in columns if name != "cost_usd"}
     total["cost_usd"] = None if None in costs else sum(costs)
 
-    def cells(row: dict[str, Any]) -> list[str]:
-        return [
-            "-" if (n := row[name]) is None else f"{n:,.4f}" if name == "cost_usd" else f"{n:,}" for name in columns
-        ]
-
     table = Table(title="Still to be asked", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("role", footer="total")
     table.add_column("model", overflow="fold")
-    for label, footer in zip(columns.values(), cells(total), strict=True):
+    for label, footer in zip(columns.values(), ledger_cells(total, columns), strict=True):
         table.add_column(label, footer=footer, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["role"], row["model"], *cells(row))
-    console = Console()
-    console.print(table)
-    console.print(
+        table.add_row(row["role"], row["model"], *ledger_cells(row, columns))
+    show(
+        table,
         "Calls of responders are exact. Those of judges are without re-asks, and fewer if answers drop out. Tokens are the "
-        "mean of earlier calls of the role, or else the most that they may be."
+        "mean of earlier calls of the role, or else the most that they may be.",
     )
 
 
 def _show_report(report: dict[str, Any], output_dir: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=output_dir, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("count", justify="right")
     known = ("prompts", "candidates", "unscored")  # of the pairs: they stand above already
-    for section in ("prompts", "answers", "pairs"):
-        for name, count in report[section].items():
-            if count and not (section == "pairs" and name in known):  # what never happened has no row
-                table.add_row(f"{section}: {name.replace('_', ' ')}", f"{count:,}")
+    table = count_table(
+        output_dir,
+        (
+            (f"{section}: {name.replace('_', ' ')}", count)
+            for section in ("prompts", "answers", "pairs")
+            for name, count in report[section].items()
+            if count and not (section == "pairs" and name in known)  # what never happened has no row
+        ),
+    )
     table.add_section()
     for name, row in report["models"].items():
         score = "no score" if row["mean_score"] is None else f"mean score {row['mean_score']:.2f}"
         table.add_row(
             f"{name}: {score}, chosen {row['chosen']:,}, rejected {row['rejected']:,}", f"{row['answers']:,}"
         )
-    console = Console()
-    console.print(table)
     statistics = report["pair_statistics"]
-    console.print(
+    show(
+        table,
         f"Mean margin {statistics['margin']['mean']:.2f}; the chosen answer is the longer one in "
-        f"{statistics['chosen_longer']:.0%} of the pairs. More in report.json and report.png."
+        f"{statistics['chosen_longer']:.0%} of the pairs. More in report.json and report.png.",
+        *(f"Judge {name}: {warning}" for name, judge in report["judges"].items() for warning in judge["warnings"]),
     )
-    for name, of_judge in report["judges"].items():
-        for warning in of_judge["warnings"]:
-            console.print(f"Judge {name}: {warning}")
 
 
 def run(argv: list[str]) -> None:

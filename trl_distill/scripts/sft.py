@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.scripts.training import first_row, load_splits, set_model_init_kwargs, train_and_save
 
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def make_parser(prog: str | None = None):
     return make_parser(prog=prog)
 
 
-def without_text_prompt(rows: "Dataset") -> "Dataset":
+def without_text_prompt(rows: "Dataset", text_field: str) -> "Dataset":
     """Drop a `prompt` beside whole conversations in `messages`, as in the data sets of H4: TRL wants one or the other."""
-    first = next(iter(rows))
+    first = first_row(rows, "messages", "prompt+completion", text_field, "conversations", "input_ids")
     return rows.remove_columns("prompt") if "prompt" in first and isinstance(first.get("messages"), list) else rows
 
 
@@ -87,7 +87,7 @@ def build_trainer(
     return SFTTrainer(
         args=training_args,
         **load_model(training_args, model_args),
-        **{name: without_text_prompt(rows) for name, rows in splits.items()},
+        **{name: without_text_prompt(rows, training_args.dataset_text_field) for name, rows in splits.items()},
     )
 
 

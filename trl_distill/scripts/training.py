@@ -14,7 +14,7 @@
 
 """What the training scripts share: the splits of the data, how the model is loaded, and the run itself."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -31,13 +31,16 @@ def load_splits(
     from transformers import set_seed
     from trl import get_dataset
 
+    from trl_distill.files import data_errors
+
     set_seed(training_args.seed)  # TRL draws the rows of `test_split_size` from the global state, each process its own
-    if dataset_args.datasets:
-        dataset = get_dataset(dataset_args)
-    else:
-        dataset = load_dataset(
-            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
+    mixture = dataset_args.datasets or []
+    name = script_args.dataset_name or ", ".join(str(entry.data_files or entry.path) for entry in mixture)
+    with data_errors(name):
+        if mixture:
+            dataset = get_dataset(dataset_args)
+        else:
+            dataset = load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
     splits = {"train_dataset": script_args.dataset_train_split}
     if training_args.eval_strategy != "no":
         splits["eval_dataset"] = script_args.dataset_test_split
@@ -45,6 +48,17 @@ def load_splits(
         if split not in dataset:
             raise ValueError(f"the data have no split {split!r}, only {', '.join(dataset)}.")
     return {argument: dataset[split] for argument, split in splits.items()}
+
+
+def first_row(rows: "Dataset", *choices: str) -> dict[str, Any]:
+    """The first row of a data set, whose columns must hold one of these choices, names joined by `+`."""
+    row = next(iter(rows), None)
+    if row is None:
+        raise ValueError("the data hold no rows.")
+    if not any(row.keys() >= set(choice.split("+")) for choice in choices):
+        needed = " or ".join(choice.replace("+", " and ") for choice in choices)
+        raise ValueError(f"the data have the columns {', '.join(row)}. Needed are {needed}: are these the right data?")
+    return row
 
 
 def set_model_init_kwargs(training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model") -> None:
