@@ -124,6 +124,147 @@ def label_counts(result: dict) -> str:
     return markdown(["teacher", "rule", *names], rows)
 
 
+def zephyr_end_to_end(result: dict) -> str:
+    about = (
+        f"Base of {result['models']['parameters']['base']:,} parameters, teacher of "
+        f"{result['models']['parameters']['teacher']:,}. Held-out: negative log-likelihood of the teacher's greedy answers "
+        f"in nats a token, and Rouge-L of the model's own. {result['seconds'] / 60:.1f} minutes in all."
+    )
+    held_out = [
+        [
+            name,
+            f"{scores['nll']:.3f}",
+            f"{scores['rouge_l']:.1f} ± {scores['rouge_l_standard_error']:.1f}",
+            f"{scores['words']:.0f}",
+        ]
+        for name, scores in result["held out"].items()
+    ]
+    trained = [
+        [
+            name,
+            result[name]["steps"],
+            f"{result[name]['first_loss']:.4f}",
+            *(f"{value:.3f}" for value in list(result[name]["last quarter"].values())[:3]),
+            *[""] * (3 - len(result[name]["last quarter"])),
+            f"{result[name]['reload']['largest difference']:.4f}",
+            f"{result[name]['adapter_on_4_bit']['nll']:.3f}",
+        ]
+        for name in ("dsft", "ddpo")
+    ]
+    feedback = [
+        [
+            name,
+            report["prompts"]["kept"],
+            report["pairs"]["candidates"],
+            report["pairs"]["unscored"],
+            report["pairs"]["pairs"],
+            *(sum(row["calls"] for row in report["ledger"] if row["role"] == role) for role in ("responder", "judge")),
+        ]
+        for name, report in result["feedback"].items()
+    ]
+    stages = [
+        [name, *(stage.get(key, "") for key in ("seconds", "cpu_seconds", "peak_gib"))]
+        for name, stage in result["stages"].items()
+    ]
+    trained_heads = ["stage", "steps", "first loss", "last loss", "accuracy", "margin", "reload, largest difference"]
+    return "\n\n".join(
+        [
+            about,
+            markdown(["model", "NLL", "Rouge-L", "words"], held_out),
+            markdown([*trained_heads, "NLL on 4 bit"], trained),
+            markdown(["judge", "prompts", "answers", "unscored", "pairs", "calls to answer", "to judge"], feedback),
+            markdown(["stage", "seconds", "CPU seconds", "peak GiB"], stages),
+        ]
+    )
+
+
+def call_store(result: dict) -> str:
+    rows = [
+        [
+            {"rule": "a rule in Python", "stub": "a server that answers at once"}[row["model"]],
+            row["in_flight"],
+            *(f"{spread['median']:,.0f}" for spread in row["calls_per_second"].values()),
+            times(row["time_ratio"]),
+            f"{row['store_ms_per_call']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    arms = [f"calls/s {arm}" for arm in result["rows"][0]["calls_per_second"]]
+    return markdown(["model", "in flight", *arms, "time, multiple of without", "store, processor ms a call"], rows)
+
+
+def similarity(result: dict) -> str:
+    rows = [
+        [
+            f"{row['pool']:,}",
+            f"{row['candidates']:,}",
+            f"{row['dropped']:,}",
+            f"{row['seconds']['index, all candidates']['median']:.1f}",
+            f"{row['seconds']['plain']['median'] / row['plain_candidates']:.2f}",
+            f"{row['plain_to_index']['of_medians']:,.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(
+        ["pool", "candidates", "near copies", "index, s", "plain check, s a candidate", "times faster"], rows
+    )
+
+
+def lion_real_run(result: dict) -> str:
+    parameters = result["models"]["parameters"]
+    about = (
+        f"Teacher, referee and generator: {result['models']['teacher, referee, generator']}, {parameters['teacher']:,} "
+        f"parameters, behind a server. Student: {result['models']['student']}, {parameters['student']:,}. "
+        f"{result['seconds']['the command'] / 60:.1f} minutes."
+        + (f" Stopped: {result['error']}" if result["error"] else "")
+    )
+    rows = []
+    for row in result["report"]["rounds"]:
+        for name in ("discrimination", "heldout"):
+            if name not in row:
+                continue
+            stage = row[name]
+            referee, position = stage["referee"], stage["referee"]["position"]
+            bias = "" if position["first_minus_last"] is None else f"{position['first_minus_last']:.2f}"
+            if position["standard_error"] is not None:
+                bias += f" ± {position['standard_error']:.2f}"
+            verdicts = [stage.get(key) for key in ("win_rate", "tie_rate", "loss_rate")]
+            counts = stage["counts"]
+            rows.append(
+                [
+                    row["round"],
+                    name,
+                    referee["items"],
+                    referee["scored"] // 2,
+                    f"{referee['calls']} ({referee['reasks']})",
+                    bias,
+                    "" if referee["ties"]["pairs"] is None else f"{referee['ties']['pairs']:.0%}",
+                    f"{counts['hard']} / {counts['easy']}" if "hard" in counts else "",
+                    "" if None in verdicts else " / ".join(f"{verdict:.0%}" for verdict in verdicts),
+                    f"{stage['mean_gap']:.2f}" if "mean_gap" in stage else "",
+                    f"{stage['rouge_l_to_teacher']:.1f}" if "rouge_l_to_teacher" in stage else "",
+                ]
+            )
+    heads = [
+        "round",
+        "stage",
+        "compared",
+        "scored",
+        "calls of the referee (asked again)",
+        "first minus last slot",
+        "ties",
+    ]
+    heads += ["hard / easy", "student ahead / tie / behind", "gap", "Rouge-L to the teacher"]
+    ledger = [
+        [line[key] for key in ("round", "stage", "role", "calls", "prompt_tokens", "completion_tokens", "failures")]
+        for line in result["report"]["ledger"]
+    ]
+    seconds = [[name, value] for name, value in result["seconds"].items()]
+    calls = ["round", "stage", "role", "calls", "prompt tokens", "completion tokens", "failed"]
+    tables = [markdown(heads, rows), markdown(calls, ledger), markdown(["stage", "seconds"], seconds)]
+    return "\n\n".join([about, *tables])
+
+
 def origin(result: dict) -> str:
     made = result["provenance"]
     changes = " with uncommitted changes" if made["uncommitted_changes"] else ""
@@ -149,11 +290,25 @@ def show(path: Path) -> str:
         from benchmarks.rationales.table import table
 
         return f"{title}\n\n{table(result)}"
+    if result.get("benchmark") == "zephyr":
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from benchmarks.zephyr.table import table
+
+        return f"{title}\n\n{table(result)}"
+    if result.get("benchmark") == "lion":
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from benchmarks.lion.table import table
+
+        return f"{title}\n\n{table(result)}"
     tables = {
+        "lion/real_run": lion_real_run,
         "speed/rollout": rollout,
         "speed/training_step": training_step,
+        "speed/call_store": call_store,
+        "speed/similarity": similarity,
         "rationales/real_model": real_model,
         "rationales/label_counts": label_counts,
+        "zephyr/end_to_end": zephyr_end_to_end,
     }
     parts = [result] if "benchmark" in result else [part for part in result.values() if isinstance(part, dict)]
     parts = [part for part in parts if part.get("benchmark") in tables]

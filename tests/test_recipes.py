@@ -29,7 +29,8 @@ from trl_distill.lion import LionConfig
 from trl_distill.lion.generation import LION_FILTERS
 from trl_distill.lion.imitation import check_training
 from trl_distill.scripts import calibrate, dpo, feedback, labeled_sft, lion, minillm, nat, nce, ranker, sft
-from trl_distill.scripts.arguments import parse_strictly, split_arguments
+from trl_distill.scripts.arguments import parse_strictly
+from trl_distill.scripts.runs import parse_config
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -94,8 +95,7 @@ class TestRecipes:
     @recipes_of(*LOOPS)
     def test_loops_parse_strictly(self, path):
         script, config_class = LOOPS[command_of(path)[0]]
-        fields, _, _ = split_arguments(script.make_parser(), ["--config", str(path)])
-        config = config_class(**{name: value for name, value in vars(fields).items() if name != "config"})
+        config = parse_config(config_class, script.make_parser(), ["--config", str(path)])
         for name, value in yaml.safe_load(path.read_text()).items():
             assert getattr(config, name) == (list(LION_FILTERS) if value == ["lion"] else value)
         if config_class is LionConfig:

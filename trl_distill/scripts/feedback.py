@@ -26,32 +26,24 @@ A run that was stopped goes on when it is started again. `trl-distill calls OUTP
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .arguments import split_arguments, user_errors
+from .arguments import user_errors
+from .runs import budget_exit, config_parser, parse_config
 from .tables import count_table, ledger_cells, show
 
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
-STOPPED_BY_BUDGET = 3  # exit code: nothing is wrong, and a higher limit goes on
-
 
 def make_parser(prog: str | None = None) -> "HfArgumentParser":
-    from transformers import HfArgumentParser
-
     from ..feedback import FeedbackConfig
 
-    parser = HfArgumentParser(
+    return config_parser(
         FeedbackConfig,
-        prog=prog,
-        description="Let models answer prompts and judges score the answers. Writes pairs.jsonl, sft.jsonl, ratings.jsonl, "
-        "report.json, report.png and calls.sqlite into the output folder. Models and other lists of entries come from the "
-        "YAML file.",
+        prog,
+        "Let models answer prompts and judges score the answers. Writes pairs.jsonl, sft.jsonl, ratings.jsonl, report.json, "
+        "report.png and calls.sqlite into the output folder. Models and other lists of entries come from the YAML file.",
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
-    )
-    return parser
 
 
 def _show_missing(rows: list[dict[str, Any]]) -> None:
@@ -105,18 +97,12 @@ def _show_report(report: dict[str, Any], output_dir: str) -> None:
 
 def run(argv: list[str]) -> None:
     """Parse `argv`, run, and show what came out."""
-    from ..chat import BudgetReached
-
-    with user_errors("trl-distill feedback"):
+    prog = "trl-distill feedback"
+    with user_errors(prog), budget_exit(prog):
         from ..feedback import FeedbackConfig, run_feedback
 
-        values, _, _ = split_arguments(make_parser("trl-distill feedback"), argv)
-        config = FeedbackConfig(**{name: value for name, value in vars(values).items() if name != "config"})
-        try:
-            result = run_feedback(config, progress=True)
-        except BudgetReached as error:
-            sys.stderr.write(f"trl-distill feedback: stopped: {error}\n")
-            raise SystemExit(STOPPED_BY_BUDGET) from error
+        config = parse_config(FeedbackConfig, make_parser(prog), argv)
+        result = run_feedback(config, progress=True)
     if config.dry_run:
         _show_missing(result["missing"])
     else:

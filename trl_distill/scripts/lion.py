@@ -27,7 +27,9 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .arguments import split_arguments, user_errors
+from .arguments import user_errors
+from .runs import budget_exit, config_parser, parse_config
+from .tables import show
 
 
 if TYPE_CHECKING:
@@ -35,30 +37,21 @@ if TYPE_CHECKING:
 
     from ..lion import Estimate, LionResult
 
-STOPPED_BY_BUDGET = 3  # exit code: nothing is wrong, and a higher limit goes on
-
 
 def make_parser(prog: str | None = None) -> "HfArgumentParser":
-    from transformers import HfArgumentParser
-
     from ..lion import LionConfig
 
-    parser = HfArgumentParser(
+    return config_parser(
         LionConfig,
-        prog=prog,
-        description="Distil a teacher that only answers into a student, by rounds. Writes a folder for each round with its "
-        "pools, scores, answers and student, and report.json, report.png and calls.sqlite. Models and the fields of the "
-        "training come from the YAML file.",
+        prog,
+        "Distil a teacher that only answers into a student, by rounds. Writes a folder for each round with its pools, "
+        "scores, answers and student, and report.json, report.png and calls.sqlite. Models and the fields of the training "
+        "come from the YAML file.",
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
-    )
-    return parser
 
 
 def _show_estimates(estimates: "list[Estimate]") -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     costs = [estimate.cost_usd for estimate in estimates]
@@ -71,17 +64,15 @@ def _show_estimates(estimates: "list[Estimate]") -> None:
     for estimate in estimates:
         cost = "-" if estimate.cost_usd is None else f"{estimate.cost_usd:,.4f}"
         table.add_row(str(estimate.round), estimate.stage, estimate.role, f"{estimate.calls:,}", cost)
-    console = Console()
-    console.print(table)
-    console.print(
+    show(
+        table,
         "Calls of the generator and the referee are the least: instructions are dropped, and replies asked again. Costs "
-        "follow from the mean of earlier calls of the role, or else from the most that they may be."
+        "follow from the mean of earlier calls of the role, or else from the most that they may be.",
     )
 
 
 def _show_result(result: "LionResult", output_dir: str) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{output_dir}: {result.status}", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -115,35 +106,27 @@ def _show_result(result: "LionResult", output_dir: str) -> None:
             f"{row['calls_so_far']:,}",
             number(row["cost_usd_so_far"], ",.4f"),
         )
-    console = Console()
-    console.print(table)
-    console.print(
+    show(
+        table,
         "hard: share of the scored instructions on which the student is behind by tau. gap: mean score of the teacher minus "
         f"that of the student.\nThe student is {result.student}. More in report.json and report.png.",
-        soft_wrap=True,  # a path that can be copied
     )
 
 
 def run(argv: list[str]) -> None:
     """Parse `argv`, do the rounds, and show what came out."""
-    from ..chat import BudgetReached
-
-    with user_errors("trl-distill lion"):
+    prog = "trl-distill lion"
+    with user_errors(prog), budget_exit(prog):
         from ..lion import LionConfig, LionLoop
 
-        values, _, _ = split_arguments(make_parser("trl-distill lion"), argv)
-        config = LionConfig(**{name: value for name, value in vars(values).items() if name != "config"})
+        config = parse_config(LionConfig, make_parser(prog), argv)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trl_distill.lion").setLevel(logging.INFO)
         loop = LionLoop(config, progress=True)
         if config.dry_run:
             _show_estimates(loop.estimate())
             return
-        try:
-            result = loop.run()
-        except BudgetReached as error:
-            sys.stderr.write(f"trl-distill lion: stopped: {error}\n")
-            raise SystemExit(STOPPED_BY_BUDGET) from error
+        result = loop.run()
     _show_result(result, config.output_dir)
 
 

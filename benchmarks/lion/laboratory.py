@@ -1,0 +1,315 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What all arms share: the base model, the training, and the test. An arm is a run of `LionLoop`, as users run it."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.rationales.intervals import pack
+from trl_distill import LionConfig, LionLoop
+from trl_distill.chat import ChatRequest, LocalChatModel, Sampling
+
+from .world import LENGTH, VOCABULARY, World, family_of
+
+
+CONTINUED = "no new rows"
+# What each arm sets in `LionConfig`. `None`: no loop, as many steps on the old pool.
+ARMS: dict[str, dict | None] = {
+    "adversarial": {},
+    "random": {"strategy": "random"},
+    "adversarial, hard only": {"hard_share": 1.0},
+    "adversarial, easy only": {"hard_share": 0.0},
+    CONTINUED: None,
+    "adversarial, from the base": {"init_from": "base"},
+    "random, from the base": {"init_from": "base", "strategy": "random"},
+    "adversarial, one order": {"referee_orders": 1},
+}
+SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *VOCABULARY])}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=SPECIAL[2:],
+        chat_template=TEMPLATE,
+        padding_side="left",
+    )
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """
+    The sizes of everything. A test makes a minute laboratory.
+
+    Args:
+        cache (`pathlib.Path`):
+            Folder in which models and runs are kept.
+        weak, strong_rows, weak_rows (`int`, *optional*, defaults to `6`, `60` and `5`):
+            The pool, see [`World`].
+        rounds, n_new (`int`, *optional*, defaults to `2` and `160`):
+            Rounds after the first imitation, and new instructions of each.
+        epochs (`int`, *optional*, defaults to `5`), batch_size (`int`, *optional*, defaults to `32`), learning_rate
+        (`float`, *optional*, defaults to `1e-3`):
+            The training of each round.
+        hidden_size, num_hidden_layers (`int`, *optional*, defaults to `128` and `4`):
+            The student.
+        drills (`int`, *optional*, defaults to `51200`), drill_learning_rate (`float`, *optional*, defaults to `1.5e-3`):
+            Rows that the base model has read, in batches of 64, and its learning rate.
+        test_size (`int`, *optional*, defaults to `60`):
+            Tasks of the test for each family.
+    """
+
+    cache: Path
+    weak: int = 6
+    strong_rows: int = 60
+    weak_rows: int = 5
+    rounds: int = 2
+    n_new: int = 160
+    epochs: int = 5
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    drills: int = 51_200
+    drill_learning_rate: float = 1.5e-3
+    test_size: int = 60
+
+    def sizes(self) -> dict:
+        return {name: value for name, value in asdict(self).items() if name != "cache"}
+
+    @staticmethod
+    def _name(settings) -> str:
+        """A name for what was made with these settings."""
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+    def world(self, seed: int) -> World:
+        return World(seed, self.weak, self.strong_rows, self.weak_rows)
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def _fit(self, model, rows: list[dict], output: Path, seed: int, **options) -> None:
+        """Fine-tune with TRL, and put model and tokenizer at `output` when it is done."""
+        work = output.with_name(f"{output.name}.partial")
+        shutil.rmtree(work, ignore_errors=True)
+        args = SFTConfig(
+            output_dir=str(work),
+            lr_scheduler_type="linear",
+            warmup_steps=20,
+            weight_decay=0.0,
+            seed=seed,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            **options,
+        )
+        data = Dataset.from_list([{name: row[name] for name in ("prompt", "completion")} for row in rows])
+        trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer())
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        trainer.save_model()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work.rename(output)
+
+    def base(self) -> Path:
+        """The model that all students start from, one for all seeds: it can use a code book, and knows none of the pool's."""
+        sizes = [self.hidden_size, self.num_hidden_layers, self.drills, self.drill_learning_rate]
+        folder = self.cache / f"base-{self._name(sizes)}"
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            world = self.world(0)
+            rows = [
+                {
+                    "prompt": [{"role": "user", "content": text}],
+                    "completion": [{"role": "assistant", "content": world.answer(text)}],
+                }
+                for text in world.drills(self.drills)
+            ]
+            options = {"per_device_train_batch_size": 64, "num_train_epochs": 1}
+            self._fit(self._fresh(), rows, folder, seed=0, learning_rate=self.drill_learning_rate, **options)
+        return folder
+
+    def parameters(self) -> int:
+        return AutoModelForCausalLM.from_pretrained(self.base()).num_parameters()
+
+    def _fresh(self) -> LlamaForCausalLM:
+        torch.manual_seed(0)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(SPECIAL) + len(VOCABULARY),
+                hidden_size=self.hidden_size,
+                intermediate_size=4 * self.hidden_size,
+                num_hidden_layers=self.num_hidden_layers,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=64,
+                attention_bias=True,  # without it, this model learns to look up a letter only after many more steps
+                tie_word_embeddings=False,
+                bos_token_id=None,
+                eos_token_id=SPECIAL.index("<eos>"),
+                pad_token_id=SPECIAL.index("<pad>"),
+            )
+        )
+
+    def train(self, model: str, rows: Path, output: Path, seed: int, max_steps: int = -1) -> None:
+        """One round's training. The same training is done once for all arms, so they share round 0."""
+        settings = [self.epochs, self.batch_size, self.learning_rate, seed, max_steps]
+        key = [_digest(Path(model) / "model.safetensors"), _digest(rows), settings]
+        kept = self.cache / "students" / self._name(key)
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            options = {"num_train_epochs": self.epochs, "max_steps": max_steps}
+            options |= {"per_device_train_batch_size": self.batch_size, "learning_rate": self.learning_rate}
+            self._fit(AutoModelForCausalLM.from_pretrained(model), _read(rows), kept, seed, **options)
+        shutil.copytree(kept, output)
+
+    # ------------------------------------------------------------------------------------------------------ the arms
+
+    def loop(self, arm: str, seed: int) -> LionLoop:
+        """The loop of an arm, with the rules of the world in place of large models."""
+        world, overrides = self.world(seed), ARMS[arm]
+        config = LionConfig(
+            output_dir=str(self.cache / f"runs-{self._name(self.sizes())}" / str(seed) / arm.replace(" ", "-")),
+            student_model=str(self.base()),
+            heldout_size=0,  # the test is a larger one
+            student_temperature=0.0,
+            student_max_tokens=LENGTH + 3,
+            rounds=0 if overrides is None else self.rounds,
+            n_new=self.n_new,
+            seed=seed,
+            **(overrides or {}),
+        )
+        return LionLoop(
+            config,
+            [{"instruction": text} for text in world.pool()],
+            teacher=world.teacher(),
+            referee=world.referee(),
+            generator=world.generator(),
+            train=lambda model, rows, output: self.train(model, rows, output, seed),
+            student=self.student,
+        )
+
+    def student(self, folder: Path) -> LocalChatModel:
+        return LocalChatModel(str(folder), name="student", dtype="float32", device="cpu", batch_size=256)
+
+    def answers(self, folder: Path, tasks: list[str]) -> list[str]:
+        """Greedy answers of a student."""
+        sampling = Sampling(0.0, max_tokens=LENGTH + 3)
+        with self.student(folder) as model:
+            replies = model.complete([ChatRequest([{"role": "user", "content": text}], sampling) for text in tasks])
+        return [reply.text for reply in replies]
+
+    def score(self, folder: Path, seed: int) -> dict:
+        """The test: whether each answer is right, family by family, and the share of right letters."""
+        world = self.world(seed)
+        tasks = world.test(self.test_size)
+        shares = [world.right(*pair) for pair in zip(tasks, self.answers(folder, tasks), strict=True)]
+        letters = {
+            name: sum(
+                share for text, share in zip(tasks, shares, strict=True) if (family_of(text) in world.weak) == weak
+            )
+            for name, weak in (("weak", True), ("strong", False))
+        }
+        letters["weak"] /= len(world.weak) * self.test_size
+        letters["strong"] /= (len(world.families) - len(world.weak)) * self.test_size
+        return {"right": pack([share == 1 for share in shares]), "letters": letters}
+
+    def run(self, arm: str, seed: int) -> dict:
+        """
+        One arm.
+
+        Returns:
+            `dict`: By round the score of the student, how many new rows are of weak families, of strong ones and of none, and
+            what was mined; and the calls by role.
+        """
+        start, cpu_start = time.perf_counter(), time.process_time()
+        world, loop = self.world(seed), self.loop(arm, seed)
+        result = loop.run()
+        rounds = [{"round": 0, **self.score(loop.student_folder(0), seed)}]
+        if arm == CONTINUED:
+            steps, rows = -(-self.n_new // self.batch_size) * self.epochs, loop.folder / "round_0" / "answers.jsonl"
+            last = loop.student_folder(0)
+            for round in range(1, self.rounds + 1):
+                folder = loop.folder / f"continued_{round}"
+                shutil.rmtree(folder, ignore_errors=True)
+                self.train(str(last), rows, folder, seed + 1000 * round, steps)
+                last = folder
+                rounds.append({"round": round, **self.score(folder, seed)})
+        else:
+            for round in range(1, result.round + 1):
+                rounds.append(
+                    {"round": round, **self.score(loop.student_folder(round), seed), **self._mined(loop, world, round)}
+                )
+        calls = Counter()
+        for row in result.report["ledger"]:
+            calls[row["role"]] += row["calls"]
+        return {
+            "arm": arm,
+            "seed": seed,
+            "status": result.status,
+            "rounds": rounds,
+            "calls": dict(calls),
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu_start,
+        }
+
+    def _mined(self, loop: LionLoop, world: World, round: int) -> dict:
+        """Where the new instructions of a round came from."""
+
+        def kind(text: str) -> str:
+            return "none" if family_of(text) is None else "weak" if family_of(text) in world.weak else "strong"
+
+        facts = {"new": Counter(kind(item.text) for item in loop.train_pool(round))}
+        stages = loop.manifest(round).stages
+        facts["generation"] = stages["generation"]["counts"]
+        if "discrimination" in stages:
+            pool = {item.id: item.text for item in loop.cache_pool(round - 1)}
+            scores = _read(loop.folder / f"round_{round}" / "scores.jsonl")
+            facts["discrimination"] = stages["discrimination"]["counts"]
+            facts["hard"] = Counter(kind(pool[row["id"]]) for row in scores if row["kind"] == "hard")
+            facts["first_minus_last"] = stages["discrimination"]["referee"]["position"]["first_minus_last"]
+        return facts
