@@ -261,6 +261,15 @@ def train(laboratory: Laboratory, name: str, seed: int, learning_rate: float | N
     return facts
 
 
+def pack(qualities: list[float]) -> str:
+    """Qualities in thousandths, as a text, for the results."""
+    return " ".join(str(round(1000 * quality)) for quality in qualities)
+
+
+def unpack(packed: str) -> list[float]:
+    return [int(quality) / 1000 for quality in packed.split()]
+
+
 def measure(laboratory: Laboratory, folder: Path, seed: int) -> dict:
     """Quality of the answers of a model to the prompts of the test, drawn at temperature 1 and greedily."""
     model, prompts, result = laboratory.load(folder), laboratory.test(seed), {}
@@ -274,7 +283,7 @@ def measure(laboratory: Laboratory, folder: Path, seed: int) -> dict:
             "perfect": statistics.mean(quality == 1 for quality in qualities),
             "words": statistics.mean(len(text.split()) for text, _ in answers),
             "ended": statistics.mean(ended for _, ended in answers),
-            "qualities": [round(quality, 4) for quality in qualities],
+            "qualities": pack(qualities),
             "examples": [
                 {"prompt": prompt, "answer": text} for prompt, (text, _) in zip(prompts[:3], answers, strict=False)
             ],

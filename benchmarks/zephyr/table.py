@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.rationales.intervals import over_questions, over_seeds
 
-from .arms import ARMS
+from .arms import ARMS, unpack
 
 
 def mean(values: list[float], scale: float = 100, digits: int = 1) -> str:
@@ -63,7 +63,9 @@ def arms_table(results: dict) -> str:
     ):
         of_arm.setdefault((run["arm"], run.get("learning_rate")), []).append(run)
     tuned = len(of_arm) > len({arm for arm, _ in of_arm})  # the file in which learning rates are chosen
-    qualities = {key: {run["seed"]: run["sampled"]["qualities"] for run in runs} for key, runs in of_arm.items()}
+    qualities = {
+        key: {run["seed"]: unpack(run["sampled"]["qualities"]) for run in runs} for key, runs in of_arm.items()
+    }
     baseline = next((qualities[key] for key in of_arm if key[0] == "dsft"), None)
     heads = ["arm", "quality, sampled %", "greedy %", "minus dSFT, points", "win rate against dSFT %", "perfect %"]
     heads += ["words", "came to an end %", "accuracy of rewards %", "margin", "steps", "CPU s"]

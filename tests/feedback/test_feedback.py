@@ -607,6 +607,8 @@ class TestMistakes:
         models = [EndpointChatModel("m", "http://localhost:1/v1", name=name) for name in "ab"]
         with pytest.raises(ValueError, match="a and b are one model"):
             run_feedback(config(), prompts=PROMPTS, responders=models, judges=[judge()])
+        with pytest.raises(ValueError, match="a and b are one model.*twice the weight"):
+            run_feedback(config(), prompts=PROMPTS, responders=pool("x"), judges=models)
 
     def test_two_servers_with_one_name_of_a_model(self, config):
         here, there = (EndpointChatModel("m", f"http://{host}:1/v1", name=host) for host in ("here", "there"))

@@ -36,6 +36,7 @@ from trl_distill.scripts.training import train_and_save
 IDS = torch.arange(3, 83).view(2, 40)
 LN_2 = 0.6931471805599453
 LORA = ["--use_peft", "--lora_r", "8", "--lora_target_modules", "q_proj", "v_proj", "up_proj"]
+SIDES = ("chosen", "rejected")
 IN_4BIT = ["--load_in_4bit", "--use_bnb_nested_quant", "--dtype", "bfloat16"]
 
 
@@ -338,6 +339,22 @@ class TestData:
         with pytest.raises(SystemExit) as stopped:
             script.run(arguments(save_model(), "out", f"--dataset_name={tmp_path / 'data.jsonl'}"))
         assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+    def test_answers_that_are_cut_are_counted(self, save_model, arguments, pairs, chat_tokenizer, tmp_path, capsys):
+        longer = [{"role": "assistant", "content": "no" + "!" * 60}]
+        rows = [*pairs, pairs[0] | {"rejected": longer}, pairs[1] | {"chosen": longer}]
+        lengths = [
+            max(len(chat_tokenizer.apply_chat_template(row["prompt"] + row[side])["input_ids"]) for side in SIDES)
+            for row in rows
+        ]
+        assert sorted(lengths)[-2] > sorted(lengths)[-3]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for max_length, cut in ((max(lengths), 0), (max(lengths) - 1, 1), (sorted(lengths)[-3], 2)):
+            flags = [f"--dataset_name={tmp_path / 'rows.jsonl'}", "--max_steps=1", f"--max_length={max_length}"]
+            train(dpo, arguments(save_model(), "out", *flags))
+            printed = capsys.readouterr().out
+            assert ("have an answer that ends beyond" in printed) == (cut > 0)
+            assert cut == 0 or f"{cut} of 14 rows of train_dataset have an answer" in printed
 
     def test_prompts_that_are_too_long_are_counted(self, save_model, arguments, pairs, tmp_path, capsys):
         rows = [*pairs, pairs[0] | {"prompt": [{"role": "user", "content": "long " * 30}]}]

@@ -176,7 +176,10 @@ class _Run:
     ):
         self.config, self.prompts = config, prompts
         self.responders = {model.name: model for model in [*responders, *([student] if student is not None else [])]}
-        _check_identities(self.responders.values())
+        _check_identities(
+            self.responders.values(), "With more `num_answers` than models it answers a prompt several times."
+        )
+        _check_identities(judges, "Two names would give its ratings twice the weight.")
         # All are opened before the first call, so that a mistake in the last one costs nothing.
         self.ask = {
             name: store.model(model, role="responder", stage="answers") for name, model in self.responders.items()
@@ -288,14 +291,13 @@ def _parts(items: Iterable[JudgeItem]) -> Iterator[list[JudgeItem]]:
         yield items[start : start + _PROMPTS_AT_A_TIME]
 
 
-def _check_identities(models: Iterable[BaseChatModel]) -> None:
+def _check_identities(models: Iterable[BaseChatModel], why: str) -> None:
     known: dict[str, str] = {}
     for model in models:
         other = known.setdefault(json.dumps(model.identity, sort_keys=True), model.name)
         if other != model.name:
             raise ValueError(
-                f"{other} and {model.name} are one model, and would give the same answers. Name it once: with more "
-                "`num_answers` than models it answers a prompt several times."
+                f"{other} and {model.name} are one model, and would give the same answers. Name it once. {why}"
             )
 
 

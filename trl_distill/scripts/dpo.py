@@ -70,19 +70,38 @@ def without_text_prompt(rows: "Dataset") -> "Dataset":
     return rows
 
 
-def report_dropped(splits: "dict[str, Dataset]", trainer: "DPOTrainer") -> None:
-    """Say how many rows TRL left out, which it does without a word: those whose prompt alone fills `max_length`."""
+def count_cut(rows: "Dataset", max_length: int) -> int:
+    """Pairs of which an answer does not fit behind its prompt, so that its end is cut off."""
+    import pyarrow.compute as pc
+
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    cut = 0
+    for batch in rows.select_columns(columns).with_format("arrow").iter(10_000):
+        prompt, *answers = (pc.list_value_length(batch[column]) for column in columns)
+        longest = pc.add(prompt, pc.max_element_wise(*answers))
+        cut += pc.sum(pc.cast(pc.greater(longest, max_length), "int64")).as_py()
+    return cut
+
+
+def report_lengths(splits: "dict[str, Dataset]", trainer: "DPOTrainer") -> None:
+    """Say what TRL does without a word: it leaves out rows whose prompt alone fills `max_length`, and cuts longer answers."""
     from datasets import Dataset
 
+    max_length = trainer.args.max_length
     for name, rows in splits.items():
         if not isinstance(rows, Dataset):  # a stream has no length
             continue
-        kept = len(getattr(trainer, name))
-        message = f"{len(rows) - kept} of {len(rows)} rows of {name} have a prompt of {trainer.args.max_length} tokens or more"
-        if not kept:
+        kept = getattr(trainer, name)
+        message = f"{len(rows) - len(kept)} of {len(rows)} rows of {name} have a prompt of {max_length} tokens or more"
+        if not len(kept):
             raise ValueError(f"{message}, and nothing is left. Raise `max_length`.")
-        if kept < len(rows):
+        if len(kept) < len(rows):
             trainer.accelerator.print(f"{message} (`max_length`), and are left out.")
+        if max_length is not None and "chosen_ids" in kept.column_names and (cut := count_cut(kept, max_length)):
+            trainer.accelerator.print(
+                f"{cut} of {len(kept)} rows of {name} have an answer that ends beyond {max_length} tokens (`max_length`). It "
+                "is cut there, so that its end is not learned."
+            )
 
 
 def build_trainer(
@@ -110,7 +129,7 @@ def build_trainer(
         **splits,
     )
     keep_4bit_trainable(trainer.model)  # a precomputed reference may have made that impossible
-    report_dropped(splits, trainer)
+    report_lengths(splits, trainer)
     if script_args.ignore_bias_buffers:
         trainer.model._ddp_params_and_buffers_to_ignore = [
             name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
