@@ -283,9 +283,10 @@ def measure(laboratory: Laboratory, folder: Path, seed: int) -> dict:
             "perfect": statistics.mean(quality == 1 for quality in qualities),
             "words": statistics.mean(len(text.split()) for text, _ in answers),
             "ended": statistics.mean(ended for _, ended in answers),
-            "qualities": pack(qualities),
             "examples": [
                 {"prompt": prompt, "answer": text} for prompt, (text, _) in zip(prompts[:3], answers, strict=False)
             ],
         }
+        if kind == "sampled":  # the main measure, compared prompt by prompt
+            result[kind]["qualities"] = pack(qualities)
     return result
