@@ -14,6 +14,7 @@
 
 """Tiny models and data, built from configs: no network, no downloaded weights."""
 
+import logging
 import os
 
 
@@ -30,6 +31,16 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def log_levels():
+    """Commands set the levels of our loggers for a terminal. Undo it, so that no test depends on those before it."""
+    loggers = [logging.getLogger(name) for name in ("trl_distill", "trl_distill.lion")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
