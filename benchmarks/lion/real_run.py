@@ -32,10 +32,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,6 +39,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.provenance import provenance
+from benchmarks.serving import served
 from trl_distill.scripts.demo import prune, smollm2
 
 
@@ -93,27 +90,6 @@ def make_student(teacher: str, folder: Path, layers: int) -> list[int]:
     student.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return kept
-
-
-@contextmanager
-def served(folder: str, port: int, log: Path) -> Iterator[str]:
-    """Address at which `transformers serve` serves a model."""
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", folder, "--device", "cpu"]
-    with open(log, "w") as file:
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=file, stderr=file)
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"http://localhost:{port}/health").close()
-                    break
-                except urllib.error.URLError:
-                    if process.poll() is not None:
-                        raise SystemExit(log.read_text()) from None
-                    time.sleep(0.5)
-            yield f"http://localhost:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def entry(folder: str, address: str, temperature: float) -> dict:
@@ -207,7 +183,7 @@ def main():
     if args.calls is not None:
         (args.work / args.run).mkdir(exist_ok=True)
         shutil.copy(args.calls, args.work / args.run / "calls.sqlite")
-    with served(teacher, args.port, args.work / "serve.log") as address:
+    with served(teacher, args.work / "serve.log", args.port) as address:
         roles = ("teacher", "referee", "generator")
         entries = {role: entry(teacher, address, fields[f"{role}_temperature"]) for role in roles}
         config = args.work / "lion.yaml"

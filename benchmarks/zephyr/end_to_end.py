@@ -28,13 +28,10 @@ import importlib.util
 import json
 import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +42,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from benchmarks.provenance import provenance
+from benchmarks.serving import served
 from trl_distill.chat import ChatRequest, EndpointChatModel, LocalChatModel, Sampling
 from trl_distill.evaluation import rouge_l
 from trl_distill.feedback import FeedbackConfig, run_feedback
@@ -269,44 +267,12 @@ def judged_by_model(
     return of_report(json.loads((folder / "report.json").read_text())) | {"exit_code": result.returncode}
 
 
-@contextmanager
-def served(run: Run, folder: str):
-    """Address at which `transformers serve` serves a model."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("transformers")),
-        "serve",
-        folder,
-        "--device",
-        "cpu",
-        "--port",
-        str(port),
-    ]
-    with open(run.work / "serve.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"http://localhost:{port}/health").close()
-                    break
-                except urllib.error.URLError:
-                    if process.poll() is not None:
-                        raise SystemExit((run.work / "serve.log").read_text()) from None
-                    time.sleep(0.5)
-            yield f"http://localhost:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait()
-
-
 def over_http(run: Run) -> dict:
     """The same feedback from a real server, and whether it answers as the local model does."""
     folder = str(run.work / "teacher")
     questions = run.prompts["train"][:8]
     local = LocalChatModel(folder, batch_size=1, device="cpu")
-    with served(run, folder) as base_url:
+    with served(folder, run.work / "serve.log") as base_url:
         endpoint = EndpointChatModel(folder, base_url, name=TEACHER, concurrency=2)
         with run.stage("greedy answers, local"), local:
             here = ask(local, questions, 0.0, 32, None)

@@ -14,16 +14,9 @@
 
 import pytest
 import torch
-from chat_server import ChatServer
 
+from tests.loop_fixtures import server  # noqa: F401
 from trl_distill.chat import ChatRequest, LocalChatModel, Sampling
-
-
-@pytest.fixture
-def server():
-    server = ChatServer()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

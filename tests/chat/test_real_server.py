@@ -13,18 +13,11 @@
 # limitations under the License.
 """The happy path against a real server, `transformers serve`, which must answer as the local model does."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from benchmarks.serving import served
 from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, LocalChatModel, Sampling
 
 
@@ -32,41 +25,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def served(saved, tmp_path):
+def real_server(saved, tmp_path):
     """Folder and address of a tiny model that `transformers serve` serves."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     folder = saved(seed=1)
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("transformers")),
-        "serve",
-        folder,
-        "--device",
-        "cpu",
-        "--port",
-        str(port),
-    ]
-    with open(tmp_path / "serve.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"http://localhost:{port}/health").close()
-                    break
-                except urllib.error.URLError:
-                    assert process.poll() is None, (tmp_path / "serve.log").read_text()
-                    time.sleep(0.5)
-            yield folder, f"http://localhost:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait()
+    with served(folder, tmp_path / "serve.log") as address:
+        yield folder, address
 
 
-def test_a_real_server_answers_as_the_local_model_does(served, tmp_path):
-    folder, base_url = served
+def test_a_real_server_answers_as_the_local_model_does(real_server, tmp_path):
+    folder, base_url = real_server
     requests = [
         ChatRequest([{"role": "user", "content": f"Say {'very ' * (i % 4)}well: {i}"}], Sampling(0.0, max_tokens=20))
         for i in range(9)

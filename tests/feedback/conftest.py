@@ -13,30 +13,11 @@
 # limitations under the License.
 
 import json
-import sys
 
 import pytest
 
-from tests.chat.chat_server import ChatServer
+from tests.loop_fixtures import no_picture, picture, server  # noqa: F401
 from trl_distill.feedback import FeedbackConfig
-
-
-@pytest.fixture
-def server():
-    server = ChatServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def picture():
-    """For the tests that look at report.png: drawing it takes most of the time of a run."""
-
-
-@pytest.fixture(autouse=True)
-def no_picture(request, monkeypatch):
-    if "picture" not in request.fixturenames:
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
 
 
 @pytest.fixture

@@ -14,13 +14,12 @@
 
 import gc
 import json
-import sys
 from collections import Counter
 
 import pytest
 import toy
 
-from tests.chat.chat_server import ChatServer
+from tests.loop_fixtures import no_picture, picture, server  # noqa: F401
 from trl_distill.lion import LionConfig, LionLoop
 
 
@@ -29,24 +28,6 @@ def quick_garbage_collection():
     """Trainers collect garbage three times a run. Spare them the objects of the libraries: most of a tiny run's time."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture
-def server():
-    server = ChatServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def picture():
-    """For the tests that look at report.png: drawing it takes most of the time of a run."""
-
-
-@pytest.fixture(autouse=True)
-def no_picture(request, monkeypatch):
-    if "picture" not in request.fixturenames:
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
 
 
 @pytest.fixture
