@@ -24,13 +24,13 @@ import pytest
 import yaml
 from datasets import load_dataset
 
-from trl_distill.feedback import FeedbackConfig
 from trl_distill.lion import LionConfig
 from trl_distill.lion.generation import LION_FILTERS
 from trl_distill.lion.imitation import check_training
 from trl_distill.scripts import calibrate, dpo, feedback, labeled_sft, lion, minillm, nat, nce, ranker, sft
 from trl_distill.scripts.arguments import parse_strictly
 from trl_distill.scripts.runs import parse_config
+from trl_distill.zephyr import FeedbackConfig
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"

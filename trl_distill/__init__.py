@@ -23,28 +23,28 @@ __version__ = "0.1.0.dev0"
 # Where each public name lives. TRL and torch are imported when a name is first used, so that the command line answers
 # at once.
 _MODULES = {
-    "ASCRankerConfig": "trl_distill.asc",
-    "ASCRankerTrainer": "trl_distill.asc",
-    "FeedbackConfig": "trl_distill.feedback",
-    "LabeledSFTConfig": "trl_distill.nat",
-    "LabeledSFTTrainer": "trl_distill.nat",
+    "ASCRankerConfig": "trl_distill.rationales.asc",
+    "ASCRankerTrainer": "trl_distill.rationales.asc",
+    "FeedbackConfig": "trl_distill.zephyr",
+    "LabeledSFTConfig": "trl_distill.rationales.nat",
+    "LabeledSFTTrainer": "trl_distill.rationales.nat",
     "LionConfig": "trl_distill.lion",
     "LionLoop": "trl_distill.lion",
     "MiniLLMConfig": "trl_distill.minillm",
     "MiniLLMTrainer": "trl_distill.minillm",
-    "NCEConfig": "trl_distill.nce",
-    "NCETrainer": "trl_distill.nce",
-    "NegativeAssistedConfig": "trl_distill.nat",
-    "NegativeAssistedTrainer": "trl_distill.nat",
-    "ReferenceCheckCallback": "trl_distill.reference_check",
-    "adaptive_self_consistency": "trl_distill.asc",
-    "calibration_weights": "trl_distill.nce",
-    "load_nat": "trl_distill.nat",
-    "preference_pairs": "trl_distill.feedback",
-    "run_feedback": "trl_distill.feedback",
-    "scored_rows": "trl_distill.feedback",
-    "self_consistency": "trl_distill.asc",
-    "weighted_self_consistency": "trl_distill.asc",
+    "NCEConfig": "trl_distill.rationales.nce",
+    "NCETrainer": "trl_distill.rationales.nce",
+    "NegativeAssistedConfig": "trl_distill.rationales.nat",
+    "NegativeAssistedTrainer": "trl_distill.rationales.nat",
+    "ReferenceCheckCallback": "trl_distill.zephyr.reference_check",
+    "adaptive_self_consistency": "trl_distill.rationales.asc",
+    "calibration_weights": "trl_distill.rationales.nce",
+    "load_nat": "trl_distill.rationales.nat",
+    "preference_pairs": "trl_distill.zephyr",
+    "run_feedback": "trl_distill.zephyr",
+    "scored_rows": "trl_distill.zephyr",
+    "self_consistency": "trl_distill.rationales.asc",
+    "weighted_self_consistency": "trl_distill.rationales.asc",
 }
 
 __all__ = [
@@ -73,19 +73,25 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .asc import (
+    from .lion import LionConfig, LionLoop
+    from .minillm import MiniLLMConfig, MiniLLMTrainer
+    from .rationales.asc import (
         ASCRankerConfig,
         ASCRankerTrainer,
         adaptive_self_consistency,
         self_consistency,
         weighted_self_consistency,
     )
-    from .feedback import FeedbackConfig, preference_pairs, run_feedback, scored_rows
-    from .lion import LionConfig, LionLoop
-    from .minillm import MiniLLMConfig, MiniLLMTrainer
-    from .nat import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer, load_nat
-    from .nce import NCEConfig, NCETrainer, calibration_weights
-    from .reference_check import ReferenceCheckCallback
+    from .rationales.nat import (
+        LabeledSFTConfig,
+        LabeledSFTTrainer,
+        NegativeAssistedConfig,
+        NegativeAssistedTrainer,
+        load_nat,
+    )
+    from .rationales.nce import NCEConfig, NCETrainer, calibration_weights
+    from .zephyr import FeedbackConfig, preference_pairs, run_feedback, scored_rows
+    from .zephyr.reference_check import ReferenceCheckCallback
 
 
 def __getattr__(name: str):

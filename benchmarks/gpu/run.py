@@ -36,8 +36,8 @@ from benchmarks.provenance import provenance
 from benchmarks.speed import rollout, training_step
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.evaluation import evaluate_model
+from trl_distill.models import load_teacher, load_teacher_tokenizer
 from trl_distill.scripts import demo
-from trl_distill.teacher import load_teacher, load_teacher_tokenizer
 
 
 PARTS = ("correctness", "speed", "quality")

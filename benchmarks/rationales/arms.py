@@ -35,7 +35,7 @@ from trl_distill import (
     calibration_weights,
     load_nat,
 )
-from trl_distill.nat import attach_nat
+from trl_distill.rationales.nat import attach_nat
 
 from .laboratory import Laboratory
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from benchmarks.provenance import provenance
 from trl_distill.evaluation.answers import extract_answer, reference_answer
 from trl_distill.evaluation.equality import math_string
-from trl_distill.evaluation.labels import Labeller, Rationales, judge_rationales, read_rationales
+from trl_distill.rationales.labels import Labeller, Rationales, judge_rationales, read_rationales
 
 
 FILES = {"gpt-3.5-turbo": "math_cot_gpt35.jsonl.gz", "gpt-4": "math_cot_gpt4.jsonl.gz"}

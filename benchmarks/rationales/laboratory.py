@@ -24,7 +24,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.quality.models import student_of, teacher_of, tokenizer_of
-from trl_distill.sampling import Samples, sample_completions
+from trl_distill.generation import Samples, sample_completions
 
 from .world import DRILLS, PUPIL, Drills, Pupil
 

@@ -32,8 +32,8 @@ from transformers.utils import logging
 from benchmarks.provenance import provenance
 from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
 from trl_distill.minillm.mixed_sampling import mixed_generate
+from trl_distill.models import load_teacher, load_teacher_tokenizer
 from trl_distill.scripts import demo
-from trl_distill.teacher import load_teacher, load_teacher_tokenizer
 
 
 PRECISIONS = ["float32", "bf16-mixed", "bfloat16"]

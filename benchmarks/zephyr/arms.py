@@ -27,7 +27,7 @@ from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from trl_distill.chat import BaseChatModel, Completion
-from trl_distill.feedback import FeedbackConfig, preference_pairs, run_feedback, scored_rows
+from trl_distill.zephyr import FeedbackConfig, preference_pairs, run_feedback, scored_rows
 
 from .laboratory import Laboratory
 from .world import POOL, judge_model, writer_model
@@ -129,7 +129,7 @@ class Student(BaseChatModel):
 
 
 def feedback(laboratory: Laboratory, seed: int, answers: str) -> list[dict]:
-    """Scored answers to the prompts of a seed, made by `trl_distill.feedback`: rows of `preference_pairs`."""
+    """Scored answers to the prompts of a seed, made by `trl_distill.zephyr`: rows of `preference_pairs`."""
     folder = laboratory.folder(seed, f"feedback {answers}")
     if not (folder / "report.json").exists():
         world = laboratory.world

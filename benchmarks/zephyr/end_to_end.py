@@ -45,8 +45,8 @@ from benchmarks.provenance import provenance
 from benchmarks.serving import served
 from trl_distill.chat import ChatRequest, EndpointChatModel, LocalChatModel, Sampling
 from trl_distill.evaluation import rouge_l
-from trl_distill.feedback import FeedbackConfig, run_feedback
 from trl_distill.scripts.demo import prune, smollm2
+from trl_distill.zephyr import FeedbackConfig, run_feedback
 
 from .probe import logits_of
 from .rules import rouge_judge

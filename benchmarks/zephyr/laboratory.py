@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.quality.models import EOS, PAD, tokenizer_of
-from trl_distill.sampling import sample_completions
+from trl_distill.generation import sample_completions
 
 from .world import ASSISTANT, TEACHER, Animals
 

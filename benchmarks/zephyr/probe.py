@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from trl_distill.quantization import keep_4bit_trainable
+from trl_distill.models import keep_4bit_trainable
 
 
 TEXT = "Bread rises in the oven because yeast makes gas. The capital of Portugal is Lisbon."

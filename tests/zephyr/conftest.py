@@ -13,6 +13,7 @@
 # limitations under the License.
 
 import gc
+import json
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from trl_distill.reference_check import ReferenceCheckCallback
+from tests.loop_fixtures import no_picture, picture, server  # noqa: F401
+from trl_distill.zephyr import FeedbackConfig
+from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
 
 TEMPLATE = Path(__file__).parents[2] / "recipes" / "zephyr" / "zephyr.jinja"
@@ -137,3 +140,24 @@ def make_dpo(settings, pairs):
         )
 
     return make
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Factory of configs that write into a folder of the test."""
+
+    def build(**settings):
+        return FeedbackConfig(**({"output_dir": str(tmp_path / "out"), "decontaminate": []} | settings))
+
+    return build
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Rows of a file of a run, by its name."""
+
+    def rows(name, folder="out"):
+        text = (tmp_path / folder / f"{name}.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    return rows

@@ -24,7 +24,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from trl_distill.reference_check import ReferenceCheckCallback, WrongReferenceError
+from trl_distill.zephyr.reference_check import ReferenceCheckCallback, WrongReferenceError
 
 
 def run(folder: Path, reference: str) -> str | None:

@@ -26,8 +26,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
-from trl_distill.reference_check import WrongReferenceError, wrong_reference
 from trl_distill.scripts import dpo
+from trl_distill.zephyr.reference_check import WrongReferenceError, wrong_reference
 
 
 LN_2 = 0.6931471805599453
@@ -133,7 +133,7 @@ class TestWrongReference:
         chat_tokenizer.save_pretrained(tmp_path / "gpt2")
         make_dpo(str(tmp_path / "gpt2")).train()
         make_dpo(str(tmp_path / "gpt2"), disable_dropout=False).train()
-        (warning,) = [record for record in caplog.records if record.name == "trl_distill.reference_check"]
+        (warning,) = [record for record in caplog.records if record.name == "trl_distill.zephyr.reference_check"]
         assert "`disable_dropout=False` dropout may be the cause" in warning.getMessage()
 
     def test_the_command_says_why_and_saves_nothing(self, save_model, pairs, tmp_path, capsys):

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
-from trl_distill.quantization import keep_4bit_trainable
+from trl_distill.models import keep_4bit_trainable
 from trl_distill.scripts import dpo, merge, sft
 from trl_distill.scripts.arguments import parse_strictly, resolve
 from trl_distill.scripts.training import train_and_save

@@ -139,7 +139,7 @@ class LocalChatModel(BaseChatModel):
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        from ..teacher import load_teacher_tokenizer
+        from ..models import load_teacher_tokenizer
 
         tokenizer = load_teacher_tokenizer(str(self._folder), trust_remote_code=self.trust_remote_code)
         if tokenizer is None or tokenizer.chat_template is None:
@@ -161,7 +161,7 @@ class LocalChatModel(BaseChatModel):
     def _model(self) -> "PreTrainedModel":
         import torch
 
-        from ..teacher import load_teacher
+        from ..models import load_teacher
 
         other = LocalChatModel._in_memory
         if other is not None:
@@ -200,7 +200,7 @@ class LocalChatModel(BaseChatModel):
         }
 
     def _encode(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
-        from ..sampling import encode_prompts
+        from ..generation import encode_prompts
 
         rows = [{"prompt": r.messages, "chat_template_kwargs": self.chat_template_kwargs} for r in requests]
         return encode_prompts(rows, self._tokenizer)
@@ -215,7 +215,7 @@ class LocalChatModel(BaseChatModel):
         What is left of such an order after some batches is cut as it was. Prompts that are too long would be left for
         ever, so they are kept apart.
         """
-        from ..sampling import batches_by_length
+        from ..generation import batches_by_length
 
         ids, groups = self._encode(requests), {}
         for i, request in enumerate(requests):
@@ -234,7 +234,7 @@ class LocalChatModel(BaseChatModel):
         import torch
         from transformers import GenerationConfig
 
-        from ..sampling import end_token_ids, generate_ids, generating, pad_ids
+        from ..generation import end_token_ids, generate_ids, generating, pad_ids
 
         tokenizer, sampling, ids = self._tokenizer, batch[0].sampling, self._encode(batch)
         answers: list[Any] = [

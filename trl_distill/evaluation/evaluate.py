@@ -34,8 +34,8 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..divergence import LMHead, completion_states, lm_head, token_divergence
-from ..sampling import encode_prompts, end_token_ids, generate_ids, generating, pad_ids
-from ..teacher import load_teacher_tokenizer, match_vocabulary, vocabulary_rows
+from ..generation import encode_prompts, end_token_ids, generate_ids, generating, pad_ids
+from ..models import load_teacher_tokenizer, match_vocabulary, vocabulary_rows
 from .exposure import exposure_bias
 from .rouge import references_of, rouge_l
 from .text import distinct_n, repetition

@@ -56,7 +56,7 @@ from ..divergence import (
 )
 from ..evaluation.rouge import references_of, rouge_l
 from ..evaluation.text import distinct_n, repetition
-from ..teacher import (
+from ..models import (
     check_same_tokens,
     load_teacher,
     load_teacher_tokenizer,

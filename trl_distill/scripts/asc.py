@@ -80,7 +80,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def _sample(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The samples of all prompts: drawn, or read from a file."""
-    from ..sampling import read_samples
+    from ..generation import read_samples
 
     if args.model_name_or_path is None and args.dataset_name is None:
         return read_samples(args.samples_file)
@@ -94,7 +94,7 @@ def _sample(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _score(args: argparse.Namespace, rows: list[dict[str, Any]]) -> list[list[float | None]]:
     """Scores of the ranker for each row's samples."""
-    from ..asc import load_ranker, score_rationales
+    from ..rationales.asc import load_ranker, score_rationales
 
     kwargs = _placement(args, args.load_ranker_in_4bit)
     ranker, tokenizer = load_ranker(args.ranker_name_or_path, args.ranker_revision, **kwargs)
@@ -121,7 +121,7 @@ def _ranking(votes: list[dict[str, Any]]) -> dict[str, float]:
     """How well the scores tell right samples from wrong ones."""
     import numpy as np
 
-    from ..asc.scoring import ranking_metrics
+    from ..rationales.asc.scoring import ranking_metrics
 
     judged = [
         (score - 0.5, right, question)
@@ -137,8 +137,8 @@ def _vote(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]
     """The result over all prompts, and the row of each."""
     from tqdm.auto import tqdm
 
-    from ..asc.comparison import compare_votes, vote_on_row
-    from ..asc.scoring import find_ranker
+    from ..rationales.asc.comparison import compare_votes, vote_on_row
+    from ..rationales.asc.scoring import find_ranker
 
     find_ranker(args.ranker_name_or_path, args.ranker_revision, args.trust_remote_code)  # before hours of sampling
     rows = _sample(args)

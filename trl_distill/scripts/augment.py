@@ -99,7 +99,7 @@ def load_model(args: argparse.Namespace) -> "tuple[PeftModel, PreTrainedTokenize
     from transformers import AutoTokenizer
 
     from trl_distill import load_nat
-    from trl_distill.teacher import load_teacher
+    from trl_distill.models import load_teacher
 
     kwargs = {"dtype": args.dtype, "device_map": args.device or ("cuda" if torch.cuda.is_available() else "cpu")}
     if args.load_in_4bit:
@@ -111,8 +111,8 @@ def load_model(args: argparse.Namespace) -> "tuple[PeftModel, PreTrainedTokenize
 
 def augment(args: argparse.Namespace) -> tuple[list[dict], dict[str, int]]:
     """Right rows of the teacher and of NAT, and the counts to report."""
-    from trl_distill.nce import question_rows, select_right
-    from trl_distill.sampling import sample_to_file
+    from trl_distill.generation import sample_to_file
+    from trl_distill.rationales.augment import question_rows, select_right
 
     questions, right_rows, unanswered = question_rows(load_rows(args))
     if not questions:

@@ -52,7 +52,7 @@ LABELS = {  # of the counts, in the order of the table
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    from ..feedback.policies import Rejected, Score
+    from ..zephyr.policies import Rejected, Score
 
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -111,10 +111,10 @@ def _weights(entries: list[str] | None) -> dict[str, float] | None:
 
 def binarize(args: argparse.Namespace) -> dict[str, int]:
     """Write the pairs, and return the counts."""
-    from ..feedback.filters import decontaminate
-    from ..feedback.policies import preference_pairs, sft_rows
-    from ..feedback.prompts import evaluation_questions
-    from ..feedback.ultrafeedback import scored_rows
+    from ..zephyr.filters import decontaminate
+    from ..zephyr.policies import preference_pairs, sft_rows
+    from ..zephyr.prompts import evaluation_questions
+    from ..zephyr.ultrafeedback import scored_rows
 
     weights = _weights(args.weights)
     questions = evaluation_questions(args.decontaminate)

@@ -76,8 +76,8 @@ def clean(args: argparse.Namespace) -> dict[str, Any]:
     """Write the clean dialogues, and return the counts."""
     from tqdm.auto import tqdm
 
-    from ..feedback.filters import DialogueCleaner
-    from ..feedback.prompts import evaluation_questions
+    from ..zephyr.filters import DialogueCleaner
+    from ..zephyr.prompts import evaluation_questions
 
     questions = evaluation_questions(args.decontaminate)
     cleaner = DialogueCleaner(truecase=not args.no_truecase, refusals=not args.no_refusals, against=questions)

@@ -93,7 +93,7 @@ def run(argv: list[str]) -> None:
         import transformers
         from rich.console import Console
 
-        from ..teacher import load_teacher, load_teacher_tokenizer, match_vocabulary
+        from ..models import load_teacher, load_teacher_tokenizer, match_vocabulary
 
         console, output, seconds = Console(markup=False, highlight=False), Path(args.output_dir), {}
         output.mkdir(parents=True, exist_ok=True)

@@ -113,8 +113,8 @@ def build_trainer(
     import torch
     from trl import DPOTrainer, get_peft_config, get_quantization_config
 
-    from trl_distill.quantization import keep_4bit_trainable
-    from trl_distill.reference_check import ReferenceCheckCallback
+    from trl_distill.models import keep_4bit_trainable
+    from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
     set_model_init_kwargs(training_args, model_args)
     refuse_adapter(model_args.model_name_or_path, training_args.model_init_kwargs["revision"])
@@ -146,7 +146,7 @@ def run(argv: list[str]) -> None:
         dataset_name = script_args.dataset_name
         trainer = build_trainer(*args)
 
-    from trl_distill.reference_check import WrongReferenceError
+    from trl_distill.zephyr.reference_check import WrongReferenceError
 
     try:
         train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)

@@ -133,7 +133,7 @@ def _load_model(
     args: argparse.Namespace, path: str, revision: str | None, in_4bit: bool
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
     """A full model, a PEFT adapter, or the two adapters of NAT on their base; and the tokenizer saved beside it."""
-    from ..teacher import load_teacher, load_teacher_tokenizer
+    from ..models import load_teacher, load_teacher_tokenizer
 
     kwargs = _placement(args, in_4bit)
     nat_config = Path(path) / "nat" / "adapter_config.json"

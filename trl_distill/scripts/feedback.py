@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def make_parser(prog: str | None = None) -> "HfArgumentParser":
-    from ..feedback import FeedbackConfig
+    from ..zephyr import FeedbackConfig
 
     return config_parser(
         FeedbackConfig,
@@ -99,7 +99,7 @@ def run(argv: list[str]) -> None:
     """Parse `argv`, run, and show what came out."""
     prog = "trl-distill feedback"
     with user_errors(prog), budget_exit(prog):
-        from ..feedback import FeedbackConfig, run_feedback
+        from ..zephyr import FeedbackConfig, run_feedback
 
         config = parse_config(FeedbackConfig, make_parser(prog), argv)
         result = run_feedback(config, progress=True)

@@ -46,7 +46,7 @@ from .arguments import split_arguments, user_errors
 
 
 if TYPE_CHECKING:
-    from ..evaluation.labels import Rationales
+    from ..rationales.labels import Rationales
 
 
 TABLE = [  # section and name in the report, label and remark in the table
@@ -114,7 +114,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def _read(args: argparse.Namespace) -> "Iterator[Rationales]":
-    from ..evaluation.labels import read_rationales
+    from ..rationales.labels import read_rationales
 
     for number, row in enumerate(read_rows(args.dataset_name), start=1):
         try:
@@ -124,7 +124,7 @@ def _read(args: argparse.Namespace) -> "Iterator[Rationales]":
 
 
 def _judge(rationales: "Rationales", rule: str) -> "tuple[Rationales, list[bool | None]]":
-    from ..evaluation.labels import judge_rationales
+    from ..rationales.labels import judge_rationales
 
     return rationales, judge_rationales(rationales, rule)
 
@@ -143,7 +143,7 @@ def label(args: argparse.Namespace) -> dict[str, dict[str, int]]:
     """Write the rows, and return the counts."""
     from tqdm.auto import tqdm
 
-    from ..evaluation.labels import Labeller
+    from ..rationales.labels import Labeller
 
     labeller = Labeller(
         args.prompt_template, args.completion_template, args.conversational, args.keep_repeats, args.max_characters

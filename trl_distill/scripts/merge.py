@@ -132,7 +132,7 @@ def merge(
     from peft import PeftModel
     from transformers.trainer_utils import align_special_tokens
 
-    from ..teacher import load_teacher_tokenizer
+    from ..models import load_teacher_tokenizer
 
     if Path(output).exists():
         raise ValueError(f"{output} exists already. Remove it, or choose another --output.")

@@ -91,7 +91,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def sample(args: argparse.Namespace, path: str) -> list[dict[str, Any]]:
     """Draw the samples of all prompts into a file, or read them where it is complete."""
-    from ..sampling import sample_server_to_file, sample_to_file
+    from ..generation import sample_server_to_file, sample_to_file
 
     if args.model_name_or_path is None or args.dataset_name is None:
         raise ValueError("Nothing to sample: set --model_name_or_path and --dataset_name.")

@@ -76,7 +76,7 @@ def train_and_save(
     trainer: "Trainer", resume_from_checkpoint: str | bool | None, dataset_name: str | None, what: str = "Model"
 ) -> None:
     """Train, save the result in the output folder, upload it if asked to, and end trackers and process group."""
-    from trl_distill.quantization import keep_4bit_trainable
+    from trl_distill.models import keep_4bit_trainable
 
     keep_4bit_trainable(trainer.model)
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)

@@ -1,0 +1,67 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Run by `test_two_processes_give_the_loss_of_one` on one and on two CPU processes (gloo, DDP)."""
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset
+
+from trl_distill.rationales.asc import ASCRankerConfig, ASCRankerTrainer
+
+
+def run(folder: Path, processes: int) -> dict:
+    rows = [
+        {"prompt": f"What is {i} + {i}?", "completion": f" {'so ' * i}{2 * i + off}.", "label": not off}
+        for i in range(9)
+        for off in (0, 3)
+    ]
+    trainer = ASCRankerTrainer(
+        str(folder / "ranker"),
+        args=ASCRankerConfig(
+            output_dir=str(folder / "run"),
+            per_device_train_batch_size=4 // processes,
+            per_device_eval_batch_size=2 // processes,
+            learning_rate=1e-2,
+            optim="sgd",
+            max_steps=4,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list(rows[:16]),
+        eval_dataset=Dataset.from_list(rows[11:]),  # seven rows: the last batch of two processes is filled up
+    )
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    result = {name: [entry[name] for entry in history] for name in ("loss", "grad_norm", "accuracy", "right")}
+    metrics = trainer.evaluate()
+    return result | {name: metrics[name] for name in ("eval_accuracy", "eval_auc", "eval_pair_accuracy", "eval_right")}
+
+
+if __name__ == "__main__":
+    import torch.distributed as dist
+
+    processes = PartialState(cpu=True).num_processes
+    result = run(Path(sys.argv[1]), processes)
+    if PartialState().is_main_process:
+        Path(sys.argv[2]).write_text(json.dumps({"processes": processes, **result}))
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,310 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Value
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from trl_distill import LabeledSFTConfig, LabeledSFTTrainer
+from trl_distill.rationales.nat.labeled_sft_trainer import labeled_token_loss
+
+
+TRAINER_ARGUMENTS = ("eval_dataset", "peft_config", "processing_class")
+OBJECTIVES = ["cot_kd", "mix", "nt", "ul"]
+
+
+@pytest.fixture
+def make_trainer(tiny_model, tokenizer, rows, settings, tmp_path):
+    def build(objective="cot_kd", folder="run", model=None, train_dataset=rows, **kwargs):
+        arguments = {name: kwargs.pop(name) for name in TRAINER_ARGUMENTS if name in kwargs}
+        args = LabeledSFTConfig(str(tmp_path / folder), objective=objective, **(settings | kwargs))
+        return LabeledSFTTrainer(
+            model=tiny_model() if model is None else model,
+            args=args,
+            train_dataset=train_dataset,
+            **({"processing_class": tokenizer} | arguments),
+        )
+
+    return build
+
+
+def losses(trainer, key="loss"):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def dense_objective(model, tokenizer, rows, objective, weight):
+    """The objective and the mean log-probabilities of right and wrong tokens, row by row in float64."""
+    model = model.double()
+    total, count, logps = 0.0, 0, {True: [], False: []}
+    for row in rows:
+        if objective == "cot_kd" and not row["label"]:
+            continue
+        prompt = tokenizer(row["prompt"]).input_ids
+        ids = prompt + tokenizer(row["completion"] + "<|endoftext|>").input_ids
+        p = model(torch.tensor([ids])).logits[0].softmax(-1)
+        for t in range(len(prompt), len(ids)):
+            q = p[t - 1, ids[t]]
+            logps[row["label"]].append(q.log().item())
+            if row["label"] or objective == "mix":
+                total = total - q.log()
+            elif objective == "nt":
+                total = total + weight * q.log()
+            else:
+                total = total - weight * (1 - q).log()
+            count += 1
+    return total / count, {label: sum(values) / len(values) for label, values in logps.items() if values}
+
+
+def batch_of(trainer, tokenizer, rows):
+    """A batch as training gets it, and the rows that it was made from, found by their text."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    by_text = {row["prompt"] + row["completion"]: row for row in rows}
+    texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    return batch, [by_text[text] for text in texts]
+
+
+class TestTokenLoss:
+    logps = torch.tensor([[0.25, 0.5], [0.25, 0.5], [0.9, 1.0]]).log()
+    label = torch.tensor([1.0, 0.0, 0.0])
+
+    def test_closed_forms(self):
+        log = math.log
+        for objective, expected in (
+            ("nt", [[log(4), log(2)], [-0.1 * log(4), -0.1 * log(2)], [0.1 * log(0.9), 0.0]]),
+            ("ul", [[log(4), log(2)], [0.1 * log(4 / 3), 0.1 * log(2)], [0.1 * log(10), 0.1 * log(1e5)]]),
+            ("mix", [[log(4), log(2)], [log(4), log(2)], [-log(0.9), 0.0]]),
+        ):
+            found = labeled_token_loss(self.logps, self.label, objective, 0.1)
+            torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+    def test_gradients_stay_finite_at_the_ends(self):
+        for objective in ("nt", "ul"):
+            logps = torch.tensor([[0.0, -1e-7, -200.0]], requires_grad=True)
+            labeled_token_loss(logps, torch.tensor([0.0]), objective, 1.0).sum().backward()
+            assert logps.grad.isfinite().all()
+
+    def test_unlikelihood_keeps_its_digits_where_p_is_almost_1(self):
+        logps = torch.tensor([[-3.3e-5, -7.7e-5]])
+        expected = [-math.log(-math.expm1(value)) for value in logps[0].tolist()]
+        found = labeled_token_loss(logps, torch.tensor([0.0]), "ul", 1.0)
+        assert found[0].tolist() == pytest.approx(expected, rel=1e-6)  # 1 - exp would be off by 1e-4
+
+
+class TestLoss:
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_value_and_gradient_match_dense_logits_in_float64(
+        self, make_trainer, tiny_model, tokenizer, rows, objective
+    ):
+        trainer = make_trainer(objective, negative_weight=0.3, per_device_train_batch_size=8)
+        batch, source = batch_of(trainer, tokenizer, rows)
+        assert {row["label"] for row in source} == ({True} if objective == "cot_kd" else {True, False})
+        trainer.model.train()
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss.backward()
+        metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        model = tiny_model()
+        expected, logps = dense_objective(model, tokenizer, source, objective, 0.3)
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        for (name, found), parameter in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(found.grad.double(), parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+        if objective in ("nt", "ul"):
+            assert metrics["logps/right"] == pytest.approx(logps[True], rel=1e-5)
+            assert metrics["logps/wrong"] == pytest.approx(logps[False], rel=1e-5)
+        assert {"mean_token_accuracy", "entropy", "num_tokens"} <= set(metrics)
+
+    @pytest.mark.parametrize("objective", ["cot_kd", "mix"])
+    @pytest.mark.parametrize("extra", [{}, dict(packing=True, max_length=64, shuffle_dataset=True)])
+    def test_cot_kd_and_mix_are_plain_sft(
+        self, make_trainer, tiny_model, tokenizer, rows, settings, tmp_path, objective, extra
+    ):
+        config = dict(r=2, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        trainer = make_trainer(objective, peft_config=LoraConfig(**config), **extra)
+        trainer.train()
+        plain = SFTTrainer(
+            tiny_model(),
+            args=SFTConfig(str(tmp_path / "plain"), **settings, **extra),
+            train_dataset=rows.filter(lambda row: row["label"]) if objective == "cot_kd" else rows,
+            processing_class=tokenizer,
+            peft_config=LoraConfig(**config),
+        )
+        plain.train()
+        assert losses(trainer) == losses(plain) and losses(trainer, "grad_norm") == losses(plain, "grad_norm")
+        for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_no_weight_leaves_the_wrong_rows_out(self, make_trainer):
+        nt, ul = (make_trainer(objective, objective, negative_weight=0.0) for objective in ("nt", "ul"))
+        nt.train()
+        ul.train()
+        assert losses(nt) == pytest.approx(losses(ul), rel=1e-6)
+
+    @pytest.mark.parametrize("objective", ["nt", "ul"])
+    def test_accumulation_changes_nothing(self, make_trainer, objective):
+        histories = []
+        for batch, steps in ((8, 1), (1, 8)):
+            trainer = make_trainer(
+                objective, per_device_train_batch_size=batch, gradient_accumulation_steps=steps, negative_weight=0.5
+            )
+            trainer.train()
+            histories.append((losses(trainer), losses(trainer, "grad_norm")))
+        assert len(histories[0][0]) == 6
+        for a, b in zip(*histories, strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+
+    def test_objectives_do_what_they_are_called(self, make_trainer, tokenizer, rows):
+        """What becomes of the log-probability of wrong rows: MIX raises it, NT and UL hold it down."""
+        found = {}
+        for objective in OBJECTIVES:
+            trainer = make_trainer(
+                objective, negative_weight=1.0, per_device_train_batch_size=24, num_train_epochs=10, logging_steps=100
+            )
+            trainer.train()
+            _, logps = dense_objective(trainer.model, tokenizer, rows, "mix", 1.0)
+            found[objective] = logps
+        assert all(logps[True] > -5 for logps in found.values()), "right rows are not learned"
+        wrong = {objective: logps[False] for objective, logps in found.items()}
+        assert wrong["mix"] > wrong["cot_kd"] > wrong["ul"] > wrong["nt"]
+
+    @pytest.mark.parametrize("objective", ["nt", "ul"])
+    def test_evaluation_is_the_objective(self, make_trainer, tokenizer, rows, objective):
+        trainer = make_trainer(objective, eval_dataset=rows, per_device_eval_batch_size=24)
+        metrics = trainer.evaluate()
+        expected, logps = dense_objective(trainer.model, tokenizer, rows, objective, 0.05)
+        assert metrics["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+        assert metrics["eval_logps/wrong"] == pytest.approx(logps[False], rel=1e-5)
+        trainer.model.float()
+        assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(metrics["eval_loss"])
+
+    @pytest.mark.parametrize("objective", ["nt", "ul"])
+    def test_experts_keep_their_auxiliary_loss(self, make_trainer, tokenizer, rows, objective):
+        found = []
+        for coefficient in (0.0, 0.5):
+            torch.manual_seed(0)
+            model = Qwen2MoeForCausalLM(
+                Qwen2MoeConfig(
+                    vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, moe_intermediate_size=8,
+                    shared_expert_intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+                    num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, max_position_embeddings=128,
+                )
+            )  # fmt: skip
+            trainer = make_trainer(objective, model=model, router_aux_loss_coef=coefficient)
+            batch, _ = batch_of(trainer, tokenizer, rows)
+            found.append(trainer.compute_loss(trainer.model.train(), dict(batch)).item())
+        aux = trainer._metrics["train"]["aux_loss"][-1]
+        assert aux > 0 and found[1] == pytest.approx(found[0] + 0.5 * aux, rel=1e-5)
+
+
+class TestRun:
+    @pytest.mark.parametrize("objective", ["nt", "ul"])
+    def test_resumes_and_saves(self, make_trainer, tiny_model, objective, tmp_path):
+        saving = dict(save_strategy="steps", save_steps=4)
+        whole = make_trainer(objective, "whole", **saving)
+        whole.train()
+        resumed = make_trainer(objective, "resumed", **saving)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
+        for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+        assert losses(resumed, "logps/wrong") == losses(whole, "logps/wrong") and len(losses(whole)) == 12
+        whole.save_model(str(tmp_path / "model"))
+        reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        ids = torch.arange(4, 14)[None]
+        with torch.no_grad():
+            assert torch.equal(reloaded(ids).logits, whole.model.eval()(ids).logits)
+
+    def test_conversational_rows(self, make_trainer, tokenizer):
+        dataset = Dataset.from_list(
+            [
+                {
+                    "prompt": [{"role": "user", "content": f"Q{i}"}],
+                    "completion": [{"role": "assistant", "content": f"answer {i}"}],
+                    "label": i % 2 == 0,
+                }
+                for i in range(8)
+            ]
+        )
+        trainer = make_trainer("ul", train_dataset=dataset)
+        trainer.train()
+        assert len(losses(trainer)) == 4 and losses(trainer, "logps/wrong")
+        row = trainer.train_dataset[1]
+        assert tokenizer.decode([token for token in row["labels"] if token != -100]) == "answer 1<|endoftext|>"
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_rows_that_are_too_long_are_dropped_and_not_cut(self, make_trainer, tokenizer, objective, caplog):
+        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales.nat"):
+            trainer = make_trainer(objective, max_length=26)
+        total, kept = (16, 8) if objective == "cot_kd" else (24, 16)
+        assert f"Dropped {total - kept} of {total} rows of the train dataset" in caplog.text
+        assert len(trainer.train_dataset) == kept
+        assert all(tokenizer.decode(row["input_ids"]).endswith("<|endoftext|>") for row in trainer.train_dataset)
+
+    def test_model_card_cites_the_paper(self, make_trainer):
+        trainer = make_trainer()
+        trainer.create_model_card()
+        card = Path(trainer.args.output_dir, "README.md").read_text()
+        assert "li2024turning" in card and "2312.12832" in card
+
+    def test_defaults_of_the_paper(self):
+        args = LabeledSFTConfig("x", bf16=False)
+        assert (args.objective, args.negative_weight, args.learning_rate) == ("cot_kd", 0.05, 3e-4)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (dict(objective="dpo"), "`objective` must be one of cot_kd, mix, nt, ul, got 'dpo'"),
+            (dict(objective="nt", negative_weight=-1.0), "must not be negative, got -1.0: `objective='nt'` subtracts"),
+            (dict(objective="nt", packing=True), "`objective='nt'` weighs whole rows.*`False`"),
+            (dict(objective="ul", padding_free=True, max_length=None), "`objective='ul'` weighs whole rows.*`False`"),
+        ],
+    )
+    def test_settings(self, make_trainer, change, message):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(**change)
+
+    @pytest.mark.parametrize("change", [dict(loss_type="dft"), dict(label_smoothing_factor=0.1)])
+    def test_other_losses(self, make_trainer, change):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            make_trainer("nt", **change)
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_rows(self, make_trainer, rows, objective):
+        with pytest.raises(ValueError, match="`train_dataset` has no column label"):
+            make_trainer(objective, train_dataset=rows.remove_columns("label"))
+        with pytest.raises(ValueError, match="`label` in `train_dataset` must be boolean.*row 0 has 0"):
+            make_trainer(objective, train_dataset=rows.cast_column("label", Value("int64")))
+        with pytest.raises(ValueError, match="`eval_dataset` has no column label"):
+            make_trainer(objective, eval_dataset=rows.remove_columns("label"))
+        with pytest.raises(ValueError, match="`train_dataset` is required"):
+            make_trainer(objective, train_dataset=None)
+
+    def test_no_right_rows(self, make_trainer, rows):
+        wrong = rows.filter(lambda row: not row["label"])
+        with pytest.raises(ValueError, match="All 8 rows of the train dataset are wrong.*Add right rationales"):
+            make_trainer(train_dataset=wrong)
+
+    @pytest.mark.parametrize("objective", ["cot_kd", "nt", "ul"])
+    def test_evaluation_rows_that_come_later(self, make_trainer, rows, objective):
+        with pytest.raises(ValueError, match="`eval_dataset` has no column label"):
+            make_trainer(objective).evaluate(rows.remove_columns("label"))
+        with pytest.raises(ValueError, match="`label` in `eval_dataset` must be boolean"):
+            make_trainer(objective).evaluate(rows.cast_column("label", Value("int64")))

@@ -1,0 +1,756 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import contextlib
+import json
+import logging
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset, Value
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer, load_nat
+
+
+TRAINER_ARGUMENTS = ("eval_dataset", "callbacks", "negative_peft_config", "quantization_config", "processing_class")
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+IDS = torch.tensor([[11, 45, 90, 7, 133, 62, 18, 240, 99, 31]])
+
+
+def lora(**settings):
+    values = dict(r=2, lora_alpha=4, lora_dropout=0.1, target_modules=TARGETS, task_type="CAUSAL_LM")
+    return LoraConfig(**(values | settings))
+
+
+@pytest.fixture
+def make_trainer(tiny_model, tokenizer, rows, settings, tmp_path):
+    def build(folder="run", model=None, train_dataset=rows, peft_config=None, **kwargs):
+        arguments = {name: kwargs.pop(name) for name in TRAINER_ARGUMENTS if name in kwargs}
+        args = NegativeAssistedConfig(str(tmp_path / folder), **(settings | {"integration_width": 4} | kwargs))
+        return NegativeAssistedTrainer(
+            model=tiny_model() if model is None else model,
+            args=args,
+            train_dataset=train_dataset,
+            peft_config=peft_config or lora(),
+            **({"processing_class": tokenizer} | arguments),
+        )
+
+    return build
+
+
+def losses(trainer, key="loss"):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def assert_same_weights(a, b):
+    for (name, first), (other, second) in zip(a.named_parameters(), b.named_parameters(), strict=True):
+        assert name == other and first.dtype == second.dtype and torch.equal(first, second), name
+
+
+def logits(model, ids=IDS):
+    with torch.no_grad():
+        return model.eval()(ids).logits
+
+
+def run_both(trainer, **kwargs):
+    trainer.train(**kwargs)
+    trainer.save_model()
+    return trainer
+
+
+class Snapshot(TrainerCallback):
+    """Values of all parameters when the training of each stage begins."""
+
+    def __init__(self):
+        self.at = {}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.at[args.stages] = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+class Stop(TrainerCallback):
+    def __init__(self, stage, step):
+        self.stage, self.step = stage, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.stages == self.stage and state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+class Count(TrainerCallback):
+    """How many steps each stage has really made."""
+
+    def __init__(self):
+        self.steps = {"negative": 0, "both": 0}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps[args.stages] += 1
+
+
+class TestStages:
+    def test_one_call_is_two_runs_and_the_first_is_plain_sft(
+        self, make_trainer, tiny_model, tokenizer, rows, settings, tmp_path
+    ):
+        both = make_trainer("both")
+        torch.rand(5)  # what happens before a stage does not change it
+        run_both(both)
+        negative = run_both(make_trainer("negative", stages="negative"))
+        path = str(tmp_path / "negative")
+        positive = run_both(make_trainer("positive", stages="positive", negative_adapter_path=path))
+        for key in ("loss", "grad_norm", "learning_rate"):
+            assert losses(both.negative_trainer, key) == losses(negative, key) and len(losses(negative, key)) == 4
+            assert losses(both, key) == losses(positive, key) and len(losses(positive, key)) == 8
+        assert_same_weights(both.model, positive.model)
+        for name in ("neg", "nat"):
+            files = [tmp_path / top / name / "adapter_model.safetensors" for top in ("both", "positive")]
+            assert files[0].read_bytes() == files[1].read_bytes()
+
+        plain = SFTTrainer(
+            tiny_model(),
+            args=SFTConfig(str(tmp_path / "plain"), **settings),
+            train_dataset=rows.filter(lambda row: not row["label"]),
+            processing_class=tokenizer,
+            peft_config=lora(),
+        )
+        plain.train()
+        assert losses(plain) == losses(negative) and losses(plain, "grad_norm") == losses(negative, "grad_norm")
+        stock = get_peft_model_state_dict(plain.model)
+        ours = get_peft_model_state_dict(negative.model, adapter_name="neg")
+        assert stock.keys() == ours.keys() and all(torch.equal(stock[name], ours[name]) for name in stock)
+
+    @pytest.mark.parametrize("value", ["mlp", "identity"])
+    def test_trains_all_of_the_positive_adapter_and_nothing_else(self, make_trainer, tiny_model, tmp_path, value):
+        snapshot = Snapshot()
+        trainer = make_trainer(integration_value=value, callbacks=[snapshot])
+        trainer.train()
+        start, layers = snapshot.at["both"], 2 * len(TARGETS)
+        base = tiny_model().state_dict()
+        written = load_file(tmp_path / "run" / "neg" / "adapter_model.safetensors")
+        trained = set()
+        for name, parameter in trainer.model.named_parameters():
+            if ".nat." in name:
+                assert parameter.requires_grad and not torch.equal(parameter, start[name]), f"{name} has not moved"
+                trained.add(name.split(".")[-3])
+                continue
+            assert not parameter.requires_grad and parameter.grad is None, name
+            assert torch.equal(parameter, start[name]), f"{name} has moved"
+            if ".neg." in name:
+                assert torch.equal(parameter, written.pop(name.replace(".neg", ""))), name
+            else:
+                key = name.removeprefix("base_model.model.").replace(".base_layer", "")
+                assert torch.equal(parameter, base.pop(key)), f"{name} is not the base model's"
+        assert not written and not base
+        gate = {"lora_nat_q", "lora_nat_k"} | ({"lora_nat_v1", "lora_nat_v2"} if value == "mlp" else set())
+        assert trained == gate | {"lora_A", "lora_B"}
+        optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+        assert optimized == {id(p) for name, p in trainer.model.named_parameters() if ".nat." in name}
+        assert len(optimized) == layers * len(trained)
+        first = snapshot.at["negative"]
+        for name in first:
+            assert torch.equal(first[name], start[name]) is (".neg." not in name), name
+
+    def test_adapters_start_from_different_matrices(self, make_trainer):
+        snapshot = Snapshot()
+        make_trainer(callbacks=[snapshot]).train()
+        name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.{}.weight"
+        assert not torch.equal(snapshot.at["negative"][name.format("neg")], snapshot.at["both"][name.format("nat")])
+
+    def test_first_loss_of_the_positive_stage_is_the_base_models(self, make_trainer, tiny_model, tokenizer, rows):
+        trainer = make_trainer(num_train_epochs=1, per_device_train_batch_size=16)
+        trainer.train()
+        total = count = 0
+        for row in rows:
+            if row["label"]:
+                prompt = tokenizer(row["prompt"]).input_ids
+                ids = prompt + tokenizer(row["completion"] + tokenizer.eos_token).input_ids
+                logps = tiny_model().double()(torch.tensor([ids])).logits[0].log_softmax(-1)
+                for t in range(len(prompt), len(ids)):
+                    total, count = total - logps[t - 1, ids[t]].item(), count + 1
+        assert losses(trainer) == [pytest.approx(total / count, rel=1e-5)]
+
+    def test_each_stage_learns_its_own_rows(self, make_trainer, tiny_model, tokenizer, rows, settings, tmp_path):
+        trainer = make_trainer(
+            per_device_train_batch_size=16, num_train_epochs=30, learning_rate=3e-2, logging_steps=1000
+        )
+        trainer.train()
+
+        def logp(model, label):
+            """Mean log-probability of a completion token, from dense logits."""
+            found = []
+            for row in rows:
+                if row["label"] is label:
+                    prompt = tokenizer(row["prompt"]).input_ids
+                    ids = torch.tensor([prompt + tokenizer(row["completion"]).input_ids])
+                    logps = logits(model, ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+                    found.append(logps[len(prompt) - 1 :])
+            return torch.cat(found).mean().item()
+
+        base, model = tiny_model(), trainer.model
+        assert logp(model, True) > logp(base, True) + 1
+        model.set_adapter("neg")
+        assert logp(model, False) > logp(base, False) + 1
+
+    def test_positive_stage_starts_from_any_negative_lora(self, make_trainer, tiny_model, tmp_path):
+        """One of another rank, on more modules, trained elsewhere and saved under PEFT's own name."""
+        elsewhere = get_peft_model(tiny_model(), lora(r=3, target_modules=[*TARGETS, "k_proj"]))
+        for name, parameter in elsewhere.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        elsewhere.save_pretrained(tmp_path / "elsewhere")
+        path = str(tmp_path / "elsewhere")
+        trainer = run_both(make_trainer(stages="positive", negative_adapter_path=path))
+        assert trainer.negative_trainer is None
+        loaded = load_nat(tiny_model(), str(tmp_path / "run"))
+        assert torch.equal(logits(loaded), logits(trainer.model))
+        loaded.set_adapter("neg")
+        assert torch.equal(logits(loaded), logits(elsewhere))
+
+    def test_negative_adapter_of_its_own_form(self, make_trainer, tiny_model, tmp_path):
+        trainer = run_both(make_trainer(negative_peft_config=lora(r=3, target_modules=[*TARGETS, "o_proj"])))
+        assert trainer.model.peft_config["neg"].r == 3 and trainer.model.peft_config["nat"].r == 2
+        assert torch.equal(logits(load_nat(tiny_model(), str(tmp_path / "run"))), logits(trainer.model))
+
+    def test_writes_two_adapter_folders_and_leaves_the_arguments_alone(self, make_trainer, tiny_model, tmp_path):
+        trainer = run_both(make_trainer(integration_value="identity", integration_temperature=2.0))
+        args = trainer.args
+        assert args.stages == "both" and args.output_dir == str(tmp_path / "run")
+        assert {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()} >= {"neg", "nat"}
+        config = json.loads((tmp_path / "run" / "nat" / "adapter_config.json").read_text())["nat_config"]
+        assert (config["value"], config["width"], config["temperature"]) == ("identity", 4, 2.0)
+        assert torch.equal(logits(load_nat(tiny_model(), str(tmp_path / "run"))), logits(trainer.model))
+
+    def test_gradient_checkpointing_changes_nothing(self, make_trainer):
+        runs = []
+        for checkpointing in (False, True):
+            trainer = make_trainer(gradient_checkpointing=checkpointing)
+            trainer.train()
+            runs.append(losses(trainer.negative_trainer, "grad_norm") + losses(trainer, "grad_norm"))
+        assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+
+    def test_model_card_cites_the_paper(self, make_trainer):
+        trainer = make_trainer(stages="negative")
+        trainer.create_model_card()
+        card = Path(trainer.args.output_dir, "README.md").read_text()
+        assert "li2024turning" in card and "2312.12832" in card
+
+
+class TestModels:
+    def test_gpt2(self, make_trainer, tiny_gpt2, tmp_path):
+        """Conv1D layers, on the modules that PEFT knows for the architecture."""
+        config = LoraConfig(r=2, task_type="CAUSAL_LM", fan_in_fan_out=True)
+        trainer = run_both(make_trainer(model=tiny_gpt2(), peft_config=config))
+        assert trainer.model.peft_config["nat"].target_modules == {"c_attn"}
+        assert torch.equal(logits(load_nat(tiny_gpt2(), str(tmp_path / "run"))), logits(trainer.model))
+        assert losses(trainer)[-1] < losses(trainer)[0]
+
+    @pytest.mark.parametrize("alone", [False, True])
+    def test_all_linear(self, make_trainer, tiny_model, tmp_path, alone):
+        if alone:
+            run_both(make_trainer("first", stages="negative", peft_config=lora(target_modules="all-linear")))
+            stage = dict(stages="positive", negative_adapter_path=str(tmp_path / "first"))
+        else:
+            stage = {}
+        trainer = run_both(make_trainer(peft_config=lora(target_modules="all-linear"), **stage))
+        gated = {name.split(".")[-4] for name, _ in trainer.model.named_parameters() if "lora_nat_q" in name}
+        assert gated == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        assert torch.equal(logits(load_nat(tiny_model(), str(tmp_path / "run"))), logits(trainer.model))
+
+    def test_bf16_base(self, make_trainer, tiny_model, tmp_path):
+        snapshot = Snapshot()
+        trainer = run_both(make_trainer(model=tiny_model().bfloat16(), bf16=True, callbacks=[snapshot]))
+        for name, parameter in trainer.model.named_parameters():
+            assert parameter.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
+            assert torch.equal(parameter, snapshot.at["both"][name]) is (".nat." not in name), name
+        loaded = load_nat(tiny_model().bfloat16(), str(tmp_path / "run"))
+        found = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        assert torch.equal(logits(loaded), logits(found))
+
+    def test_by_name_with_the_released_lora(self, tiny_model, tokenizer, rows, settings, tmp_path):
+        tiny_model().save_pretrained(tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+        trainer = NegativeAssistedTrainer(
+            str(tmp_path / "base"),
+            args=NegativeAssistedConfig(str(tmp_path / "run"), integration_width=4, **settings),
+            train_dataset=rows,
+        )
+        trainer.train()
+        for name in ("neg", "nat"):
+            config = trainer.model.peft_config[name]
+            assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 16, 0.05, "none")
+            assert config.target_modules == {"q_proj", "v_proj"}
+        assert trainer.processing_class.get_vocab() == tokenizer.get_vocab()
+        assert NegativeAssistedConfig("x", bf16=False).learning_rate == 3e-4
+
+    def test_conversational_rows(self, make_trainer, tokenizer):
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": f"Q{i}"}],
+                "completion": [{"role": "assistant", "content": f"answer {i}"}],
+                "label": i % 2 == 0,
+            }
+            for i in range(8)
+        ]
+        dataset = Dataset.from_list(rows)
+        trainer = make_trainer(train_dataset=dataset, eval_dataset=dataset)
+        trainer.train()
+        assert len(losses(trainer)) == 2 and len(losses(trainer.negative_trainer)) == 2
+        for found, expected in ((trainer, [0, 2, 4, 6]), (trainer.negative_trainer, [1, 3, 5, 7])):
+            for dataset in (found.train_dataset, found.eval_dataset):
+                for row, i in zip(dataset, expected, strict=True):
+                    text = f"<|user|>Q{i}<|endoftext|><|assistant|>answer {i}<|endoftext|>"
+                    assert tokenizer.decode(row["input_ids"]) == text
+                    trained = [token for token in row["labels"] if token != -100]
+                    assert tokenizer.decode(trained) == f"answer {i}<|endoftext|>"
+
+
+class TestRows:
+    def test_stages_split_training_and_evaluation_rows(self, make_trainer, tokenizer, rows, caplog):
+        with caplog.at_level(logging.INFO, logger="trl_distill.rationales.nat"):
+            trainer = make_trainer(eval_dataset={"a": rows.select(range(9)), "b": rows.select(range(3, 24))})
+        for found, label in ((trainer, True), (trainer.negative_trainer, False)):
+            for name, dataset in ({"train": found.train_dataset} | found.eval_dataset).items():
+                source = {"train": rows, "a": rows.select(range(9)), "b": rows.select(range(3, 24))}[name]
+                expected = [r["prompt"] + r["completion"] + "<|endoftext|>" for r in source if r["label"] is label]
+                assert [tokenizer.decode(row["input_ids"]) for row in dataset] == expected
+        assert "The train dataset has 16 right and 8 wrong rows." in caplog.text
+        assert "The train dataset has 8 wrong and 16 right rows." in caplog.text
+        assert "The a dataset has 6 right and 3 wrong rows." in caplog.text
+        assert set(losses_of(trainer.evaluate())) == {"eval_a_loss", "eval_b_loss"}
+
+    def test_prompt_has_no_loss_and_the_end_token_has(self, make_trainer, tokenizer, rows):
+        row = make_trainer(stages="negative").train_dataset[0]
+        assert tokenizer.decode([token for token in row["labels"] if token != -100]) == (
+            rows[0]["completion"] + "<|endoftext|>"
+        )
+        assert row["labels"][: len("Q0: ")] == [-100] * 4
+
+    def test_evaluating_new_rows_takes_those_of_the_stage(self, make_trainer, rows):
+        trainer = make_trainer(num_train_epochs=1, per_device_eval_batch_size=24)
+        trainer.train()
+        found = trainer.evaluate(rows)["eval_loss"]
+        assert found == trainer.evaluate(rows.filter(lambda row: row["label"]))["eval_loss"]
+        assert found != trainer.evaluate(rows.remove_columns("label"))["eval_loss"]
+        assert trainer.evaluate({"new": rows})["eval_new_loss"] == found
+
+    def test_negative_stage_without_evaluation_rows_goes_without(self, make_trainer, rows, caplog):
+        right = rows.filter(lambda row: row["label"])
+        evaluating = dict(
+            eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, num_train_epochs=1
+        )
+        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales.nat"):
+            trainer = make_trainer(eval_dataset=right, **evaluating)
+        assert "No evaluation row is wrong" in caplog.text
+        trainer.train()
+        assert len(losses(trainer, "eval_loss")) == 1 and not losses(trainer.negative_trainer, "eval_loss")
+        trainer = make_trainer(eval_dataset={"right": right, "all": rows})
+        assert set(trainer.negative_trainer.eval_dataset) == {"all"} and set(trainer.eval_dataset) == {"right", "all"}
+
+    @pytest.mark.parametrize(("stages", "label"), [("both", False), ("negative", True)])
+    def test_a_stage_needs_an_evaluation_row(self, make_trainer, rows, stages, label):
+        one_kind = rows.filter(lambda row: row["label"] is label)
+        kind = "wrong" if label else "right"
+        with pytest.raises(ValueError, match=f"`label` is {label} in all rows of `eval_dataset`.*Add {kind}"):
+            make_trainer(eval_dataset=one_kind, stages=stages)
+
+    def test_rows_that_are_too_long_are_dropped_and_not_cut(self, make_trainer, tokenizer, rows, caplog):
+        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales.nat"):
+            trainer = make_trainer(max_length=26)
+        assert "Dropped 8 of 16 rows of the train dataset that are longer than `max_length=26` tokens" in caplog.text
+        texts = [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
+        assert len(texts) == 8
+        assert set(texts) <= {row["prompt"] + row["completion"] + "<|endoftext|>" for row in rows}
+        assert max(map(len, trainer.train_dataset["input_ids"])) == 26  # the limit itself is kept
+        with pytest.raises(ValueError, match=r"All 8 rows of the train dataset are longer than `max_length=9`.*Raise"):
+            make_trainer(max_length=9)
+
+    def test_packing_is_a_causal_model_of_each_row(self, make_trainer, tokenizer, rows, tmp_path):
+        """Packed with block-diagonal attention, rows have the loss that they have alone; long ones are dropped whole."""
+        plain = run_both(make_trainer("plain", per_device_eval_batch_size=24))
+        packed = make_trainer(
+            "packed",
+            stages="positive",
+            negative_adapter_path=str(tmp_path / "plain"),
+            packing=True,
+            eval_packing=True,
+            max_length=64,
+            per_device_eval_batch_size=24,
+        )
+        documents = []
+        for row in packed.train_dataset:
+            start = 0
+            for length in row["seq_lengths"]:
+                documents.append(tokenizer.decode(row["input_ids"][start : start + length]))
+                start += length
+        assert len(packed.train_dataset) < len(documents) == 16
+        assert set(documents) == {r["prompt"] + r["completion"] + "<|endoftext|>" for r in rows if r["label"]}
+        trained = get_peft_model_state_dict(plain.model, adapter_name="nat")
+        set_peft_model_state_dict(packed.model, trained, adapter_name="nat")
+        assert packed.evaluate(rows)["eval_loss"] == pytest.approx(plain.evaluate(rows)["eval_loss"], rel=1e-5)
+        packed.train()
+        assert losses(packed)[-1] < losses(plain)[0]
+
+        with pytest.raises(ValueError, match="All 8 rows of the train dataset are longer"):
+            make_trainer("short", packing=True, max_length=9)
+
+    def test_both_stages_with_packing(self, make_trainer, tiny_model, tmp_path):
+        trainer = run_both(make_trainer(packing=True, max_length=64))
+        assert losses(trainer) and losses(trainer.negative_trainer)
+        assert torch.equal(logits(load_nat(tiny_model(), str(tmp_path / "run"))), logits(trainer.model))
+
+
+def losses_of(metrics):
+    return [name for name in metrics if name.endswith("_loss")]
+
+
+class TestBestModel:
+    def test_both_stages_end_with_their_best_weights(self, make_trainer, rows, tmp_path):
+        """The largest loss is called the best one here, so that the best step is the first and not the last."""
+        trainer = make_trainer(
+            eval_dataset=rows,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            greater_is_better=True,
+        )
+        trainer.train()
+        assert trainer.negative_trainer.state.best_model_checkpoint.endswith("negative/checkpoint-2")
+        assert trainer.state.best_model_checkpoint.endswith("run/checkpoint-2")
+        for name, folder in (("neg", "negative/checkpoint-2/neg"), ("nat", "checkpoint-2/nat")):
+            best = load_file(tmp_path / "run" / folder / "adapter_model.safetensors")
+            found = get_peft_model_state_dict(trainer.model, adapter_name=name)
+            assert best.keys() == found.keys() and all(torch.equal(best[key], found[key]) for key in best)
+        last = load_file(tmp_path / "run" / "checkpoint-8" / "nat" / "adapter_model.safetensors")
+        assert any(not torch.equal(last[key], value) for key, value in found.items())
+        assert trainer.model.active_adapter == "nat"
+        assert {name.split(".")[-2] for name, p in trainer.model.named_parameters() if p.requires_grad} == {"nat"}
+
+
+@pytest.fixture
+def quantized(tiny_model, tokenizer, tmp_path):
+    """Factory of one model in 4 or 8 bits: blocks of 4 bits hold 64 values."""
+    path = str(tmp_path / "base")
+    tiny_model(hidden_size=64, intermediate_size=64, initializer_range=0.1).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+    def build(bits):
+        config = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+        config = BitsAndBytesConfig(**(config if bits == 4 else {"load_in_8bit": True}))
+        return AutoModelForCausalLM.from_pretrained(path, quantization_config=config, dtype=torch.float32)
+
+    build.path = path
+    return build
+
+
+@pytest.mark.parametrize(("bits", "bf16"), [(4, True), (8, False)])
+class TestQuantized:
+    def test_trains_resumes_and_loads(self, make_trainer, quantized, tmp_path, bits, bf16):
+        saving = dict(save_strategy="steps", save_steps=1, num_train_epochs=1, bf16=bf16)
+        snapshot = Snapshot()
+        whole = run_both(make_trainer("whole", quantized(bits), callbacks=[snapshot], **saving))
+        for name, parameter in whole.model.named_parameters():
+            assert torch.equal(parameter, snapshot.at["both"][name]) is (".nat." not in name), name
+            if ".nat." in name:
+                assert parameter.dtype == (torch.float32 if "lora_nat" in name else torch.bfloat16), name
+        kinds = {type(module).__name__ for module in whole.model.modules() if hasattr(module, "lora_variant")}
+        assert kinds == {"Linear4bit" if bits == 4 else "Linear8bitLt"}
+
+        # Two separate runs are the one call
+        run_both(make_trainer("first", quantized(bits), stages="negative", **saving))
+        path = str(tmp_path / "first")
+        second = make_trainer("second", quantized(bits), stages="positive", negative_adapter_path=path, **saving)
+        second.train()
+        assert losses(second) == losses(whole) and len(losses(whole)) == 4
+        assert_same_weights(second.model, whole.model)
+
+        # Resumed in the negative stage, and in the positive one
+        for source, target in (("negative/checkpoint-1", "negative"), ("checkpoint-2", "")):
+            folder = tmp_path / f"resumed-{target}"
+            if not target:
+                shutil.copytree(tmp_path / "whole" / "neg", folder / "neg")
+            shutil.copytree(tmp_path / "whole" / source, folder / source)
+            resumed = make_trainer(folder.name, quantized(bits), **saving)
+            resumed.train(resume_from_checkpoint=str(folder / source))
+            assert losses(resumed) == losses(whole)
+            assert_same_weights(resumed.model, whole.model)
+
+        loaded = load_nat(quantized(bits), str(tmp_path / "whole"))
+        trained = whole.accelerator.unwrap_model(whole.model, keep_fp32_wrapper=False)
+        for name, parameter in trained.named_parameters():
+            if ".lora_" in name:  # trained in bf16, loaded in fp32
+                parameter.data = parameter.data.float()
+        assert torch.equal(logits(loaded), logits(trained))
+        ids = loaded.generate(input_ids=IDS, max_new_tokens=4, do_sample=False, eos_token_id=None)
+        assert ids.shape == (1, 14)
+
+
+def test_quantized_by_name(quantized, rows, settings, tmp_path):
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    trainer = NegativeAssistedTrainer(
+        quantized.path,
+        args=NegativeAssistedConfig(str(tmp_path / "run"), integration_width=4, **settings),
+        train_dataset=rows,
+        quantization_config=config,
+    )
+    assert trainer.model.is_loaded_in_4bit
+    trainer.train()
+    names = ["nat", "neg", "__base__"]
+    with torch.no_grad():
+        mixed = trainer.model.eval()(IDS.expand(3, -1), adapter_names=names).logits
+    expected = [logits(trainer.model)]
+    trainer.model.set_adapter("neg")
+    expected.append(logits(trainer.model))
+    with trainer.model.disable_adapter():
+        expected.append(logits(trainer.model))
+    torch.testing.assert_close(mixed, torch.cat(expected), rtol=2e-2, atol=2e-2)  # bf16 adapters
+
+
+class TestResume:
+    saving = dict(save_strategy="steps", save_steps=2)
+
+    def test_equals_an_uninterrupted_run(self, make_trainer):
+        whole = make_trainer("whole", **self.saving)
+        whole.train()
+        # The last step of a stage is saved before the stage ends; at the first of the positive stage nothing of it is.
+        # A finished negative adapter is kept, and no step is made again but those after the last checkpoint.
+        for stage, step, made in (
+            ("negative", 3, {"negative": 2, "both": 8}),
+            ("negative", 4, {"negative": 2, "both": 8}),
+            ("both", 1, {"negative": 0, "both": 8}),
+            ("both", 5, {"negative": 0, "both": 4}),
+        ):
+            folder = f"{stage}-{step}"
+            with pytest.raises(KeyboardInterrupt):
+                make_trainer(folder, callbacks=[Stop(stage, step)], **self.saving).train()
+            count = Count()
+            resumed = make_trainer(folder, callbacks=[count], **self.saving)
+            resumed.train(resume_from_checkpoint=True)
+            assert count.steps == made
+            assert losses(resumed) == losses(whole)
+            assert_same_weights(resumed.model, whole.model)
+
+    def test_single_stages(self, make_trainer, tmp_path):
+        negative = run_both(make_trainer("negative", stages="negative", **self.saving))
+        path = str(tmp_path / "negative")
+        positive = make_trainer("positive", stages="positive", negative_adapter_path=path, **self.saving)
+        positive.train()
+        for folder, step, whole, stage in (
+            ("negative", 2, negative, dict(stages="negative")),
+            ("positive", 6, positive, dict(stages="positive", negative_adapter_path=path)),
+        ):
+            resumed = make_trainer("again", **stage, **self.saving)
+            resumed.train(resume_from_checkpoint=str(tmp_path / folder / f"checkpoint-{step}"))
+            assert losses(resumed) == losses(whole)
+            assert_same_weights(resumed.model, whole.model)
+
+    def test_refuses_what_cannot_be_resumed(self, make_trainer, tmp_path):
+        with pytest.raises(ValueError, match=r"Nothing to resume: no checkpoint in .*negative or .*run\."):
+            make_trainer().train(resume_from_checkpoint=True)
+        make_trainer("one", num_train_epochs=1, **self.saving).train()
+        checkpoint = str(tmp_path / "one" / "checkpoint-4")
+        with pytest.raises(ValueError, match="belongs to the positive stage.*or start anew"):
+            make_trainer().train(resume_from_checkpoint=checkpoint)
+        run_both(make_trainer("other", stages="negative", num_train_epochs=1, seed=7))
+        trainer = make_trainer(stages="positive", negative_adapter_path=str(tmp_path / "other"))
+        with pytest.raises(ValueError, match="negative adapter in .*checkpoint-4 is not the one of this run"):
+            trainer.train(resume_from_checkpoint=checkpoint)
+
+    def test_a_new_run_in_an_old_folder_forgets_the_old_negative_adapter(self, make_trainer, rows):
+        """Killed in its negative stage, it must not go on with the adapter of the run before."""
+        make_trainer("run", **self.saving).train()
+        other = rows.map(lambda row: {"completion": row["completion"].upper()})
+        whole = make_trainer("whole", train_dataset=other, **self.saving)
+        whole.train()
+        with pytest.raises(KeyboardInterrupt):
+            make_trainer("run", train_dataset=other, callbacks=[Stop("negative", 3)], **self.saving).train()
+        resumed = make_trainer("run", train_dataset=other, **self.saving)
+        shutil.rmtree(Path(resumed.args.output_dir, "negative", "checkpoint-4"))  # of the old run, as in any Trainer
+        resumed.train(resume_from_checkpoint=True)
+        assert_same_weights(resumed.model, whole.model)
+
+
+def test_a_killed_process_goes_on_where_it_was(tmp_path, tiny_model, tokenizer):
+    """Killed by the system in the negative stage; resumed and killed in the positive one; resumed to the end."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    script = Path(__file__).with_name("run_killed.py")
+    for stage, step, resume in (("negative", "3", "anew"), ("both", "5", "resume")):
+        command = [sys.executable, str(script), str(tmp_path / "base"), str(tmp_path / "run"), stage, step, resume]
+        assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))[-1] == "checkpoint-4"
+    build = runpy.run_path(str(script))["build"]
+    count = Count()
+    whole, resumed = build(tmp_path / "base", tmp_path / "whole"), build(tmp_path / "base", tmp_path / "run", [count])
+    whole.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert count.steps == {"negative": 0, "both": 4}
+    assert losses(whole) == losses(resumed) and len(losses(whole)) == 8
+    assert_same_weights(whole.model, resumed.model)
+
+
+def test_two_processes_give_the_loss_of_one(tmp_path, tiny_model, tokenizer):
+    tiny_model().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    script = Path(__file__).with_name("run_nat.py")
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+    paths = [str(script), str(tmp_path / "base"), str(tmp_path / "two"), str(tmp_path / "two.json")]
+    subprocess.run([sys.executable, "-m", *launcher, *paths], check=True, timeout=300)
+    two = json.loads((tmp_path / "two.json").read_text())
+    one = runpy.run_path(str(script))["run"](tmp_path / "base", tmp_path / "one", 1)
+    assert two.pop("processes") == 2 and one.pop("processes") == 1
+    assert one.pop("eval_loss") == pytest.approx(two.pop("eval_loss"), rel=1e-4)
+    steps = {"negative": 2, "positive": 4, "nt": 6, "ul": 6}
+    for run, entries in one.items():
+        assert len(entries) == steps[run]
+        for first, second in zip(entries, two[run], strict=True):
+            assert first == pytest.approx(second, rel=1e-4), run
+    models = [load_nat(tiny_model(), str(tmp_path / name / "nat")) for name in ("one", "two")]
+    torch.testing.assert_close(*map(logits, models), rtol=1e-3, atol=1e-4)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda rows: None, "`train_dataset` is required: rows `prompt`, `completion` and boolean `label`"),
+            (
+                lambda rows: rows.remove_columns("label"),
+                "`train_dataset` has no column label, only prompt, completion.*`trl-distill label` makes them",
+            ),
+            (lambda rows: rows.remove_columns(["label", "prompt"]), "no column label, prompt, only completion"),
+            (
+                lambda rows: rows.cast_column("label", Value("int64")),
+                r"`label` in `train_dataset` must be boolean.*row 0 has 0.*dataset.map",
+            ),
+            (
+                lambda rows: Dataset.from_list([*rows, {"prompt": "a", "completion": "b", "label": None}]),
+                "must be boolean.*row 24 has None",
+            ),
+            (
+                lambda rows: IterableDataset.from_generator(lambda: iter(rows)),
+                "`train_dataset` is a stream.*without `streaming=True`",
+            ),
+        ],
+    )
+    def test_training_rows(self, make_trainer, rows, change, message):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(train_dataset=change(rows))
+
+    def test_all_splits_at_once(self, make_trainer, rows):
+        with pytest.raises(ValueError, match="`train_dataset` is a dictionary with 'train', 'test'. Pass one of them"):
+            make_trainer(train_dataset=DatasetDict(train=rows, test=rows))
+
+    def test_evaluation_rows(self, make_trainer, rows):
+        with pytest.raises(ValueError, match="`eval_dataset` has no column label"):
+            make_trainer(eval_dataset=rows.remove_columns("label"))
+        with pytest.raises(ValueError, match=r"`label` in `eval_dataset\['b'\]` must be boolean"):
+            make_trainer(eval_dataset={"a": rows, "b": rows.cast_column("label", Value("string"))})
+
+    def test_evaluation_rows_that_come_later(self, make_trainer, rows):
+        with pytest.raises(ValueError, match="`label` in `eval_dataset` must be boolean"):
+            make_trainer().evaluate(rows.cast_column("label", Value("int64")))
+
+    @pytest.mark.parametrize("stages", ["both", "negative", "positive"])
+    @pytest.mark.parametrize("label", [True, False])
+    def test_an_empty_side(self, make_trainer, rows, tmp_path, stages, label):
+        dataset = rows.filter(lambda row: row["label"] is label)
+        stage = dict(stages=stages, negative_adapter_path=str(tmp_path) if stages == "positive" else None)
+        if stages == ("positive" if label else "negative"):  # that stage has its rows
+            with pytest.raises(ValueError, match="No adapter in") if label else contextlib.nullcontext():
+                make_trainer(train_dataset=dataset, **stage)
+            return
+        kind = "wrong" if label else "right"
+        with pytest.raises(
+            ValueError, match=f"nothing can be trained on {kind} ones. Add {kind} rationales, or leave"
+        ):
+            make_trainer(train_dataset=dataset, model="not/loaded", **stage)  # known before anything is loaded
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (dict(stages="all"), "`stages` must be one of both, negative, positive, got 'all'"),
+            (dict(integration_value="linear"), "`integration_value` must be one of mlp, identity, got 'linear'"),
+            (dict(integration_width=0), "`integration_width` and `integration_temperature` must be positive, got 0"),
+            (dict(integration_temperature=-1.0), "must be positive, got 4 and -1.0"),
+            (dict(negative_adapter_path="x"), "belongs to `stages='positive'`.*'x' with `stages='both'`"),
+            (dict(stages="positive"), "belongs to `stages='positive'`, which needs it, but got None"),
+            (dict(stages="negative", negative_adapter_path="x"), "belongs to `stages='positive'`"),
+            (dict(dataset_kwargs={"skip_prepare_dataset": True}), "Remove `skip_prepare_dataset`"),
+        ],
+    )
+    def test_settings(self, make_trainer, change, message):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(**change)
+
+    @pytest.mark.parametrize(
+        ("peft_config", "message"),
+        [
+            (IA3Config(), "`peft_config` is a IA3Config. Use `LoraConfig`"),
+            (
+                lora(modules_to_save=["lm_head"]),
+                r"`modules_to_save=\['lm_head'\]` of `peft_config` trains what no gate",
+            ),
+            (lora(bias="lora_only"), "`bias='lora_only'` of `peft_config`"),
+            (lora(target_modules=["nothing"]), "Target modules .*nothing.* not found in the base model"),
+        ],
+    )
+    def test_adapters(self, make_trainer, peft_config, message):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(peft_config=peft_config)
+
+    def test_negative_adapter_config_is_named(self, make_trainer):
+        with pytest.raises(ValueError, match="`bias='all'` of `negative_peft_config`"):
+            make_trainer(negative_peft_config=lora(bias="all"))
+
+    @pytest.mark.parametrize(
+        ("positive", "negative", "message"),
+        [
+            (dict(target_modules=["embed_tokens"]), None, "No gate can stand on .*embed_tokens"),
+            (dict(use_dora=True), None, "plain LoRA, without options such as `use_dora`"),
+            ({}, dict(target_modules=["q_proj"]), "must be among those of the negative one"),
+        ],
+    )
+    def test_adapters_without_a_place_for_a_gate(self, make_trainer, positive, negative, message):
+        """Known when the trainer is built, and not when the negative stage has been trained."""
+        negative = None if negative is None else lora(**negative)
+        with pytest.raises(ValueError, match=message):
+            make_trainer(peft_config=lora(**positive), negative_peft_config=negative)
+
+    def test_a_negative_adapter_that_does_not_fit(self, make_trainer, tiny_model, tmp_path):
+        get_peft_model(tiny_model(hidden_size=16), lora()).save_pretrained(tmp_path / "wide")
+        get_peft_model(tiny_model(), lora(target_modules=["q_proj"])).save_pretrained(tmp_path / "few")
+        for name, message in (
+            ("wide", "(?s)negative adapter in .*wide does not fit this model.*size mismatch"),
+            ("few", "must be among those of the negative one"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                make_trainer(stages="positive", negative_adapter_path=str(tmp_path / name))
+
+    def test_a_model_that_already_has_adapters(self, make_trainer, tiny_model):
+        model = get_peft_model(tiny_model(), lora())
+        assert isinstance(model, PeftModel)
+        with pytest.raises(ValueError, match=re.escape("already has adapters. Merge them first")):
+            make_trainer(model=model)

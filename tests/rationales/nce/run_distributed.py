@@ -1,0 +1,77 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What `test_two_processes_give_the_loss_of_one` runs, on one CPU process and on two (gloo, DDP)."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_distill.rationales.nce import NCEConfig, NCETrainer
+
+
+def run(folder: Path, processes: int, **settings) -> tuple[list[dict], dict]:
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model = PeftModel.from_pretrained(base, folder / "nat" / "nat", adapter_name="nat")
+    model.load_adapter(folder / "nat" / "neg", "neg")
+    rows = Dataset.from_json(str(folder / "rows.jsonl"))
+    trainer = NCETrainer(
+        model,
+        args=NCEConfig(
+            output_dir=str(folder / "run"),
+            per_device_train_batch_size=4 // processes,
+            per_device_eval_batch_size=4 // processes,
+            gradient_accumulation_steps=2,
+            optim="sgd",
+            learning_rate=0.01,
+            max_steps=3,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            **settings,
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(folder / "base"),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "o_proj"]),
+    )
+    trainer.train()
+    trainer.save_model(str(folder / f"student-{processes}"))
+    return [entry for entry in trainer.state.log_history if "grad_norm" in entry], trainer.evaluate()
+
+
+def run_both(folder: Path, processes: int) -> dict:
+    result = {"processes": processes}
+    for objective in ("kd", "weighted_ce"):
+        history, metrics = run(folder, processes, objective=objective)
+        names = [name for name in ("loss", "grad_norm", "ce", "kd", "kl", "weight/mean") if name in history[0]]
+        result |= {f"{objective}/{name}": [entry[name] for entry in history] for name in names}
+        result |= {f"{objective}/{name}": metrics[name] for name in ("eval_ce", "eval_weight/mean")}
+    return result
+
+
+if __name__ == "__main__":
+    result = run_both(Path(sys.argv[1]), PartialState(cpu=True).num_processes)
+    if PartialState().is_main_process:
+        Path(sys.argv[2]).write_text(json.dumps(result))
+    dist.destroy_process_group()

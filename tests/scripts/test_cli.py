@@ -1,0 +1,276 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trl_distill import cli
+from trl_distill.scripts import dpo, minillm, sft
+from trl_distill.scripts.arguments import NOTES, PRESENT_DAY, launch_fields, parse_strictly, read_config
+
+
+SCRIPTS = {"minillm": minillm, "sft": sft, "dpo": dpo}
+
+
+@pytest.fixture(scope="module")
+def fields():
+    """The fields of each training command."""
+    return {name: {action.dest for action in script.make_parser()._actions} for name, script in SCRIPTS.items()}
+
+
+@pytest.fixture
+def sft_config(tmp_path, tokenizer, tiny_model, prompts):
+    """A config file of a run with a tiny model and one JSON Lines file."""
+    tiny_model(vocab_size=264).save_pretrained(tmp_path / "student")  # the saved tokenizer gets one more special token
+    tokenizer.save_pretrained(tmp_path / "student")
+    prompts.to_json(tmp_path / "rows.jsonl")
+    values = {
+        "model_name_or_path": str(tmp_path / "student"),
+        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+
+    def write(**changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values | changes))
+        return str(path)
+
+    return write
+
+
+def run_module(*arguments, **env):
+    root = str(Path(__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | env
+    return subprocess.run([sys.executable, "-m", *arguments], env=env, capture_output=True, text=True, timeout=300)
+
+
+def error_of(capsys, call, *arguments):
+    """The message of a command that must stop with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        call(*arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+class TestPresentDayNames:
+    def test_replacements_are_fields_and_old_names_are_not(self, fields):
+        for old, replacements in PRESENT_DAY.items():
+            unknown = [name for name in replacements if not any(name in known for known in fields.values())]
+            assert not unknown, f"{old} is sent to {unknown}, which no command has"
+            helped = [command for command, known in fields.items() if old not in known and known & {*replacements}]
+            assert helped, f"{old} is a field everywhere, or its replacements are nowhere"
+            assert old not in launch_fields(), f"{old} is a flag of accelerate launch"
+        assert NOTES.keys() <= PRESENT_DAY.keys()
+
+    @pytest.mark.parametrize(
+        ("command", "old", "new"),
+        [
+            ("sft", "max_seq_length", "max_length"),
+            ("minillm", "max_seq_length", "max_completion_length"),
+            ("dpo", "evaluation_strategy", "eval_strategy"),
+            ("sft", "no_cuda", "use_cpu"),
+            ("minillm", "torch_dtype", "dtype"),
+            ("minillm", "teacher_mixed_alpha", "teacher_mix_alpha"),
+            ("sft", "warmup_ratio", "warmup_steps"),
+        ],
+    )
+    def test_error_names_the_replacement(self, command, old, new, tmp_path, capsys):
+        config = tmp_path / "config.yaml"
+        config.write_text(f"{old}: 1\n")
+        message = error_of(capsys, cli.main, [command, "--config", str(config)])
+        assert message.startswith(
+            f"trl-distill {command}: error: unknown field `{old}` in the config file: use `{new}`"
+        )
+        message = error_of(capsys, SCRIPTS[command].run, [f"--{old}", "1"])
+        assert f"unknown field `{old}` on the command line: use `{new}`" in message
+
+
+class TestStrictParsing:
+    @pytest.mark.parametrize(
+        ("text", "arguments", "expected"),
+        [
+            ("learning_rat: 1", [], "did you mean `learning_rate`"),
+            ("xyzzy: 1", [], "unknown field `xyzzy` in the config file: see --help"),
+            ("", ["--learning", "1"], "unknown field `learning` on the command line"),  # no abbreviations
+            ("", ["stray"], "unexpected argument 'stray'"),
+            ("", ["--num_processes", "1", "stray"], "unexpected argument 'stray'"),
+            ("", ["--max_steps", "many"], "invalid int value: 'many'"),
+            ("", ["--accelerate_config", "zero9"], "'zero9' is neither a file nor one of cpu, ddp,"),
+            ("max_steps: 1.5", [], "`max_steps` must be of type int, got 1.5"),
+            ("max_steps: often", [], "`max_steps` must be of type int, got 'often'"),
+            ("lr_scheduler_type: cosinus", [], "`lr_scheduler_type` must be one of linear, cosine"),
+            ("- a list", [], "must hold `field: value` lines, got list"),
+            ("a: b: c", [], "is not valid YAML"),
+            ("env: 3", [], "must hold `NAME: value` lines, got 3"),
+        ],
+    )
+    def test_mistakes_stop_before_the_launch(self, text, arguments, expected, tmp_path, capsys):
+        config = tmp_path / "config.yaml"
+        config.write_text(text or "max_steps: 1")
+        assert expected in error_of(capsys, cli.main, ["sft", "--config", str(config), *arguments])
+
+    def test_missing_config_file(self, capsys):
+        assert "No such file" in error_of(capsys, cli.main, ["sft", "--config", "nowhere.yaml"])
+
+    def test_unknown_command(self, capsys):
+        assert cli.main(["minilm"]) == 2
+        assert "did you mean `minillm`?" in capsys.readouterr().err
+
+    def test_values_of_the_file_flags_win(self, sft_config):
+        config = sft_config(learning_rate="1e-3", gradient_checkpointing=False, report_to=["none"])
+        script_args, training_args, *_ = parse_strictly(sft.make_parser(), ["--config", config, "--max_steps=7"])
+        assert (training_args.learning_rate, training_args.max_steps) == (1e-3, 7)
+        assert training_args.gradient_checkpointing is False
+        assert script_args.dataset_name.endswith("rows.jsonl")
+
+    def test_entries_of_datasets_are_strict(self, sft_config):
+        config = sft_config(datasets=[{"path": "json", "datafiles": "x"}])
+        with pytest.raises(ValueError, match="datafiles"):
+            parse_strictly(sft.make_parser(), ["--config", config])
+
+    def test_launcher_flags_are_refused_after_the_module(self):
+        with pytest.raises(ValueError, match="--num_processes belongs to `accelerate launch`"):
+            parse_strictly(sft.make_parser(), ["--num_processes", "2"])
+
+    def test_env_section(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TRL_DISTILL_TEST", "old")
+        config = tmp_path / "config.yaml"
+        config.write_text("env:\n  TRL_DISTILL_TEST: 1\nmax_steps: 3\n")
+        assert read_config([f"--config={config}", "--seed", "1"]) == ({"max_steps": 3}, ["--seed", "1"])
+        assert os.environ["TRL_DISTILL_TEST"] == "1"
+
+
+class TestLaunch:
+    def test_launcher_and_script_get_their_shares(self, sft_config):
+        config = sft_config(accelerate_config="ddp", num_machines=1, multi_gpu=False, quiet=True)
+        arguments = ["--config", config, "--num_processes", "2", "--seed", "2", "--accelerate-config", "cpu"]
+        args = cli.launch_arguments("sft", arguments)
+        assert (args.training_script, args.module, args.num_processes, args.quiet) == (
+            "trl_distill.scripts.sft",
+            True,
+            2,
+            True,
+        )
+        assert Path(args.config_file).name == "cpu.yaml"  # the flag wins over the file
+        assert args.training_script_args == ["--config", config, "--seed", "2"]
+
+    def test_accelerate_configs_by_name(self):
+        from accelerate.commands.config.config_args import load_config_from_file
+
+        expected = {
+            "cpu": ("NO", 1),
+            "single_gpu": ("NO", 1),
+            "ddp": ("MULTI_GPU", 8),
+            "fsdp2": ("FSDP", 8),
+            "zero2": ("DEEPSPEED", 8),
+            "zero3": ("DEEPSPEED", 8),
+        }
+        for name, (distributed_type, processes) in expected.items():
+            path = cli.accelerate_config_path(name)
+            assert "trl_distill" in path or "recipes" in path  # ours, not TRL's of the same name
+            config = load_config_from_file(path)
+            assert (config.distributed_type.value, config.num_processes) == (distributed_type, processes)
+        assert load_config_from_file(cli.accelerate_config_path("fsdp2")).fsdp_config["fsdp_version"] == 2
+        for name, stage in (("zero2", 2), ("zero3", 3)):
+            assert load_config_from_file(cli.accelerate_config_path(name)).deepspeed_config["zero_stage"] == stage
+        assert "trl" in cli.accelerate_config_path("zero1")  # TRL's own stay reachable
+
+    def test_sft_through_the_launcher(self, sft_config, tmp_path):
+        done = run_module("trl_distill.cli", "sft", "--config", sft_config(), "--accelerate_config", "cpu")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    def test_failed_script_gives_its_exit_code_without_traceback(self, sft_config):
+        config = sft_config(resume_from_checkpoint="latest")
+        done = run_module("trl_distill.cli", "sft", "--config", config, "--accelerate_config", "cpu")
+        assert done.returncode == 2
+        assert "trl-distill sft: error: nothing to resume: no checkpoint in" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_help_needs_no_torch(self):
+        code = "import sys, trl_distill.cli as cli; cli.make_parser().format_help(); print('torch' in sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        )
+        assert done.stdout.strip() == "False", done.stderr
+
+
+class TestScripts:
+    def test_dpo(self, sft_config, tmp_path):
+        rows = [{"prompt": f"Say {i}", "chosen": f" {i}", "rejected": " no"} for i in range(4)]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        dpo.run(["--config", sft_config(dataset_name=str(tmp_path / "pairs.jsonl"))])
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"dataset_name": None}, "no data: set `dataset_name`"),
+            ({"eval_strategy": "steps"}, "no test split: set `test_split_size`"),
+            ({"resume_from_checkpoint": True}, "nothing to resume"),
+            ({"dataset_name": __file__}, "expected one of .json, .jsonl, .csv, .parquet"),
+        ],
+    )
+    @pytest.mark.parametrize("command", SCRIPTS)
+    def test_data_and_resume_errors(self, command, changes, expected, sft_config, capsys):
+        assert expected in error_of(capsys, SCRIPTS[command].run, ["--config", sft_config(**changes)])
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({}, "exactly one teacher"),
+            ({"model_name_or_path": None, "teacher_is_base": True}, "no student"),
+            ({"teacher_is_base": True}, "no adapter"),
+            ({"teacher_mix_alpha": 1.5}, "`teacher_mix_alpha` must be in [0, 1), got 1.5"),
+            ({"dataset_train_split": "learn"}, "the data have no split 'learn', only train"),
+            ({"answer_checker": "spelling"}, "`answer_checker` must be one of math, got 'spelling'"),
+        ],
+    )
+    def test_minillm_errors(self, changes, expected, sft_config, capsys):
+        assert expected in error_of(capsys, minillm.run, ["--config", sft_config(**changes)])
+
+    def test_corpus_without_its_column(self, sft_config, tmp_path, capsys):
+        config = sft_config(
+            teacher_model_name_or_path=str(tmp_path / "student"),
+            lm_dataset_name=str(tmp_path / "rows.jsonl"),
+        )
+        message = error_of(capsys, minillm.run, ["--config", config])
+        assert "has no column 'text', only prompt, completion: set `lm_dataset_text_field`" in message
+
+    def test_minillm_resumes_from_the_last_checkpoint(self, sft_config, tmp_path):
+        changes = {
+            "teacher_model_name_or_path": str(tmp_path / "student"),
+            "max_completion_length": 4,
+            "num_iterations": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+        }
+        minillm.run(["--config", sft_config(**changes)])
+        first = tmp_path / "out" / "checkpoint-1" / "trainer_state.json"
+        written = first.stat().st_mtime_ns
+        minillm.run(["--config", sft_config(**changes, resume_from_checkpoint=True), "--max_steps", "2"])
+        assert json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
+        assert first.stat().st_mtime_ns == written  # step 1 was not done again

@@ -1,0 +1,287 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From labelled rows to one stock LoRA, through a real NAT folder and the three commands of NCE."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_distill import (
+    NCEConfig,
+    NCETrainer,
+    NegativeAssistedConfig,
+    NegativeAssistedTrainer,
+    calibration_weights,
+    cli,
+    load_nat,
+)
+from trl_distill.evaluation.answers import extract_answer
+from trl_distill.generation import sample_completions
+from trl_distill.rationales.augment import question_rows, select_right
+from trl_distill.scripts import augment, calibrate, nce
+
+
+TARGETS = ["q_proj", "v_proj"]
+CPU = dict(bf16=False, use_cpu=True, report_to="none", disable_tqdm=True, gradient_checkpointing=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("nce")
+
+
+@pytest.fixture
+def nat_folder(folder, tiny_model, tokenizer):
+    """`base/` and a NAT that was trained on it in `nat/`, made once."""
+    if not (folder / "nat").exists():
+        tiny_model(vocab_size=264).save_pretrained(folder / "base")  # the saved tokenizer gets one more special token
+        tokenizer.save_pretrained(folder / "base")
+        rows = [
+            {"prompt": f"{i} + {i}?\n", "completion": f"It is {2 * i + i % 2}.", "label": i % 2 == 0} for i in range(8)
+        ]
+        trainer = NegativeAssistedTrainer(
+            str(folder / "base"),
+            args=NegativeAssistedConfig(
+                str(folder / "nat"), max_steps=4, learning_rate=0.1, integration_width=4, save_strategy="no", **CPU
+            ),
+            train_dataset=Dataset.from_list(rows),
+            peft_config=LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"),
+        )
+        trainer.train()
+        trainer.save_model()
+    return folder
+
+
+@pytest.fixture
+def right_rows(tmp_path):
+    rows = [{"prompt": f"{i} + {i}?\n", "completion": f"It is {2 * i}.", "label": True} for i in range(10)]
+    (tmp_path / "right.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def write_config(nat_folder, tmp_path):
+    def write(**changes):
+        values = dict(
+            model_name_or_path=str(nat_folder / "base"), nat_path=str(nat_folder / "nat"),
+            dataset_name=str(tmp_path / "weighted.jsonl"), use_peft=True, lora_r=4, lora_target_modules=TARGETS,
+            output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, per_device_eval_batch_size=4,
+            learning_rate=0.1, save_strategy="no", logging_steps=1, **CPU,
+        )  # fmt: skip
+        path = tmp_path / "config.yaml"
+        path.write_text(
+            yaml.safe_dump({name: value for name, value in (values | changes).items() if value is not None})
+        )
+        return str(path)
+
+    return write
+
+
+def error_of(capsys, call, *arguments):
+    """The message of a command that must stop with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        call(list(map(str, arguments)))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def load(nat_folder):
+    return load_nat(AutoModelForCausalLM.from_pretrained(nat_folder / "base"), str(nat_folder / "nat"))
+
+
+class TestWithARealNAT:
+    def test_teacher_is_nat_with_its_gate_and_the_student_a_stock_lora(self, nat_folder, right_rows, tmp_path):
+        tokenizer = AutoTokenizer.from_pretrained(nat_folder / "base")
+        args = NCEConfig(str(tmp_path / "out"), max_steps=2, learning_rate=0.1, save_strategy="no", **CPU)
+        model = load(nat_folder)
+        weighed = calibration_weights(model, right_rows, tokenizer, args)
+        assert len(set(weighed["weight"])) == 10 and all(0 < weight < 1 for weight in weighed["weight"])
+        peft_config = LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM")
+        trainer = NCETrainer(model, args=args, train_dataset=weighed, peft_config=peft_config)
+        frozen = {n: p.clone() for n, p in model.named_parameters() if ".default." not in n}
+
+        rows = trainer.train_dataset.select_columns(["input_ids", "labels", "weight"])
+        inputs = trainer.data_collator([rows[i] for i in range(3)])
+        trainer.model.train()
+        batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            hidden = load(nat_folder).base_model.model.model(**batch).last_hidden_state
+        assert torch.equal(trainer._teacher_states(inputs), hidden[:, :-1][inputs["labels"][:, 1:] != -100])
+
+        trainer.train()
+        trainer.save_model()
+        parameters = dict(model.named_parameters())
+        assert any("lora_nat_q" in name for name in frozen)
+        assert all(torch.equal(parameters[n], p) and parameters[n].grad is None for n, p in frozen.items())
+        assert sorted(path.parent.name for path in tmp_path.rglob("adapter_config.json")) == ["out"]
+        student = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(nat_folder / "base"), tmp_path / "out"
+        )
+        with torch.no_grad():
+            logits = student(**batch).logits
+            assert torch.equal(logits, model.eval()(**batch).logits)
+            torch.testing.assert_close(student.merge_and_unload()(**batch).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+class TestAugment:
+    def test_questions_of_labelled_rows(self):
+        chat = [{"role": "user", "content": "2?"}]
+        rows = [
+            {"prompt": "1?", "completion": "It is 7.", "label": False},
+            {"prompt": "1?", "completion": "It is 1.", "label": True},
+            {"prompt": "1?", "completion": "So: 1", "label": True},
+            {"prompt": chat, "completion": [{"role": "assistant", "content": "9"}], "label": False, "answer": "2"},
+            {"prompt": "3?", "completion": "It is 7.", "label": False},
+        ]
+        questions, right, unanswered = question_rows(rows)
+        assert questions == [{"prompt": "1?", "answer": "1"}, {"prompt": chat, "answer": "2"}]
+        assert [row["completion"] for row in right] == ["It is 1.", "So: 1"] and unanswered == 1
+        assert all(row["label"] is True and row["source"] == "teacher" for row in right)
+        with pytest.raises(ValueError, match="Row 0 is no labelled answer"):
+            question_rows([{"prompt": "1?", "completion": "1", "label": 1}])
+
+    def test_what_is_right_and_new_is_kept(self):
+        chat = [{"role": "user", "content": "2?"}]
+        right = [{"prompt": "1?", "completion": "The answer is 1."}]
+        samples = [
+            {
+                "prompt": "1?",
+                "answer": "1",
+                "completions": [
+                    " The answer is 1.",
+                    "So the answer is 1.",
+                    "So the answer is 1.",
+                    "The answer is 2.",
+                    "no",
+                    "It is 1.",
+                    "The answer is 1",
+                ],
+                "truncated": [False, False, False, False, False, False, True],
+            },
+            {"prompt": chat, "answer": "2", "completions": ["The answer is 2."], "truncated": [False]},
+        ]
+        kept, counts = select_right(samples, right)
+        answer = [{"role": "assistant", "content": "The answer is 2."}]
+        assert kept == [
+            {"prompt": "1?", "completion": "So the answer is 1.", "label": True, "source": "nat"},
+            {"prompt": chat, "completion": answer, "label": True, "source": "nat"},
+        ]
+        assert counts == dict(sampled=8, kept=2, duplicates=2, wrong=1, no_answer=2, truncated=1)
+        _, counts = select_right(samples, right, rule="last_number")
+        assert counts["kept"] == 3 and counts["no_answer"] == 1  # "It is 1." has an answer then
+
+    def test_command(self, nat_folder, tmp_path, capsys):
+        """The right answers are what NAT says, so that some of its samples are right."""
+        model, tokenizer = load(nat_folder), AutoTokenizer.from_pretrained(nat_folder / "base")
+        prompts = [{"prompt": f"{i} + {i}?\n"} for i in range(2)]
+        sampling = dict(temperature=1.0, max_new_tokens=100, batch_size=32, seed=3)
+        drawn = {
+            i: s for batch in sample_completions(model, tokenizer, prompts, 16, **sampling) for i, s in batch.items()
+        }
+        # Samples that ended count only
+        whole = [
+            [t for t, cut in zip(drawn[i].completions, drawn[i].truncated, strict=True) if not cut] for i in range(2)
+        ]
+        answers = [next(filter(None, map(extract_answer, texts)), "no number") for texts in whole]
+        assert sum(answer != "no number" for answer in answers) >= 1
+        rows = [
+            {**prompt, "completion": "I do not know: 5", "label": False, "answer": answer}
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        rows.append({"prompt": prompts[0]["prompt"], "completion": "By hand.", "label": True, "answer": answers[0]})
+        (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        output = tmp_path / "augmented.jsonl"
+        arguments = [
+            "--model_name_or_path", nat_folder / "base", "--nat_path", nat_folder / "nat", "--device", "cpu",
+            "--dataset_name", tmp_path / "labelled.jsonl", "--output_file", output, "--num_samples", 16,
+            "--max_new_tokens", 100, "--batch_size", 32, "--rule", "last_number", "--seed", 3,
+        ]  # fmt: skip
+        assert cli.main(["augment", *map(str, arguments)]) == 0
+        report = capsys.readouterr().out
+        written = [json.loads(line) for line in output.read_text().splitlines()]
+        assert written[0] == {"prompt": "0 + 0?\n", "completion": "By hand.", "label": True, "source": "teacher"}
+        assert len(written) > 1 and f"{len(written)} rows, 1 of them the teacher's" in report
+        for row in written[1:]:
+            i = int(row["prompt"][0])
+            assert row["source"] == "nat" and row["completion"] in whole[i]
+            assert extract_answer(row["completion"]) == answers[i]
+        before = output.read_bytes()
+        augment.run(list(map(str, arguments)))  # reads the samples again and draws none
+        assert output.read_bytes() == before
+        message = error_of(capsys, augment.run, *arguments[:-2], "--seed", 4)
+        assert "was written with `seed=3`, but now it is 4" in message
+
+    def test_bad_input(self, nat_folder, tmp_path, capsys):
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text(json.dumps({"prompt": "1?", "completion": "2", "label": False}) + "\n")
+        common = [
+            "--model_name_or_path",
+            nat_folder / "base",
+            "--nat_path",
+            nat_folder / "nat",
+            "--dataset_name",
+            rows,
+        ]
+        assert "says what the right answer is" in error_of(
+            capsys, augment.run, *common, "--output_file", tmp_path / "out.jsonl"
+        )
+        message = error_of(capsys, augment.run, *common, "--output_file", tmp_path / "none" / "out.jsonl")
+        assert "does not exist. Create it first" in message
+
+
+class TestCalibrateAndTrain:
+    def test_commands(self, nat_folder, right_rows, write_config, tmp_path, capsys):
+        config, output = write_config(), tmp_path / "weighted.jsonl"
+        arguments = ["--config", config, "--dataset_name", str(tmp_path / "right.jsonl"), "--output_file", str(output)]
+        calibrate.run(arguments)
+        assert f"10 of 10 rows weighed: {output}.\nbeta: mean 0." in capsys.readouterr().out
+        assert not output.with_name("weighted.jsonl.part").exists()
+        args = NCEConfig(str(tmp_path), per_device_eval_batch_size=4, **CPU)
+        tokenizer = AutoTokenizer.from_pretrained(nat_folder / "base")
+        expected = calibration_weights(load(nat_folder), right_rows, tokenizer, args)
+        written = Dataset.from_json(str(output))
+        assert written["weight"][:] == pytest.approx(expected["weight"][:], rel=1e-9)
+        assert written["weight_hash"][:] == expected["weight_hash"][:]
+        assert "weighted.jsonl exists. Remove it" in error_of(capsys, calibrate.run, *arguments)
+
+        nce.run(["--config", config])
+        folder = tmp_path / "out"
+        assert (folder / "adapter_model.safetensors").is_file() and not (folder / "nat").exists()
+        student = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(nat_folder / "base"), folder)
+        assert any(parameter.any() for name, parameter in student.named_parameters() if "lora_B" in name)
+
+        # The other ways to train: without a teacher, and all weights beside a teacher on a base of its own
+        nce.run(["--config", config, "--objective", "weighted_ce", "--output_dir", str(tmp_path / "light")])
+        assert (tmp_path / "light" / "adapter_model.safetensors").is_file()
+        full = write_config(use_peft=None, lora_r=None, lora_target_modules=None, teacher_model_name_or_path=str(nat_folder / "base"))  # fmt: skip
+        nce.run(["--config", full, "--output_dir", str(tmp_path / "full")])
+        assert (tmp_path / "full" / "model.safetensors").is_file()
+
+    def test_bad_input(self, right_rows, write_config, tmp_path, capsys):
+        rows = ["--dataset_name", tmp_path / "right.jsonl"]
+        config = ["--config", write_config()]
+        assert "train dataset has no column `weight`" in error_of(capsys, nce.run, *config, *rows)
+        assert "no output: set `output_file`" in error_of(capsys, calibrate.run, *config, *rows)
+        config = ["--config", write_config(nat_path=None)]
+        assert "no NAT model: set `nat_path`" in error_of(capsys, nce.run, *config, *rows)
+        config = ["--config", write_config(use_peft=None, lora_r=None, lora_target_modules=None)]
+        assert "set `use_peft: true`" in error_of(capsys, nce.run, *config, *rows)
+        config = ["--config", write_config(kd_temprature=2)]
+        assert "did you mean `kd_temperature`?" in error_of(capsys, nce.run, *config, *rows)

@@ -1,0 +1,198 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Load a teacher in any shape that fits the machine, and check that student and teacher speak the same tokens."""
+
+from pathlib import Path
+
+from peft import AutoPeftModelForCausalLM
+from torch import nn
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
+from trl.trainer.utils import create_model_from_path
+
+
+# Text with cases in which tokenizers of one vocabulary still part: spaces, digits, accents, code, other scripts
+_PROBES = (
+    "The quick brown fox.",
+    " leading  and   many spaces\n\n\ttab",
+    "1234567 + 3.14 = ?",
+    "naïve café, 你好, мир 🙂",
+)
+
+
+def load_teacher(
+    model_name_or_path: str, revision: str | None = None, trust_remote_code: bool = False, **init_kwargs
+) -> PreTrainedModel:
+    """
+    Load a frozen teacher.
+
+    Args:
+        model_name_or_path (`str`):
+            Model id or folder of a full model or of a PEFT adapter. An adapter is merged into its base, unless the base
+            is quantized.
+        revision (`str`, *optional*):
+            Branch, tag or commit.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that ships with the checkpoint.
+        init_kwargs:
+            Keyword arguments of `from_pretrained`. `dtype` defaults to the dtype of the checkpoint, since a frozen
+            model needs no fp32 master weights. `quantization_config` may be a dictionary such as
+            `{"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: Teacher in eval mode, without gradients.
+    """
+    init_kwargs.setdefault("dtype", "auto")
+    if isinstance(init_kwargs.get("quantization_config"), dict):
+        init_kwargs["quantization_config"] = BitsAndBytesConfig(**init_kwargs["quantization_config"])
+    init_kwargs.update(revision=revision, trust_remote_code=trust_remote_code)
+    adapter = cached_file(
+        model_name_or_path,
+        ADAPTER_CONFIG_NAME,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if adapter is None:
+        teacher = create_model_from_path(model_name_or_path, **init_kwargs)
+    else:
+        teacher = AutoPeftModelForCausalLM.from_pretrained(model_name_or_path, **init_kwargs)
+        if getattr(teacher.base_model.model, "quantization_method", None) is None:
+            teacher = teacher.merge_and_unload()
+    return teacher.eval().requires_grad_(False)
+
+
+def load_teacher_tokenizer(teacher: str | PreTrainedModel, **kwargs) -> PreTrainedTokenizerBase | None:
+    """Tokenizer saved beside the teacher, or `None` if a loaded model does not say where it came from."""
+    path = teacher if isinstance(teacher, str) else teacher.config._name_or_path
+    if not isinstance(teacher, str) and not (path and Path(path).is_dir()):
+        return None  # never ask the Hub for a name that a model object may have made up
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
+    except (OSError, ValueError):
+        return None
+    # Beside weights alone, transformers makes a tokenizer of some families that knows only their special tokens
+    return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
+
+
+def vocabulary_rows(model) -> int:
+    """Number of rows of the LM head, which may exceed the tokenizer's vocabulary."""
+    weight = dense_head_weight(model)
+    return getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 the local shard is empty
+
+
+def dense_head_weight(model):
+    """Weight of the LM head; raises `ValueError` if it is not a dense floating-point matrix."""
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if weight is None or not weight.is_floating_point() or hasattr(head, "lora_A"):
+        raise ValueError(
+            f"The LM head of {type(model).__name__} is a {type(head).__name__} without a dense floating-point weight, "
+            "and distillation projects through that weight directly. Keep the head unquantized "
+            "(`llm_int8_skip_modules: [lm_head]`) and without an adapter (remove `lm_head` from `target_modules`, or "
+            "merge the adapter)."
+        )
+    return weight
+
+
+_WAY_OUT = (
+    "Use a teacher of the same family. For another tokenizer use GOLD (`trl.experimental.gold`), or sequence-level "
+    "distillation, which needs only text: fine-tune the student on the teacher's answers with `trl-distill sft`."
+)
+
+
+def check_same_tokens(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase):
+    """Raise `ValueError` unless both tokenizers have one vocabulary and encode text alike."""
+    differing = sorted(student_tokenizer.get_vocab().items() ^ teacher_tokenizer.get_vocab().items())
+    if differing:
+        raise ValueError(
+            f"Student and teacher are compared token by token, but {len(differing)} (token, id) pairs are in one "
+            f"vocabulary only, such as {differing[0]}. {_WAY_OUT}"
+        )
+    for probe in _PROBES:
+        ours, theirs = student_tokenizer(probe)["input_ids"], teacher_tokenizer(probe)["input_ids"]
+        if ours != theirs:
+            raise ValueError(
+                f"Student and teacher have the same vocabulary, but their tokenizers encode {probe!r} as {ours} and "
+                f"{theirs}. {_WAY_OUT}"
+            )
+
+
+def match_vocabulary(
+    student_tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    student_model: PreTrainedModel,
+    teacher_model: PreTrainedModel,
+) -> int:
+    """
+    Number of vocabulary rows that student and teacher share.
+
+    Models of one family often pad the same vocabulary to different sizes (Qwen2.5: 151,936 and 152,064 rows). The rows
+    that only one of them has belong to no token, so both heads are cut to the smaller size.
+
+    Args:
+        student_tokenizer, teacher_tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizers to compare; `None` for the teacher skips the comparison.
+        student_model, teacher_model ([`~transformers.PreTrainedModel`]):
+            Unwrapped models whose heads are measured.
+
+    Returns:
+        `int`: Rows of the smaller head.
+
+    Raises:
+        `ValueError`: If the tokenizers differ, or the smaller head has no row for some token.
+    """
+    if teacher_tokenizer is not None:
+        check_same_tokens(student_tokenizer, teacher_tokenizer)
+    rows = min(vocabulary_rows(student_model), vocabulary_rows(teacher_model))
+    largest = max(student_tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise ValueError(
+            f"The student's tokenizer has token ids up to {largest}, but the smaller LM head has only {rows} rows. "
+            f"{_WAY_OUT}"
+        )
+    return rows
+
+
+def keep_4bit_trainable(model: nn.Module) -> None:
+    """
+    Let gradients flow through the 4-bit layers of a model, also after it was evaluated on a CPU.
+
+    On CPUs with AVX512-BF16, bitsandbytes packs the weights of a layer anew when it runs in eval mode, for speed. No
+    gradient flows through packed weights, and nothing says so: after the first evaluation a LoRA would be trained with
+    wrong gradients. This switches the packing off. On GPUs nothing is packed.
+
+    Args:
+        model ([`~torch.nn.Module`]):
+            Model to train, with or without 4-bit layers, in place.
+
+    Raises:
+        `ValueError`: If weights are packed already, because the model has run in eval mode.
+    """
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if not isinstance(module, Linear4bit):
+            continue
+        if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+            raise ValueError(
+                "The 4-bit model has run in eval mode on this CPU, where bitsandbytes packs the weights so that no gradient "
+                "flows through them. Load the model anew; in DPO, leave `precompute_ref_log_probs` out: a LoRA needs no "
+                "second model."
+            )
+        module.support_avx512bf16_for_cpu = False
