@@ -21,8 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trl_distill.evaluation.exposure import exposure_bias
-from trl_distill.evaluation.rouge import rouge_l
-from trl_distill.evaluation.text import distinct_n
+from trl_distill.text import distinct_n, rouge_l
 
 from .models import EOS, PAD, encode
 from .worlds import World

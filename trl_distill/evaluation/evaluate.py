@@ -36,9 +36,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..divergence import LMHead, completion_states, lm_head, token_divergence
 from ..generation import encode_prompts, end_token_ids, generate_ids, generating, pad_ids
 from ..models import load_teacher_tokenizer, match_vocabulary, vocabulary_rows
+from ..text import distinct_n, references_of, repetition, rouge_l
 from .exposure import exposure_bias
-from .rouge import references_of, rouge_l
-from .text import distinct_n, repetition
 
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from ..chat import ChatModel, ChatRequest, Completion, FailedCall, Sampling
 from ..chat.models import derived_seed
 from .imitation import CUT_OFF
 from .pools import Instruction
-from .similarity import SimilarityIndex, UnicodeTokenizer
+from .similarity import UNICODE, SimilarityIndex
 
 
 KINDS = ("hard", "easy")
@@ -86,7 +86,7 @@ def fault(text: str, finish_reason: str, filters: Sequence[str]) -> str | None:
     """Name of the first of `filters` that a text does not pass, `None` if it passes all."""
     found = {
         "cut_off": finish_reason in CUT_OFF,
-        "too_short": len(UnicodeTokenizer().tokenize(text)) <= 3,
+        "too_short": len(UNICODE.tokenize(text)) <= 3,
         "says_instruction": re.search(r"\binstructions?\b", text, re.IGNORECASE) is not None,
         "starts_with_punctuation": text[:1] in tuple(string.punctuation),
         "starts_with_non_ascii": not text[:1].isascii(),

@@ -45,6 +45,7 @@ from ..chat import (
 )
 from ..chat.models import derived_seed
 from ..files import load_split, read_rows, write_json, write_rows
+from ..text import rouge_l
 from .discrimination import Scored, partition
 from .estimate import Estimate, estimate
 from .generation import KINDS, generate, quotas
@@ -54,7 +55,7 @@ from .manifest import STAGES, Manifest
 from .pools import Instruction, drawn, hold_out, read_instructions, read_pool, write_pool
 from .referee import REFEREE
 from .report import draw_report, make_report
-from .similarity import SimilarityIndex, rouge_l
+from .similarity import UNICODE, SimilarityIndex
 
 
 logger = logging.getLogger(__name__)
@@ -498,7 +499,9 @@ class LionLoop:
                 "relative_score": sum(student for _, student in scored) / sum(teacher for teacher, _ in scored),
             }
         if compared.answers:
-            facts["rouge_l_to_teacher"] = mean(100 * rouge_l(*answers) for answers in compared.answers)
+            facts["rouge_l_to_teacher"] = mean(
+                rouge_l(student, teacher, UNICODE) for teacher, student in compared.answers
+            )
         facts |= {"unscored": dict(compared.unscored), "referee": compared.report}
         scores = [
             {"id": id, "teacher": teacher, "student": student, "unscored": reason}

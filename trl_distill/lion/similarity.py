@@ -25,9 +25,10 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
 
 import numpy as np
+
+from ..text import rouge_scorer
 
 
 # Scripts without spaces between words: each character is a token, or a sentence would be one.
@@ -43,20 +44,7 @@ class UnicodeTokenizer:
         return _TOKEN.findall(unicodedata.normalize("NFC", text).lower())
 
 
-@cache
-def _scorer():
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ImportError(
-            "Rouge-L needs the package rouge-score. Install it with `pip install trl-distill[eval]`."
-        ) from error
-    return RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
-
-
-def rouge_l(text: str, other: str) -> float:
-    """Rouge-L F-measure of two texts in any script, without stemming, in [0, 1]."""
-    return _scorer().score(text, other)["rougeL"].fmeasure
+UNICODE = UnicodeTokenizer()
 
 
 class SimilarityIndex:
@@ -95,7 +83,6 @@ class SimilarityIndex:
         self._known: set[str] = set()
         self._lengths = array("i")  # tokens of each text
         self._postings: dict[str, tuple[array, array]] = {}  # token -> numbers of the texts that hold it, how often
-        self._tokenizer = UnicodeTokenizer()
         for text in texts:
             self.add(text)
 
@@ -108,7 +95,7 @@ class SimilarityIndex:
 
     def add(self, text: str) -> None:
         """Add a text. It has the number `len(index) - 1` then."""
-        tokens = self._tokenizer.tokenize(text)
+        tokens = UNICODE.tokenize(text)
         for token, count in Counter(tokens).items():
             numbers, counts = self._postings.setdefault(token, (array("i"), array("i")))
             numbers.append(len(self._texts))
@@ -119,7 +106,7 @@ class SimilarityIndex:
 
     def candidates(self, text: str) -> list[int]:
         """Numbers of the texts that are not ruled out by the tokens they share with `text`, the likeliest first."""
-        tokens = self._tokenizer.tokenize(text)
+        tokens = UNICODE.tokenize(text)
         shared = np.zeros(len(self._texts), dtype=np.int32)
         for token, count in Counter(tokens).items():
             if token in self._postings:
@@ -133,7 +120,8 @@ class SimilarityIndex:
 
     def near_copy(self, text: str) -> int | None:
         """Number of a text whose Rouge-L F-measure with `text` is above the threshold, `None` if there is none."""
+        scorer = rouge_scorer(UNICODE)
         for number in self.candidates(text):
-            if rouge_l(self._texts[number], text) > self.threshold:
+            if scorer.score(self._texts[number], text)["rougeL"].fmeasure > self.threshold:
                 return number
         return None

@@ -54,8 +54,6 @@ from ..divergence import (
     token_divergence,
     token_logps,
 )
-from ..evaluation.rouge import references_of, rouge_l
-from ..evaluation.text import distinct_n, repetition
 from ..models import (
     check_same_tokens,
     load_teacher,
@@ -63,6 +61,7 @@ from ..models import (
     match_vocabulary,
     vocabulary_rows,
 )
+from ..text import distinct_n, references_of, repetition, rouge_l
 from .credit import advantages, long_term_loss, masked_moments, mixture_logps, token_rewards, whiten
 from .data import (
     ResumableRepeatSampler,

@@ -13,9 +13,56 @@
 # limitations under the License.
 
 
-"""Diversity and repetition of generated text."""
+"""Measures of generated text: Rouge-L, diversity, repetition."""
 
 from collections.abc import Hashable, Sequence
+from functools import cache
+from typing import Any
+
+
+@cache
+def rouge_scorer(tokenizer=None):
+    """The scorer of `rouge_score` for Rouge-L: with stemmed English words, or with the tokens of `tokenizer` as they are."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise ImportError(
+            "Rouge-L needs the package rouge-score. Install it with `pip install trl-distill[eval]`."
+        ) from error
+    return RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer)
+
+
+def references_of(row: dict[str, Any]) -> list[str] | None:
+    """Reference texts of a row: its `completion` as a text, a list of texts, or messages; `None` without one."""
+    completion = row.get("completion")
+    if not completion:
+        return None
+    if isinstance(completion, str):
+        return [completion]
+    if isinstance(completion[0], dict):
+        return [completion[-1]["content"]]
+    return list(completion)
+
+
+def rouge_l(prediction: str, references: str | Sequence[str], tokenizer=None) -> float:
+    """
+    Rouge-L F-measure as the distillation literature reports it: with stemming, the maximum over the references.
+
+    Args:
+        prediction (`str`):
+            Text of the completion.
+        references (`str` or `list[str]`):
+            One or more right answers.
+        tokenizer (*optional*):
+            Object with a method `tokenize(text) -> list[str]`, for texts that are not in English. Its tokens are not stemmed.
+
+    Returns:
+        `float`: Score between 0 and 100. Papers report its mean over the prompts.
+    """
+    references = [references] if isinstance(references, str) else list(references)
+    if not references:
+        raise ValueError("Rouge-L needs at least one reference, but the list of references is empty.")
+    return 100 * rouge_scorer(tokenizer).score_multi(references, prediction)["rougeL"].fmeasure
 
 
 def _ngrams(sequence: str | Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
