@@ -122,6 +122,25 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return ends
 
 
+def generation_config(
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    **kwargs: Any,
+) -> GenerationConfig:
+    """How answers are drawn: greedily at temperature 0, else from the whole distribution or its nucleus, until one of `ends`."""
+    drawn = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature > 0 else {}
+    return GenerationConfig(
+        **{"do_sample": False} | drawn | kwargs,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(ends),
+        pad_token_id=next((token for token in (tokenizer.pad_token_id, *ends) if token is not None), 0),
+        disable_compile=True,
+    )
+
+
 @contextmanager
 def generating(models: Sequence[PreTrainedModel]) -> Iterator[None]:
     """
@@ -267,14 +286,7 @@ def sample_completions(
     ids = encode_prompts(dataset, tokenizer)
     _check_lengths(ids, model, max_new_tokens)
     ends = end_token_ids(model, tokenizer)
-    sampling = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature > 0 else {}
-    config = GenerationConfig(
-        **{"do_sample": False} | sampling,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=next((token for token in (tokenizer.pad_token_id, *ends) if token is not None), 0),
-        disable_compile=True,
-    )
+    config = generation_config(tokenizer, ends, max_new_tokens, temperature, top_p)
 
     def draw(number: int, rows: list[int]) -> dict[int, Samples]:
         prompts = [ids[i] for i in rows for _ in range(num_samples)]

@@ -14,11 +14,20 @@
 
 """Load a teacher in any shape that fits the machine, and check that student and teacher speak the same tokens."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import AutoPeftModelForCausalLM
 from torch import nn
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 from trl.trainer.utils import create_model_from_path
 
@@ -58,15 +67,7 @@ def load_teacher(
     if isinstance(init_kwargs.get("quantization_config"), dict):
         init_kwargs["quantization_config"] = BitsAndBytesConfig(**init_kwargs["quantization_config"])
     init_kwargs.update(revision=revision, trust_remote_code=trust_remote_code)
-    adapter = cached_file(
-        model_name_or_path,
-        ADAPTER_CONFIG_NAME,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if adapter is None:
+    if adapter_config(model_name_or_path, revision) is None:
         teacher = create_model_from_path(model_name_or_path, **init_kwargs)
     else:
         teacher = AutoPeftModelForCausalLM.from_pretrained(model_name_or_path, **init_kwargs)
@@ -86,6 +87,55 @@ def load_teacher_tokenizer(teacher: str | PreTrainedModel, **kwargs) -> PreTrain
         return None
     # Beside weights alone, transformers makes a tokenizer of some families that knows only their special tokens
     return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
+
+
+def placement(
+    dtype: str = "auto", device: str | None = None, load_in_4bit: bool = False, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """
+    Keyword arguments of `from_pretrained` for a model that is not trained.
+
+    Args:
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Data type of the weights; `"auto"` is that of the checkpoint.
+        device (`str`, *optional*):
+            Defaults to the GPU if there is one, else the CPU.
+        load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Whether to quantize to NF4, the type that training uses.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that ships with the checkpoint.
+
+    Returns:
+        `dict[str, Any]`
+    """
+    kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    kwargs["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if load_in_4bit:
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    return kwargs
+
+
+def adapter_config(model_name_or_path: str, revision: str | None = None, subfolder: str = "") -> dict[str, Any] | None:
+    """`adapter_config.json` of a folder or Hub repository, `None` if it holds no adapter or cannot be reached."""
+    file = cached_file(
+        model_name_or_path,
+        ADAPTER_CONFIG_NAME,
+        revision=revision,
+        subfolder=subfolder,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def context_length(*models: PreTrainedModel | PretrainedConfig) -> int | None:
+    """Tokens that fit into all of these models or configs, `None` if none of them says."""
+    configs = [getattr(model, "config", model).get_text_config() for model in models]
+    lengths = [getattr(config, "max_position_embeddings", None) for config in configs]
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def vocabulary_rows(model) -> int:

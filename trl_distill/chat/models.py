@@ -247,9 +247,14 @@ class BaseChatModel(ABC):
         self.close()
 
 
-def derived_seed(*numbers: int) -> int:
+def digest(*parts: int | str) -> str:
+    """SHA-256 over numbers and texts: what is drawn or ordered by it depends on nothing else, such as a place in a list."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def derived_seed(*parts: int | str) -> int:
     """A seed below 2**31 for a part of the work. Unlike a sum, it does not collide between neighbouring seeds."""
-    return int.from_bytes(hashlib.sha256(json.dumps(numbers).encode()).digest()[:4], "big") >> 1
+    return int(digest(*parts)[:8], 16) >> 1
 
 
 def run_batches(batches: Iterable[Any], work: Callable[[Any], None], concurrency: int) -> None:
