@@ -12,6 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,3 +220,16 @@ class TestLabeller:
             ("no_verdict", set()),
         ):
             assert report["questions"][name] == sides.count(side)
+
+
+def test_texts_are_labelled_without_torch():
+    """`trl-distill label` answers at once, and runs where no torch is."""
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None  # importing one raises\n"
+        "from trl_distill.rationales.labels import Labeller, judge_rationales, read_rationales\n"
+        "row = read_rationales({'prompt': 'q', 'answer': '1/2', 'completions': [r'\\boxed{0.5}', 'no']})\n"
+        "print(Labeller().label(row, judge_rationales(row)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    row = {"prompt": "q", "completion": r"\boxed{0.5}", "label": True, "answer": "1/2"}
+    assert result.stdout == f"{[row]}\n", result.stderr

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Answers to questions with one right answer: where they stand in a text, and whether they are right."""
 
 import re
@@ -71,15 +70,15 @@ def extract_answer(text: str, rule: str = "last_number") -> str | None:
     Find the final answer in a text.
 
     In this order: the last complete `\boxed{...}` (or `\boxed x`), the last `#### x` (GSM8K), what follows the last
-    "answer is" or "answer:", the last number. A box that was opened and never closed is an answer that was cut off, and
-    no number is guessed in its place.
+    "answer is" or "answer:", the last number. A box that was opened and never closed is an answer that was cut off,
+    and no number is guessed in its place.
 
     Args:
         text (`str`):
             A completion or a written solution.
         rule (`str`, *optional*, defaults to `"last_number"`):
-            `"marked"` stops before the last number: a text in which nothing marks an answer has none. `"release"` is the
-            rule of the code that was released with [NAT](https://huggingface.co/papers/2312.12832): only the last
+            `"marked"` stops before the last number: a text in which nothing marks an answer has none. `"release"` is
+            the rule of the code that was released with [NAT](https://huggingface.co/papers/2312.12832): only the last
             `\boxed{...}` counts, and only with braces.
 
     Returns:
@@ -103,10 +102,9 @@ def extract_answer(text: str, rule: str = "last_number") -> str | None:
 
 def reference_answer(row: dict[str, Any], rule: str = "last_number") -> str | None:
     r"""
-    The right answer of a dataset row: its `answer` column if it has one, else its `completion`.
-
-    An `answer` without a mark (box, "####", "answer is") is taken as a whole; in a `completion` the last number counts
-    then. With the rule `"release"`, a box without braces holds no answer.
+    The right answer of a dataset row: its `answer` column if it has one, else its `completion`. An `answer` without a
+    mark (box, "####", "answer is") is taken as a whole; in a `completion` the last number counts then. With the rule
+    `"release"`, a box without braces holds no answer.
     """
     if row.get("answer") is not None:
         text = str(row["answer"]).strip()
@@ -120,10 +118,8 @@ def reference_answer(row: dict[str, Any], rule: str = "last_number") -> str | No
 
 def judge_answer(answer: str | None, reference: str | None, rule: str = "last_number") -> bool | None:
     """
-    Whether an extracted answer is right. Where there is none, neither `True` nor `False` but `None`.
-
-    With the rule `"release"` two answers are equal if their [`~trl_distill.evaluation.equality.math_string`] are, and a
-    missing answer is wrong.
+    Whether an extracted answer is right; `None` where there is none. With the rule `"release"` two answers are equal
+    if their [`~trl_distill.evaluation.equality.math_string`] are, and a missing answer is wrong.
     """
     if answer is None or reference is None:
         return False if rule == "release" else None
@@ -140,8 +136,7 @@ def check_answer(completion: str, row: dict[str, Any], rule: str = "last_number"
         row (`dict[str, Any]`):
             Dataset row with the right answer in the column `answer` or `completion`.
         rule (`str`, *optional*, defaults to `"last_number"`):
-            What counts as the answer of a text, see [`extract_answer`]. With `"release"`, two answers are equal if their
-            normal forms in the MATH benchmark are, and a missing answer is wrong.
+            What counts as the answer of a text, see [`extract_answer`] and [`judge_answer`].
 
     Returns:
         `bool` or `None`: `None` if the completion or the row has no answer.

@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """
 Whether two answers, in LaTeX or in plain text, are equal.
 
-Lists, tuples, equations, units, choices and words are taken apart here; what is left goes to math-verify. Alone it drops
-the letters of `2 + ab` as a unit, reads `10 000` as a product, and takes any number of a text that it cannot parse.
+Lists, tuples, equations, units, choices and words are taken apart here; what is left goes to math-verify. Alone it
+drops the letters of `2 + ab` as a unit, reads `10 000` as a product, and takes any number of a text that it cannot
+parse.
 """
 
 import functools
@@ -80,10 +80,9 @@ def braced(text: str, start: int) -> int | None:
 
 def math_string(answer: str) -> str:
     """
-    Normal form of the MATH benchmark, whose graders call two answers equal if these strings are.
-
-    As in [Hendrycks et al. (2021)](https://huggingface.co/papers/2103.03874): units, percent and degree signs, a short
-    `x=`, spaces and the size of fractions do not count.
+    Normal form of the MATH benchmark, [Hendrycks et al. (2021)](https://huggingface.co/papers/2103.03874), whose
+    graders call two answers equal if these strings are: units, percent and degree signs, a short `x=`, spaces and the
+    size of fractions do not count.
     """
     text = answer.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = re.sub(r"[td]frac", "frac", text)
@@ -167,7 +166,7 @@ def _items(text: str) -> list[str]:
 
 
 def _is_unit(word: str) -> bool:
-    """Whether a word behind a number is a unit. A product of variables has its letters in the order of the alphabet."""
+    """Whether a word behind a number is a unit. A product of variables has its letters in alphabetical order."""
     word = word.rstrip(".").lower()
     return word in SHORT_UNITS or len(word) > 2 and word not in NO_UNITS and list(word) != sorted(set(word))
 
@@ -296,7 +295,7 @@ def _equal_values(answer: str, reference: str) -> bool:
 
 
 def _equal(answer: str, reference: str) -> bool:
-    """Whether two choices are the same, or each element of a list has its equal in the other. Only words have an order."""
+    """Whether two choices are the same, or each element of a list has its equal in the other. Words have an order."""
     (letter, text), (reference_letter, reference_text) = _choice(answer), _choice(reference)
     if letter and reference_letter:
         return letter == reference_letter
@@ -321,9 +320,9 @@ def equal_answers(answer: str | None, reference: str | None) -> bool:
     """
     Whether two answers are the same mathematical object, by math-verify; words are compared as words.
 
-    A unit, a percent sign, a base or the name of a variable counts only where both sides have one. Lists and sets have no
-    order, tuples and intervals have one, and their brackets count. A missing answer (`None`) equals nothing, another
-    missing one included.
+    A unit, a percent sign, a base or the name of a variable counts only where both sides have one. Lists and sets have
+    no order, tuples and intervals have one, and their brackets count. A missing answer (`None`) equals nothing,
+    another missing one included.
     """
     if not answer or not reference:
         return False

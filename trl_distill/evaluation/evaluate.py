@@ -16,7 +16,7 @@
 Evaluation of a model on prompts: generation with several seeds, text metrics, divergence from a teacher.
 
 In the order of the work: the prompts that fit, how both models generate, one pass of a model over the prompts, the
-scores of a seed, the exposure bias over all seeds, and last `evaluate_model`, which puts them together.
+scores of a seed, the report over all seeds, and last `evaluate_model`, which puts them together.
 """
 
 import logging
@@ -29,13 +29,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..divergence import LMHead, completion_states, lm_head, token_divergence
-from ..generation import encode_prompts, end_token_ids, generate_ids, generating, pad_ids
-from ..models import load_teacher_tokenizer, match_vocabulary, vocabulary_rows
+from ..generation import (
+    batches_by_length,
+    encode_prompts,
+    end_token_ids,
+    generate_ids,
+    generating,
+    generation_config,
+    pad_ids,
+)
+from ..models import context_length, load_teacher_tokenizer, match_vocabulary, vocabulary_rows
 from ..text import distinct_n, references_of, repetition, rouge_l
 from .exposure import exposure_bias
 
@@ -93,15 +101,14 @@ def _check_settings(settings: _Settings) -> None:
 
 def _short_enough(ids: list[list[int]], models: Sequence[PreTrainedModel], settings: _Settings) -> list[int]:
     """Rows whose prompt is within `max_prompt_length` and leaves room for an answer in the context of every model."""
-    contexts = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
-    context = min((context for context in contexts if context), default=math.inf)
+    context = context_length(*models) or math.inf
     limit = min(context - settings.max_new_tokens, settings.max_prompt_length or math.inf)
     kept = [i for i, prompt in enumerate(ids) if len(prompt) <= limit]
     if not kept:
         raise ValueError(
             f"All {len(ids)} prompts are longer than {limit} tokens (shortest: {min(map(len, ids))}): the "
             f"context is {context} tokens, of which `max_new_tokens` takes {settings.max_new_tokens}, and "
-            f"`max_prompt_length` is {settings.max_prompt_length}. Lower `max_new_tokens` or raise `max_prompt_length`."
+            f"`max_prompt_length` is {settings.max_prompt_length}. Lower the one, or raise the other."
         )
     dropped = len(ids) - len(kept)
     if dropped:
@@ -130,48 +137,22 @@ def _read_prompts(
     else:
         logger.warning("No row has a `completion`, so there is no Rouge-L.")
 
-    order = sorted(kept, key=lambda i: -len(ids[i]))  # the longest first, so that memory runs out early if at all
-    batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
-    return _Prompts(rows, ids, kept, references, batches)
-
-
-def _shared_vocabulary(
-    models: Sequence[PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase | None,
-) -> int | None:
-    """Vocabulary rows that student and teacher share, `None` without a teacher."""
-    if len(models) == 1:
-        return None
-    student, teacher = models
-    if teacher_tokenizer is None:
-        teacher_tokenizer = load_teacher_tokenizer(teacher)
-    return match_vocabulary(tokenizer, teacher_tokenizer, student, teacher)
+    batches = batches_by_length([ids[i] for i in kept], settings.batch_size)
+    return _Prompts(rows, ids, kept, references, [[kept[k] for k in batch] for batch in batches])
 
 
 def _generation_configs(
     models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, settings: _Settings
 ) -> list[GenerationConfig]:
     """How student and teacher generate: alike, and only tokens below `vocab_size`."""
-    sampling = {"do_sample": False}
-    if settings.temperature > 0:
-        sampling = {"do_sample": True} | {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
     # What ends an answer is the student's business: one rule for both, or their answers would not compare
     end_tokens = end_token_ids(models[0], tokenizer)
+    drawn = (tokenizer, end_tokens, settings.max_new_tokens, settings.temperature, settings.top_p)
     configs = []
     for model in models:
-        beyond = range(0) if vocab_size is None else range(vocab_size, vocabulary_rows(model))
-        configs.append(
-            GenerationConfig(
-                **sampling,
-                max_new_tokens=settings.max_new_tokens,
-                no_repeat_ngram_size=settings.no_repeat_ngram_size or None,
-                suppress_tokens=list(beyond) or None,
-                eos_token_id=end_tokens,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_tokens[0],
-                disable_compile=True,
-            )
-        )
+        beyond = [] if vocab_size is None else list(range(vocab_size, vocabulary_rows(model)))
+        forbidden = {"no_repeat_ngram_size": settings.no_repeat_ngram_size or None, "suppress_tokens": beyond or None}
+        configs.append(generation_config(*drawn, **forbidden))
     return configs
 
 
@@ -221,10 +202,7 @@ def _one_pass(
     vocab_size: int | None,
     bar: tqdm,
 ) -> tuple[dict[int, list[int]], list[_Divergences]]:
-    """
-    One pass of the student or the teacher over all prompts: the answers as token ids by row, and with a teacher among
-    `models` the divergences on them by batch.
-    """
+    """Answers of the student or the teacher to all prompts, as token ids by row, and divergences on them, if any."""
     torch.manual_seed(seed)
     answers, divergences = {}, []
     for rows in prompts.batches:
@@ -281,37 +259,19 @@ def _scores(
         scores["accuracy"] = statistics.fmean(bool(verdict) for verdict in verdicts)
         scores["no_answer"] = statistics.fmean(verdict is None for verdict in verdicts)
     if divergences:
-        reverse = sum(batch.reverse.sum().item() for batch in divergences)
-        forward = sum(batch.forward.sum().item() for batch in divergences)
-        scores["reverse_kl"] = reverse / tokens
-        scores["reverse_kl_sequence"] = reverse / len(answers)
+        reverse, forward = (
+            sum(getattr(batch, name).sum().item() for batch in divergences) for name in ("reverse", "forward")
+        )
+        scores |= {"reverse_kl": reverse / tokens, "reverse_kl_sequence": reverse / len(answers)}
         scores["forward_kl"] = forward / tokens
     return scores
 
 
-def _summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and spread over the seeds."""
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "per_seed": list(values),
-    }
-
-
 def _pooled(divergences: Sequence[_Divergences]) -> tuple[Tensor, Tensor, Tensor]:
     """The batches of all seeds as one: forward KL and mask `(N, T)`, and rows `(N,)`."""
-    width = max(batch.mask.shape[1] for batch in divergences)
-    forward = torch.cat([pad(batch.forward, (0, width - batch.forward.shape[1])) for batch in divergences])
-    mask = torch.cat([pad(batch.mask, (0, width - batch.mask.shape[1])) for batch in divergences])
+    forward = pad_sequence([row for batch in divergences for row in batch.forward], batch_first=True)
+    mask = pad_sequence([row for batch in divergences for row in batch.mask], batch_first=True)
     return forward, mask, torch.cat([batch.rows for batch in divergences])
-
-
-def _exposure_bias(on_student: Sequence[_Divergences], on_teacher: Sequence[_Divergences]) -> dict[str, Any]:
-    """Exposure bias from the divergences on the student's and on the teacher's answers, of all seeds."""
-    (student_kl, student_mask, student_rows), (teacher_kl, teacher_mask, teacher_rows) = map(
-        _pooled, (on_student, on_teacher)
-    )
-    return exposure_bias(student_kl, student_mask, teacher_kl, teacher_mask, student_rows, teacher_rows)
 
 
 def _versions() -> dict[str, str | None]:
@@ -334,9 +294,14 @@ def _report(
     divergences: Sequence[Sequence[_Divergences]],
 ) -> dict[str, Any]:
     """The result over all seeds: `scores` of each seed, `divergences` on the answers of each model that generated."""
-    report: dict[str, Any] = {"metrics": {name: _summary([of_seed[name] for of_seed in scores]) for name in scores[0]}}
+    report: dict[str, Any] = {"metrics": {}}
+    for name in scores[0]:
+        values = [of_seed[name] for of_seed in scores]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        report["metrics"][name] = {"mean": statistics.fmean(values), "std": spread, "per_seed": values}
     if len(divergences) == 2:
-        report["exposure_bias"] = _exposure_bias(*divergences)
+        (kl, mask, rows), (teacher_kl, teacher_mask, teacher_rows) = map(_pooled, divergences)
+        report["exposure_bias"] = exposure_bias(kl, mask, teacher_kl, teacher_mask, rows, teacher_rows)
     report["counts"] = {
         "rows": len(prompts.rows),
         "prompts": len(prompts.kept),
@@ -380,10 +345,8 @@ def evaluate_model(
     Let a model answer every prompt once per seed, and measure the answers.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Causal language model, on the device on which it shall run.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]), tokenizer:
+            Causal language model, on the device on which it shall run, and its tokenizer.
         dataset ([`~datasets.Dataset`] or `list[dict]`):
             Rows with `prompt`, standard or conversational, and optionally `completion` (a text, a list of texts that
             are all right, or messages) and `answer`.
@@ -398,7 +361,7 @@ def evaluate_model(
         top_p (`float`, *optional*, defaults to `1.0`):
             Nucleus of sampling. The divergences are of the full distributions always.
         no_repeat_ngram_size (`int`, *optional*, defaults to `0`):
-            Forbid n-grams of this size to repeat. Published MiniLLM test scores were made with 6, its validation with 0.
+            Forbid n-grams of this size to repeat. MiniLLM's published test scores have 6, its validation 0.
         max_new_tokens (`int`, *optional*, defaults to `256`):
             Longest completion.
         max_prompt_length (`int`, *optional*):
@@ -407,14 +370,12 @@ def evaluate_model(
         batch_size (`int`, *optional*, defaults to `16`):
             Prompts generated together. Sampled texts depend on it, greedy ones do not.
         answer_checker (`Callable`, *optional*):
-            Called with the completion and its row; returns whether the answer is right, or `None` if there is none, such
-            as [`~trl_distill.evaluation.check_answer`].
+            Called with the completion and its row, such as [`~trl_distill.evaluation.check_answer`]; returns whether
+            the answer is right, or `None` if there is none.
         exposure (`bool`, *optional*, defaults to `True`):
             Whether to measure the exposure bias, which lets the teacher answer each prompt too.
-        return_completions (`bool`, *optional*, defaults to `False`):
-            Whether to add the completions with their scores to the result.
-        progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+        return_completions, progress (`bool`, *optional*, default to `False` and `True`):
+            Whether to add the completions with their scores to the result, and to show a progress bar.
 
     Returns:
         `dict[str, Any]`: `metrics` (mean, standard deviation and values over the seeds), `exposure_bias` (see
@@ -434,7 +395,10 @@ def evaluate_model(
     _check_settings(settings)
     models = [model] if teacher is None else [model, teacher]
     prompts = _read_prompts(dataset, tokenizer, models, settings)
-    vocab_size = _shared_vocabulary(models, tokenizer, teacher_tokenizer)
+    vocab_size = None  # rows of the vocabulary that student and teacher share
+    if teacher is not None:
+        teacher_tokenizer = load_teacher_tokenizer(teacher) if teacher_tokenizer is None else teacher_tokenizer
+        vocab_size = match_vocabulary(tokenizer, teacher_tokenizer, model, teacher)
     generators = models if exposure else [model]
     configs = _generation_configs(generators, tokenizer, vocab_size, settings)
 

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Exposure bias: how much faster errors pile up on the student's own text than on the teacher's."""
 
 from typing import Any
@@ -25,7 +24,9 @@ ROUNDING = 1e-6  # nats a token: a smaller KL in fp32 is rounding, and the ratio
 
 
 def _accumulate(divergence: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Accumulated mean over the rows still running `(T,)`, each row's influence on it `(B, T)`, running rows `(T,)`."""
+    """
+    Accumulated mean over the rows that still run `(T,)`, each row's influence on it `(B, T)`, their number `(T,)`.
+    """
     mask = mask.double()
     divergence = torch.where(mask.bool(), divergence.double(), 0.0)
     count = mask.sum(0)  # (T,)
@@ -56,21 +57,20 @@ def exposure_bias(
     neither a merit nor a fault.
 
     Args:
-        student_divergence, student_mask (`torch.Tensor`):
-            Forward KL per token on samples of the student and which positions are tokens, of shape `(B, T)`.
-        teacher_divergence, teacher_mask (`torch.Tensor`):
-            The same on samples of the teacher, of shape `(B', T')`.
+        student_divergence, student_mask, teacher_divergence, teacher_mask (`torch.Tensor`):
+            Forward KL per token on samples of the student, `(B, T)`, and of the teacher, `(B', T')`, and which
+            positions are tokens.
         student_groups, teacher_groups (`torch.Tensor`, *optional*):
             Prompt number of each sample, of shape `(B,)` and `(B',)`. Samples of one prompt, of both models, are not
             independent, and the standard error takes prompts as its units. Without it every sample is a unit.
         min_share (`float`, *optional*, defaults to `0.1`):
-            The curve ends at the last step that this share of the samples of each model reaches, and 2 samples at least.
+            The curve ends at the last step that this share of the samples of each model reaches, and 2 at least.
 
     Returns:
         `dict[str, Any]`: Lists over l: `curve` (percent), `standard_error` (delta method, percent), `regret` (R),
         `oracle` (l eps), `student_samples` and `teacher_samples` still running; and `value`, `value_standard_error`
-        and `tokens`: the end of the curve. `None` where undefined; 0/0, up to the rounding of fp32, is 0, so that equal
-        models have no excess.
+        and `tokens`: the end of the curve. `None` where undefined; 0/0, up to the rounding of fp32, is 0, so that
+        equal models have no excess.
     """
     length = min(student_mask.shape[1], teacher_mask.shape[1])
     sides = []

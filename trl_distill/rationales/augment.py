@@ -13,10 +13,8 @@
 # limitations under the License.
 
 """
-Self-augmentation of NCE: right answers of the NAT model itself join those of the teacher.
-
-Sampling is `trl_distill.generation`'s, between the two functions here: the questions of labelled rows, and the choice among
-the samples.
+Self-augmentation of NCE: right answers of the NAT model itself join those of the teacher. Sampling lies between the
+two functions here, the questions of labelled rows and the choice among the samples.
 """
 
 import json
@@ -33,15 +31,10 @@ def question_rows(dataset: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any
     """
     Split labelled rows into the questions to ask and the right rows to keep.
 
-    Args:
-        dataset (`Iterable[dict]`):
-            Rows `prompt` and `completion`, standard or conversational, optionally a boolean `label` (without it all rows
-            are right) and an `answer`. Several rows may have one prompt.
-
-    Returns:
-        `tuple[list[dict], list[dict], int]`: One row a question, with `prompt` and the right answer in `answer`; the right
-        rows, with `prompt`, `completion`, `label` and `source`; and how many questions are left out because no row says
-        what the right answer is.
+    Takes rows `prompt` and `completion`, standard or conversational, optionally a boolean `label` (without it all rows
+    are right) and an `answer`. Several rows may have one prompt. Returns one row a question, with `prompt` and the
+    right answer in `answer`; the right rows, with `prompt`, `completion`, `label` and `source`; and how many questions
+    are left out because no row says what the right answer is.
     """
     questions: dict[str, dict[str, Any]] = {}
     right = []
@@ -49,8 +42,8 @@ def question_rows(dataset: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any
         label = row.get("label", True)
         if not isinstance(label, bool) or not row.get("prompt") or not row.get("completion"):
             raise ValueError(
-                f"Row {number} is no labelled answer: {row!r}. Rows must have a `prompt`, a `completion` and a `label` that "
-                "is true or false; `trl-distill label` makes them."
+                f"Row {number} is no labelled answer: {row!r}. Rows must have a `prompt`, a `completion` and a "
+                "`label` that is true or false; `trl-distill label` makes them."
             )
         settings = {name: row[name] for name in _SETTINGS if row.get(name) is not None}
         if label:
@@ -68,20 +61,12 @@ def select_right(
     rule: str = "marked",
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """
-    Keep the samples that are right and new.
+    Keep the samples that are right, by a `rule` of [`~trl_distill.evaluation.extract_answer`], and new.
 
-    Args:
-        samples (`Iterable[dict]`):
-            Rows of a file of samples: a question's columns, and lists `completions` and `truncated`.
-        right_rows (`Iterable[dict]`):
-            Right rows that are there already. A sample that repeats one of them, but for white space at its ends, is a
-            duplicate.
-        rule (`str`, *optional*, defaults to `"marked"`):
-            What counts as the answer of a text, see [`~trl_distill.evaluation.extract_answer`].
-
-    Returns:
-        `tuple[list[dict], dict[str, int]]`: Rows `prompt`, `completion`, `label` and `source`, and the numbers of samples:
-        `sampled`, of which `kept`, `duplicates`, `wrong`, `no_answer` and `truncated` (cut off before their end).
+    Takes rows of a file of samples, a question's columns and lists `completions` and `truncated`, and the right rows
+    that are there already. A sample that repeats one of them, but for white space at its ends, is a duplicate. Returns
+    rows `prompt`, `completion`, `label` and `source`, and the numbers of samples: `sampled`, of which `kept`,
+    `duplicates`, `wrong`, `no_answer` and `truncated` (cut off before their end).
     """
     seen = {(_key(row["prompt"]), _text(row["completion"]).strip()) for row in right_rows}
     kept, counts = [], dict.fromkeys(("sampled", "kept", "duplicates", "wrong", "no_answer", "truncated"), 0)

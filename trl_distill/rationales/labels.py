@@ -12,16 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
-"""From sampled rationales to rows with a `label`: which are right, which are kept, and how many there are of each kind."""
+"""From sampled rationales to rows with a `label`: which are right, which are kept, and how many of each kind."""
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from trl.data_utils import is_conversational
 
 from ..evaluation.answers import BOX, extract_answer, judge_answer, reference_answer
 
@@ -57,18 +54,9 @@ def read_rationales(
     """
     Check one row of a file of sampled rationales.
 
-    Args:
-        row (`dict[str, Any]`):
-            The row. Its column `truncated`, if there is one, says which rationales were cut off.
-        prompt_column (`str`, *optional*, defaults to `"prompt"`):
-            Column of the question.
-        completions_column (`str`, *optional*, defaults to `"completions"`):
-            Column of the rationales: a list of texts, or one text.
-        answer_column (`str`, *optional*):
-            Column of the right answer. Default: `answer`, and where there is none `completion`.
-
-    Raises:
-        `ValueError`: If a column is missing, empty or of another type.
+    Its columns are those of the question, of the rationales (a list of texts, or one text), and of the right answer
+    (default: `answer`, and where there is none `completion`). A column `truncated` says which rationales were cut off.
+    It is a `ValueError` if a column is missing, empty or of another type.
     """
     if answer_column is None:
         answer_column = "completion" if row.get("answer") is None and "completion" in row else "answer"
@@ -87,13 +75,17 @@ def read_rationales(
         )
 
     prompt = row[prompt_column]
-    if not isinstance(prompt, str) and not is_conversational({"prompt": prompt}):
-        raise ValueError(f"the column `{prompt_column}` must hold texts or lists of messages, got {prompt!r}.")
+    if not isinstance(prompt, str):
+        from trl.data_utils import is_conversational  # loads torch, which texts do without
+
+        if not is_conversational({"prompt": prompt}):
+            raise ValueError(f"the column `{prompt_column}` must hold texts or lists of messages, got {prompt!r}.")
     completions = row[completions_column]
     completions = [completions] if isinstance(completions, str) else completions
     if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
         raise ValueError(
-            f"the column `{completions_column}` must hold a text or a list of texts, got {json.dumps(completions)[:80]}."
+            f"the column `{completions_column}` must hold a text or a list of texts, got "
+            f"{json.dumps(completions)[:80]}."
         )
     truncated = row.get("truncated") or [False] * len(completions)
     if len(truncated) != len(completions):
@@ -104,17 +96,8 @@ def read_rationales(
 
 def judge_rationales(rationales: Rationales, rule: str = "marked") -> list[bool | None]:
     """
-    Whether each rationale ends in the right answer.
-
-    Args:
-        rationales ([`Rationales`]):
-            The rationales of one question.
-        rule (`str`, *optional*, defaults to `"marked"`):
-            What counts as the answer of a text, see [`extract_answer`].
-
-    Returns:
-        `list[bool or None]`: `None` where the rationale or the reference has no answer, but `False` with the rule
-        `"release"`.
+    Whether each rationale ends in the right answer, by a `rule` of [`extract_answer`]: `None` where the rationale or
+    the reference has no answer, but `False` with the rule `"release"`.
     """
     reference = reference_answer(rationales.reference, rule)
     answers = [extract_answer(text, rule) for text in rationales.completions]
@@ -124,21 +107,21 @@ def judge_rationales(rationales: Rationales, rule: str = "marked") -> list[bool 
 
 def rebuild(text: str, template: str, placeholder: str) -> str:
     """
-    Put a text into a template. What the template has around the placeholder is taken off the text first.
-
-    So `"Solution:\\n{completion}"` gives one form to rationales of which some begin with `Solution:` and others do not.
+    Put a text into a template. What the template has around the placeholder is taken off the text first, so that
+    `"Solution:\\n{completion}"` gives one form to rationales of which some begin with `Solution:` and others do not.
     """
     before, _, behind = template.partition(placeholder)
     text = text.strip().removeprefix(before.strip()).removesuffix(behind.strip()).strip()
     return f"{before}{text}{behind}"
 
 
+@dataclass
 class Labeller:
     """
     Turns rationales and their verdicts into rows `prompt`, `completion`, `label`, `answer`, and counts them.
 
-    Rationales without an answer are on neither side: they become no rows. Nor do those that were cut off, since a model
-    that is trained on them would learn to stop there.
+    Rationales without an answer are on neither side: they become no rows. Nor do those that were cut off, since a
+    model that is trained on them would learn to stop there.
 
     Args:
         prompt_template (`str`, *optional*):
@@ -153,36 +136,22 @@ class Labeller:
             Most characters of question and rationale together. Longer ones are left out.
     """
 
-    def __init__(
-        self,
-        prompt_template: str | None = None,
-        completion_template: str | None = None,
-        conversational: bool = False,
-        keep_repeats: bool = False,
-        max_characters: int | None = None,
-    ):
-        for name, template in (("prompt", prompt_template), ("completion", completion_template)):
+    prompt_template: str | None = None
+    completion_template: str | None = None
+    conversational: bool = False
+    keep_repeats: bool = False
+    max_characters: int | None = None
+
+    def __post_init__(self):
+        for name, template in (("prompt", self.prompt_template), ("completion", self.completion_template)):
             if template is not None and template.count(f"{{{name}}}") != 1:
                 raise ValueError(f"`{name}_template` must hold {{{name}}} once, got {template!r}.")
-        self.prompt_template = prompt_template
-        self.completion_template = completion_template
-        self.conversational = conversational
-        self.keep_repeats = keep_repeats
-        self.max_characters = max_characters
         self._questions = defaultdict(Counter)  # of each question, how many rationales are right, wrong, ...
         self._seen = defaultdict(set)  # of each question, the rationales
         self._unboxed, self._dropped, self._rows = Counter(), Counter(), Counter()
 
     def label(self, rationales: Rationales, verdicts: Sequence[bool | None]) -> list[dict[str, Any]]:
-        """
-        The rows of one question.
-
-        Args:
-            rationales ([`Rationales`]):
-                Question and rationales.
-            verdicts (`list[bool or None]`):
-                What [`judge_rationales`] says of them.
-        """
+        """The rows of one question, whose rationales have the verdicts of [`judge_rationales`]."""
         answer = reference_answer(rationales.reference)
         question = json.dumps([rationales.prompt, answer])
         prompt, messages = rationales.prompt, self.conversational or not isinstance(rationales.prompt, str)
@@ -220,11 +189,8 @@ class Labeller:
 
     def report(self) -> dict[str, dict[str, int]]:
         """
-        The counts.
-
-        Returns:
-            `dict[str, dict[str, int]]`: `questions` by their verdicts; all `rationales` by verdict, and those of them that
-            are `unboxed`; the rationales with a verdict that were `dropped`, and why; the `rows` that are left.
+        The counts: `questions` by their verdicts; all `rationales` by verdict, and those of them that are `unboxed`;
+        the rationales with a verdict that were `dropped`, and why; the `rows` that are left.
         """
         kinds = ("right", "wrong", "no_answer", "no_reference")
         sides = Counter((counts["right"] > 0, counts["wrong"] > 0) for counts in self._questions.values())

@@ -22,18 +22,16 @@ import numpy as np
 import peft
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from trl_distill.rationales.data import adapter_sha256, check_lora
 from trl_distill.rationales.nat import attach_nat, load_nat
 from trl_distill.rationales.nat.integration_unit import (
     NATLoraConfig,
-    adapter_sha256,
-    adapter_weights,
     add_nat,
-    check_lora_config,
     gate_parameters,
     load_negative,
     negative_weight,
@@ -79,9 +77,9 @@ def make_nat(tiny_model):
         config = NATLoraConfig.of(lora(**(positive or {})), **gate)
         if not fresh:
             randomize(model)
-        config.nat_config["neg_sha256"] = adapter_sha256(adapter_weights(model, neg))
+        config.nat_config["neg_sha256"] = adapter_sha256(model, neg)
         add_nat(model, config, nat, neg)
-        kept = adapter_weights(model, neg)
+        kept = get_peft_model_state_dict(model, adapter_name=neg)
         if not fresh:
             randomize(model, seed=1)
             peft.set_peft_model_state_dict(model, kept, adapter_name=neg)
@@ -245,7 +243,11 @@ class TestLimits:
         for query in weights_of(model, "lora_nat_q"):
             query.data.zero_()
         alone = get_peft_model(tiny_model(), lora(), adapter_name="nat").eval()
-        positive = {key: value for key, value in adapter_weights(model, "nat").items() if "lora_nat" not in key}
+        positive = {
+            key: value
+            for key, value in get_peft_model_state_dict(model, adapter_name="nat").items()
+            if "lora_nat" not in key
+        }
         peft.set_peft_model_state_dict(alone, positive, adapter_name="nat")
         assert torch.equal(logits(model), logits(alone))
 
@@ -432,7 +434,7 @@ class TestAdapters:
     def alone(self, model, tiny_model):
         """Logits of `nat`, of a stock LoRA with the weights of `neg`, and of the base."""
         plain = get_peft_model(tiny_model(), lora(r=3, lora_alpha=9), adapter_name="neg").eval()
-        peft.set_peft_model_state_dict(plain, adapter_weights(model, "neg"), adapter_name="neg")
+        peft.set_peft_model_state_dict(plain, get_peft_model_state_dict(model, adapter_name="neg"), adapter_name="neg")
         return logits(model), logits(plain), logits(tiny_model())
 
     def test_switching(self, make_nat, tiny_model):
@@ -526,7 +528,11 @@ class TestAdapters:
         plain = get_peft_model(tiny_model(), lora(), adapter_name="nat")
         plain.add_adapter("neg", lora(r=3, lora_alpha=9))
         for name in ("nat", "neg"):
-            stock = {key: value for key, value in adapter_weights(model, name).items() if "lora_nat" not in key}
+            stock = {
+                key: value
+                for key, value in get_peft_model_state_dict(model, adapter_name=name).items()
+                if "lora_nat" not in key
+            }
             peft.set_peft_model_state_dict(plain, stock, adapter_name=name)
         plain.add_weighted_adapter(["nat", "neg"], [0.7, 0.3], "sum", combination_type="cat")
         plain.set_adapter("sum")
@@ -594,25 +600,22 @@ class TestAttach:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            (IA3Config(), "`peft_config` is a IA3Config. Use `LoraConfig`"),
-            (
-                lora(modules_to_save=["lm_head"]),
-                r"`modules_to_save=\['lm_head'\]` of `peft_config` trains what no gate",
-            ),
+            (IA3Config(), "`peft_config` must be a `LoraConfig`, got a IA3Config"),
+            (lora(modules_to_save=["lm_head"]), r"`modules_to_save=\['lm_head'\]` of `peft_config` .*trains more"),
             (lora(target_parameters=["mlp.weight"]), "`target_parameters="),
             (lora(trainable_token_indices=[1]), "`trainable_token_indices="),
-            (lora(bias="all"), "`bias='all'` of `peft_config` would change the base model.*'none'"),
-            (lora(init_lora_weights="pissa"), "`init_lora_weights='pissa'` .* would change the base model.*Use True"),
-            (lora(layer_replication=[(0, 2)]), "`layer_replication=.* would change the base model.*Use None"),
+            (lora(bias="all"), "`bias='all'` of `peft_config` changes the base model.*Set it to 'none'"),
+            (lora(init_lora_weights="pissa"), "`init_lora_weights='pissa'` .* changes the base model.*to True"),
+            (lora(layer_replication=[(0, 2)]), "`layer_replication=.* changes the base model.*to None"),
         ],
     )
     def test_loras_that_train_more_than_linear_layers(self, config, message):
         with pytest.raises(ValueError, match=message):
-            check_lora_config(config)
+            check_lora(config)
 
     def test_loras_that_leave_the_base_model_alone(self):
         for init in (True, False, "gaussian", "orthogonal", "eva"):
-            check_lora_config(lora(init_lora_weights=init, use_rslora=True, layers_to_transform=[1]))
+            check_lora(lora(init_lora_weights=init, use_rslora=True, layers_to_transform=[1]))
 
 
 class TestFiles:
@@ -650,7 +653,7 @@ class TestFiles:
             "value": "mlp",
             "width": 5,
             "temperature": 1.0,
-            "neg_sha256": adapter_sha256(adapter_weights(model, "neg")),
+            "neg_sha256": adapter_sha256(model, "neg"),
         }
         assert "nat_config" not in json.loads((folder / "neg" / "adapter_config.json").read_text())
         names = set(load_file(folder / "nat" / "adapter_model.safetensors"))
@@ -754,13 +757,20 @@ class TestFiles:
         with pytest.raises(ValueError, match="(?s)negative adapter in .* does not fit this model.*size mismatch"):
             load_negative(tiny_model(hidden_size=16), str(folder))
 
-    def test_hash_knows_every_value_but_no_data_type(self, make_nat):
-        weights = {name: tensor.bfloat16() for name, tensor in adapter_weights(make_nat(), "neg").items()}
-        hashed = adapter_sha256(weights)
-        assert hashed == adapter_sha256({name: tensor.float() for name, tensor in reversed(weights.items())})
-        name = next(iter(weights))
-        assert hashed != adapter_sha256(weights | {name: weights[name] * 1.01})
-        assert hashed != adapter_sha256({f"{key}x" if key == name else key: value for key, value in weights.items()})
+    def test_hash_knows_every_value_but_no_data_type(self, make_nat, tiny_model):
+        model = make_nat().bfloat16()
+        hashed = adapter_sha256(model, "neg")
+        assert hashed == adapter_sha256(model.float(), "neg") != adapter_sha256(model, "nat")
+        alike = get_peft_model(tiny_model(), model.peft_config["neg"], adapter_name="other")
+        moved = model.get_parameter("base_model.model.model.layers.0.self_attn.q_proj.lora_A.neg.weight")
+        weights = get_peft_model_state_dict(model, adapter_name="neg")
+        peft.set_peft_model_state_dict(alike, weights, adapter_name="other")
+        assert adapter_sha256(alike, "other") == hashed  # whatever its name is
+        moved.data[0, 0] *= 1.01
+        assert adapter_sha256(model, "neg") != hashed
+        layer = alike.base_model.model.model.layers
+        layer[0], layer[1] = layer[1], layer[0]  # the same tensors under other names
+        assert adapter_sha256(alike, "other") != hashed
 
     def test_bf16_base(self, make_nat, tiny_model, tmp_path):
         """Adapters and gate are fp32 on a bf16 model, and come back so."""

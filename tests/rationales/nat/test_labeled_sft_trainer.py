@@ -249,7 +249,7 @@ class TestRun:
 
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_rows_that_are_too_long_are_dropped_and_not_cut(self, make_trainer, tokenizer, objective, caplog):
-        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales.nat"):
+        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales"):
             trainer = make_trainer(objective, max_length=26)
         total, kept = (16, 8) if objective == "cot_kd" else (24, 16)
         assert f"Dropped {total - kept} of {total} rows of the train dataset" in caplog.text

@@ -326,7 +326,7 @@ class TestModels:
 
 class TestRows:
     def test_stages_split_training_and_evaluation_rows(self, make_trainer, tokenizer, rows, caplog):
-        with caplog.at_level(logging.INFO, logger="trl_distill.rationales.nat"):
+        with caplog.at_level(logging.INFO, logger="trl_distill.rationales"):
             trainer = make_trainer(eval_dataset={"a": rows.select(range(9)), "b": rows.select(range(3, 24))})
         for found, label in ((trainer, True), (trainer.negative_trainer, False)):
             for name, dataset in ({"train": found.train_dataset} | found.eval_dataset).items():
@@ -358,7 +358,7 @@ class TestRows:
         evaluating = dict(
             eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, num_train_epochs=1
         )
-        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales.nat"):
+        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales"):
             trainer = make_trainer(eval_dataset=right, **evaluating)
         assert "No evaluation row is wrong" in caplog.text
         trainer.train()
@@ -374,14 +374,14 @@ class TestRows:
             make_trainer(eval_dataset=one_kind, stages=stages)
 
     def test_rows_that_are_too_long_are_dropped_and_not_cut(self, make_trainer, tokenizer, rows, caplog):
-        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales.nat"):
+        with caplog.at_level(logging.WARNING, logger="trl_distill.rationales"):
             trainer = make_trainer(max_length=26)
-        assert "Dropped 8 of 16 rows of the train dataset that are longer than `max_length=26` tokens" in caplog.text
+        assert "Dropped 8 of 16 rows of the train dataset that are longer than 26 tokens" in caplog.text
         texts = [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
         assert len(texts) == 8
         assert set(texts) <= {row["prompt"] + row["completion"] + "<|endoftext|>" for row in rows}
         assert max(map(len, trainer.train_dataset["input_ids"])) == 26  # the limit itself is kept
-        with pytest.raises(ValueError, match=r"All 8 rows of the train dataset are longer than `max_length=9`.*Raise"):
+        with pytest.raises(ValueError, match=r"All 8 rows of the train dataset are longer than 9 tokens .*Raise"):
             make_trainer(max_length=9)
 
     def test_packing_is_a_causal_model_of_each_row(self, make_trainer, tokenizer, rows, tmp_path):
@@ -635,7 +635,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda rows: None, "`train_dataset` is required: rows `prompt`, `completion` and boolean `label`"),
+            (lambda rows: None, "`train_dataset` is required: rows `prompt`, `completion`, `label`"),
             (
                 lambda rows: rows.remove_columns("label"),
                 "`train_dataset` has no column label, only prompt, completion.*`trl-distill label` makes them",
@@ -708,10 +708,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("peft_config", "message"),
         [
-            (IA3Config(), "`peft_config` is a IA3Config. Use `LoraConfig`"),
+            (IA3Config(), "`peft_config` must be a `LoraConfig`, got a IA3Config"),
             (
                 lora(modules_to_save=["lm_head"]),
-                r"`modules_to_save=\['lm_head'\]` of `peft_config` trains what no gate",
+                r"`modules_to_save=\['lm_head'\]` of `peft_config` .*trains more than LoRA matrices",
             ),
             (lora(bias="lora_only"), "`bias='lora_only'` of `peft_config`"),
             (lora(target_modules=["nothing"]), "Target modules .*nothing.* not found in the base model"),

@@ -189,15 +189,15 @@ class TestCalibrationWeights:
     def test_bad_input(self, weigh, rows, make_nat, tiny_model, tmp_path):
         for dataset, message in [
             (rows.add_column("weight", [0.5] * 12), "has a column `weight` already"),
-            (rows.remove_columns("completion"), "must have `prompt` and `completion`"),
+            (rows.remove_columns("completion"), "`dataset` has no column completion, only prompt"),
             (rows.to_iterable_dataset(), "is a stream"),
-            (rows.add_column("label", [1] * 12), "must be true or false, but row 0 has 1"),
-            (rows.add_column("label", [False] * 12), "12 rows, none of them right"),
+            (rows.add_column("label", [1] * 12), "`label` in `dataset` must be boolean.*row 0 has 1"),
+            (rows.add_column("label", [False] * 12), "All 12 rows of the calibration dataset are wrong"),
             (rows.add_column("image", [None] * 12), "images"),
         ]:
             with pytest.raises(ValueError, match=message):
                 weigh(dataset=dataset)
-        with pytest.raises(ValueError, match=r"longer than `max_length=3` tokens \(shortest: \d+\)"):
+        with pytest.raises(ValueError, match=r"longer than 3 tokens \(shortest: \d+\)"):
             weigh(max_length=3)
         with pytest.raises(ValueError, match="but got a Qwen2ForCausalLM with no adapters"):
             weigh(tiny_model())

@@ -532,6 +532,12 @@ class TestRefusals:
         trainer.train()
         assert "weight/mean" not in trainer.state.log_history[0] and "eval_kd" in trainer.evaluate()
 
+    def test_several_evaluation_sets_that_come_later(self, make_trainer, weighed):
+        """The parent prepares each of them twice."""
+        trainer = make_trainer(eval_dataset=weighed)
+        metrics = trainer.evaluate({"some": weighed.select(range(5)), "all": weighed})
+        assert metrics["eval_all_loss"] == trainer.evaluate()["eval_loss"] != metrics["eval_some_loss"]
+
     def test_wrong_rows_are_left_out(self, make_trainer, weighed):
         trainer = make_trainer(train_dataset=weighed.add_column("label", [i % 2 == 0 for i in range(12)]))
         assert len(trainer.train_dataset) == 6

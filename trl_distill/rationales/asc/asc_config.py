@@ -22,8 +22,7 @@ class ASCRankerConfig(RewardConfig):
     r"""
     Configuration class for the [`ASCRankerTrainer`].
 
-    Extends [`~trl.RewardConfig`]. Parameters of the parent class that are not listed keep their meaning;
-    `center_rewards_coefficient` belongs to pairs of rewards and must stay unset.
+    Extends [`~trl.RewardConfig`], whose `center_rewards_coefficient` belongs to pairs of rewards and must stay unset.
 
     Parameters:
         max_length (`int`, *optional*, defaults to `1024`):
@@ -31,16 +30,13 @@ class ASCRankerConfig(RewardConfig):
             a rationale without its end cannot be judged. The model's context is a limit, too.
 
     > [!NOTE]
-    > These parameters have default values different from [`~trl.RewardConfig`]; they are those of the code released
-    > with the paper, whose ranker is another model with another loss:
+    > These parameters have default values different from [`~trl.RewardConfig`], those of the code released with the
+    > paper, whose ranker is another model with another loss:
     > - `learning_rate`: Defaults to `2e-5` instead of `1e-4`.
     > - `weight_decay`: Defaults to `1e-5` instead of `0.0`.
     > - `num_train_epochs`: Defaults to `5.0` instead of `3.0`.
     """
 
-    _VALID_DICT_FIELDS = RewardConfig._VALID_DICT_FIELDS
-
-    # Parameters whose default values are overridden from RewardConfig
     learning_rate: float = field(
         default=2e-5, metadata={"help": "The initial learning rate for AdamW. 2e-5 in the released code."}
     )
@@ -50,10 +46,7 @@ class ASCRankerConfig(RewardConfig):
     )
     max_length: int | None = field(
         default=1024,
-        metadata={
-            "help": "Longest row, prompt and rationale, in tokens. Longer rows are dropped and counted, and get no "
-            "score."
-        },
+        metadata={"help": "Longest row, prompt and rationale, in tokens. Longer rows are dropped and get no score."},
     )
 
     def __post_init__(self):

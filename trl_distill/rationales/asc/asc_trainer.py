@@ -13,27 +13,19 @@
 # limitations under the License.
 
 import json
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, TaskType
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    BitsAndBytesConfig,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import AutoConfig, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardTrainer
-from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+from trl.trainer.utils import global_then_local_main_first
 
-from ..data import check_labels
+from ..data import PAPER, check_rows, default_args, drop_long_rows
 from .asc_config import ASCRankerConfig
 from .scoring import (
     check_one_label,
@@ -51,16 +43,12 @@ logger = get_logger(__name__)
 
 class ASCRankerTrainer(RewardTrainer):
     """
-    Trainer for the ranker of adaptive self-consistency (ASC), proposed in
-    [Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative
-    Data](https://huggingface.co/papers/2312.12832).
+    Trainer for the ranker of adaptive self-consistency (ASC), proposed in [Turning Dust into
+    Gold](https://huggingface.co/papers/2312.12832).
 
     The ranker reads a question and a rationale and gives one logit `z`. Its score `sigmoid(z)` is trained by the
     squared error to 1 for rationales with the right final answer, and to 0 for the others. At inference the scores
     weigh the votes of sampled answers, see [`adaptive_self_consistency`].
-
-    Model loading, quantization and adapters are those of [`~trl.RewardTrainer`], whose pairs of completions are
-    replaced by single labelled ones.
 
     Example:
 
@@ -82,41 +70,23 @@ class ASCRankerTrainer(RewardTrainer):
             Model id or folder, of a language model, too, which then gets a new head; or a sequence classification
             model with one label.
         args ([`ASCRankerConfig`], *optional*):
-            Configuration.
+            Configuration for this trainer. If `None`, a default configuration is used.
         train_dataset ([`~datasets.Dataset`]):
             Rows `prompt`, `completion` and boolean `label`, TRL's unpaired preference format, standard or
             conversational.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Rows of the same kind. Rows with equal prompts are candidates of one question.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer. Read from the model's folder if not given.
         compute_metrics (`Callable`, *optional*):
             Replaces the metrics of [`ranking_metrics`].
-        callbacks (`list[TrainerCallback]`, *optional*):
-            Callbacks.
-        optimizers (`tuple`, *optional*):
-            Optimizer and scheduler.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantization of a model that is given by name.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train. Its `task_type` must be `"SEQ_CLS"`, so that the head is trained and saved with it.
+        kwargs:
+            `processing_class`, `callbacks`, `optimizers` and `quantization_config`, as in [`~trl.RewardTrainer`].
     """
 
     _tag_names = ["trl", "asc-ranker"]
     _name = "ASC"
-    _paper = {
-        "title": "Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative "
-        "Data",
-        "id": "2312.12832",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{li2024turning,
-                title        = {{Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative Data}},
-                author       = {Yiwei Li and Peiwen Yuan and Shaoxiong Feng and Boyuan Pan and Bin Sun and Xinglin Wang and Heda Wang and Kan Li},
-                year         = 2024,
-                booktitle    = {Proceedings of the AAAI Conference on Artificial Intelligence},
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -124,21 +94,15 @@ class ASCRankerTrainer(RewardTrainer):
         args: ASCRankerConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        **kwargs,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = ASCRankerConfig(f"{name.split('/')[-1]}-ASC")
+        args = args or default_args(ASCRankerConfig, model, "ASC")
         if isinstance(model, str):
+            revision = (args.model_init_kwargs or {}).get("revision")
             self._config = AutoConfig.from_pretrained(
-                model,
-                revision=(args.model_init_kwargs or {}).get("revision"),
-                trust_remote_code=args.trust_remote_code,
+                model, revision=revision, trust_remote_code=args.trust_remote_code
             )
         else:
             self._config = model.config
@@ -154,18 +118,8 @@ class ASCRankerTrainer(RewardTrainer):
                 "The adapter leaves the head of the ranker as it is, which is random in a new ranker. Make its "
                 "configuration with `task_type='SEQ_CLS'`."
             )
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics or self._compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        kwargs |= {"compute_metrics": compute_metrics or self._compute_metrics, "peft_config": peft_config}
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         # The parent casts all that is trained beside a quantized model to bf16. Adapters bear it, but steps of 1e-5 on
         # the weights of the head would round to nothing.
         for name, parameter in self.model.named_parameters():
@@ -178,9 +132,9 @@ class ASCRankerTrainer(RewardTrainer):
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: ASCRankerConfig, dataset_name: str
     ) -> Dataset:
-        if not isinstance(dataset, IterableDataset) and "input_ids" in dataset.column_names:  # prepared already
+        if "input_ids" in (dataset.column_names or ()):  # prepared already
             return dataset
-        check_labels(dataset, f"{dataset_name}_dataset")
+        check_rows(dataset, f"{dataset_name}_dataset")
         numbers: dict[str, int] = {}
         questions = [numbers.setdefault(json.dumps(prompt), len(numbers)) for prompt in dataset["prompt"]]
 
@@ -197,20 +151,14 @@ class ASCRankerTrainer(RewardTrainer):
         encoded = encoded.add_column("question", questions)
 
         limit = length_limit(self._config, processing_class, args.max_length)
-        kept = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) <= limit]
-        if len(kept) < len(encoded):
-            logger.warning(
-                f"Dropped {len(encoded) - len(kept)} of {len(encoded)} rows of the {dataset_name} dataset that are "
-                f"longer than {limit} tokens: cut, they would have lost their answer."
-            )
-            encoded = encoded.select(kept)
+        encoded = drop_long_rows(encoded, limit, dataset_name)
         right = sum(encoded["label"])
         wrong = len(encoded) - right
         logger.info(f"The {dataset_name} dataset has {right} right and {wrong} wrong rows.")
-        if len(encoded) == 0 or (dataset_name == "train" and not (right and wrong)):
+        if dataset_name == "train" and not (right and wrong):
             raise ValueError(
-                f"The {dataset_name} dataset has {right} right and {wrong} wrong rows of at most {limit} tokens, and "
-                "a ranker learns from both. Add rows of the other kind, or raise `max_length`."
+                f"The train dataset has {right} right and {wrong} wrong rows of at most {limit} tokens, and a ranker "
+                "learns from both. Add rows of the other kind, or raise `max_length`."
             )
         return encoded
 
@@ -225,11 +173,7 @@ class ASCRankerTrainer(RewardTrainer):
         return batch
 
     def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ):
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         logits, labels = outputs.logits[:, 0], inputs["label"]  # (B,) each
@@ -246,14 +190,8 @@ class ASCRankerTrainer(RewardTrainer):
 
     def score(self, rows: Sequence[dict[str, Any]]) -> list[float | None]:
         """
-        Score rationales.
-
-        Args:
-            rows ([`~datasets.Dataset`] or `list[dict]`):
-                Rows `prompt` and `completion`, standard or conversational.
-
-        Returns:
-            `list[float or None]`: Scores in `[0, 1]`, `None` for rows of more than `max_length` tokens.
+        Score rationales, rows `prompt` and `completion`: numbers in `[0, 1]`, `None` for rows of more than
+        `max_length` tokens.
         """
         model = self.accelerator.unwrap_model(self.model)
         with self.accelerator.autocast():  # as in training

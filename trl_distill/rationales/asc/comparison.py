@@ -13,8 +13,7 @@
 # limitations under the License.
 
 """
-What the votes are worth: answers, votes and verdicts of one question, and accuracies over all questions with
-intervals.
+What the votes are worth: answers, votes and verdicts of a question, and accuracies with intervals over all questions.
 """
 
 import math
@@ -36,18 +35,10 @@ def vote_on_row(row: dict[str, Any], scores: Sequence[float | None], weighted: b
     """
     Answers and votes of one question, and whether they are right where the right answer is known.
 
-    Args:
-        row (`dict[str, Any]`):
-            Row of a file of samples, with `completions`, `mean_logps` if `weighted`, and the right answer in `answer`
-            or `completion` if it is known.
-        scores (`Sequence[float or None]`):
-            Scores of the completions.
-        weighted (`bool`, *optional*, defaults to `True`):
-            Whether to vote with the log-probabilities, too.
-
-    Returns:
-        `dict[str, Any]`: The row and, in addition, `answers`, `scores`, `votes` (by `sc`, `ws` and `asc`), `reference`
-        and, with a reference, `right`: a list of booleans under `samples`, and one boolean for each vote.
+    Takes a row of a file of samples, with `completions`, the right answer in `answer` or `completion` if it is known,
+    and `mean_logps` if the votes are `weighted` by them, too; and the `scores` of the completions. Returns the row
+    and, in addition, `answers`, `scores`, `votes` (by `sc`, `ws` and `asc`), `reference` and, with a reference,
+    `right`: a list of booleans under `samples`, and one boolean for each vote.
     """
     answers = [extract_answer(text) for text in row["completions"]]
     votes = {"sc": self_consistency(answers)}
@@ -86,16 +77,12 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: i
 
 def compare_votes(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Accuracies of the votes over all questions.
+    Accuracies of the votes over all questions, from what [`vote_on_row`] returned for each. Those without a reference
+    are left out.
 
-    Args:
-        rows (`list[dict]`):
-            What [`vote_on_row`] returned for each question. Those without a reference are left out.
-
-    Returns:
-        `dict[str, Any]`: `accuracy` of `single` (the mean over the samples of a question) and of each vote, with
-        Wilson's interval, which for `single` is wider than need be; and `differences` of two methods, with an interval
-        by paired bootstrap over the questions. Empty if no row has a reference.
+    Returns `accuracy` of `single` (the mean over the samples of a question) and of each vote, with Wilson's interval,
+    which for `single` is wider than need be; and `differences` of two methods, with an interval by paired bootstrap
+    over the questions. Both are empty if no row has a reference.
     """
     right = [row["right"] for row in rows if "right" in row]
     if not right:

@@ -37,12 +37,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 from trl.data_utils import is_conversational
 from trl.trainer.reward_trainer import suppress_seqcls_warning
-from trl.trainer.utils import pad
 
-from ...generation import batches_by_length
+from ...generation import batches_by_length, pad_ids
+from ...models import adapter_config, context_length
 
 
 def check_one_label(config: PreTrainedConfig) -> None:
@@ -56,41 +55,23 @@ def check_one_label(config: PreTrainedConfig) -> None:
 
 def ranker_loss(logits: Tensor, labels: Tensor) -> Tensor:
     r"""
-    Mean squared error of the scores
+    Mean squared error of the scores of logits `(B,)` to their labels `(B,)`, a scalar in fp32:
 
     $$ \frac{1}{B} \sum_{i=1}^{B} (\sigma(z_i) - \text{label}_i)^2. $$
 
     transformers' own loss for one label has no sigmoid: it would regress the logit itself.
-
-    Args:
-        logits (`torch.Tensor`):
-            Logits `z` of shape `(B,)`.
-        labels (`torch.Tensor`):
-            1 for a right rationale and 0 for a wrong one, of shape `(B,)`.
-
-    Returns:
-        `torch.Tensor`: Scalar, in fp32.
     """
     return (logits.float().sigmoid() - labels.float()).square().mean()
 
 
 def ranking_metrics(logits: NDArray, labels: NDArray, questions: NDArray) -> dict[str, float]:
     """
-    How well logits tell right rationales from wrong ones.
+    How well logits `(N,)` tell right rationales, with the label 1, from wrong ones, with the label 0.
 
-    Args:
-        logits (`numpy.ndarray`):
-            Logits of shape `(N,)`.
-        labels (`numpy.ndarray`):
-            1 for a right rationale and 0 for a wrong one, of shape `(N,)`.
-        questions (`numpy.ndarray`):
-            Number of the question of each rationale, of shape `(N,)`.
-
-    Returns:
-        `dict[str, float]`: `right`, the share of right rationales; `accuracy` of the decision at a score of 0.5;
-        `auc`, the share of all pairs of a right and a wrong rationale in which the right one scores higher; and
-        `pair_accuracy`, that share within a question, averaged over the questions that have both. A tie counts one
-        half. Without a pair the last two are left out.
+    Returns `right`, the share of right rationales; `accuracy` of the decision at a score of 0.5; `auc`, the share of
+    all pairs of a right and a wrong rationale in which the right one scores higher; and `pair_accuracy`, that share
+    within a question, averaged over the questions that have both. A tie counts one half. Without a pair the last two
+    are left out.
     """
 
     def share_won(rows: NDArray) -> float:
@@ -113,17 +94,9 @@ def ranking_metrics(logits: NDArray, labels: NDArray, questions: NDArray) -> dic
 
 def encode_rationale(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
     """
-    Token ids of a prompt and its rationale.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the ranker.
-        row (`dict[str, Any]`):
-            `prompt` and `completion`, each a text or messages, and optionally `chat_template_kwargs`. A completion
-            that is a text answers a conversational prompt as the assistant.
-
-    Returns:
-        `list[int]`: As the chat template gives them; for a text, with the end token at the end.
+    Token ids of a row's `prompt` and `completion`, each a text or messages: as the chat template gives them, with the
+    row's `chat_template_kwargs` if it has some; for texts, with the end token at the end. A completion that is a text
+    answers a conversational prompt as the assistant.
     """
     prompt, completion = row["prompt"], row["completion"]
     if is_conversational({"prompt": prompt}):
@@ -133,27 +106,22 @@ def encode_rationale(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) ->
             joined = {**prompt[-1], "content": prompt[-1]["content"] + completion[0]["content"]}
             prompt, completion = prompt[:-1], [joined, *completion[1:]]
         kwargs = row.get("chat_template_kwargs") or {}
-        return list(
-            tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True, **kwargs)["input_ids"]
-        )
+        encoded = tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True, **kwargs)
+        return list(encoded["input_ids"])
     ids = list(tokenizer(prompt + completion)["input_ids"])
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
-def length_limit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> float:
-    """Longest row that the ranker reads, in tokens; infinite if nothing limits it."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(limit for limit in (max_length, context, tokenizer.model_max_length, math.inf) if limit)
+def length_limit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
+    """Longest row that the ranker reads, in tokens. A tokenizer without a limit has a huge one."""
+    return min(limit for limit in (max_length, context_length(config), tokenizer.model_max_length) if limit)
 
 
 def collate_rationales(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` `(B, T)`, padded on the right, so that every row starts at position 0."""
-    ids = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
-    return {
-        "input_ids": pad(ids, padding_value=pad_token_id, padding_side="right"),
-        "attention_mask": pad([torch.ones_like(row) for row in ids], padding_value=0, padding_side="right"),
-    }
+    input_ids, attention_mask = pad_ids(sequences, pad_token_id, "right", torch.device("cpu"))
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 @torch.no_grad()
@@ -184,9 +152,6 @@ def score_rationales(
 
     Returns:
         `list[float or None]`: Scores in `[0, 1]` in the order of the rows, `None` for rows that are too long.
-
-    Raises:
-        `ValueError`: If the model has another number of labels, or knows no padding token.
     """
     check_one_label(model.config)
     config = model.config.get_text_config()
@@ -217,7 +182,21 @@ def find_ranker(
     name: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> tuple[bool, PreTrainedTokenizerBase]:
     """
-    Look at a ranker without loading its weights.
+    Whether a ranker is an adapter, and its tokenizer, without loading its weights. It is a `ValueError` or `OSError`
+    if there is none, or if it has more than one label.
+    """
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    is_adapter = adapter_config(name, revision) is not None
+    if not is_adapter:
+        check_one_label(AutoConfig.from_pretrained(name, **common))
+    return is_adapter, AutoTokenizer.from_pretrained(name, **common)
+
+
+def load_ranker(
+    name: str, revision: str | None = None, trust_remote_code: bool = False, **init_kwargs
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a trained ranker and its tokenizer, in eval mode.
 
     Args:
         name (`str`):
@@ -226,42 +205,8 @@ def find_ranker(
             Branch, tag or commit.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that ships with the checkpoint.
-
-    Returns:
-        `tuple[bool, PreTrainedTokenizerBase]`: Whether it is an adapter, and its tokenizer.
-
-    Raises:
-        `ValueError` or `OSError`: If there is none, or if it is no ranker.
-    """
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    adapter = cached_file(
-        name,
-        ADAPTER_CONFIG_NAME,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if adapter is None:
-        check_one_label(AutoConfig.from_pretrained(name, **common))
-    return adapter is not None, AutoTokenizer.from_pretrained(name, **common)
-
-
-def load_ranker(
-    name: str, revision: str | None = None, trust_remote_code: bool = False, **init_kwargs
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """
-    Load a trained ranker and its tokenizer.
-
-    Args:
-        name, revision, trust_remote_code:
-            As in [`find_ranker`].
         init_kwargs:
-            Keyword arguments of `from_pretrained`, such as `dtype`, `device_map` and `quantization_config`, which may
-            be a dictionary.
-
-    Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: Model in eval mode, and tokenizer.
+            Keyword arguments of `from_pretrained`. `quantization_config` may be a dictionary.
     """
     if isinstance(init_kwargs.get("quantization_config"), dict):
         init_kwargs["quantization_config"] = BitsAndBytesConfig(**init_kwargs["quantization_config"])

@@ -76,9 +76,6 @@ def vote(
 
     Returns:
         `str` or `None`: The smallest of the winner's spellings; `None` if no sample has an answer.
-
-    Raises:
-        `ValueError`: If there are no samples, the lists differ in length, or a weight is negative or not finite.
     """
     if not answers:
         raise ValueError(
@@ -107,31 +104,17 @@ def vote(
 
 def self_consistency(answers: Sequence[str | None]) -> str | None:
     """
-    Majority vote, [self-consistency](https://huggingface.co/papers/2203.11171): every sample counts 1.
-
-    Args:
-        answers (`Sequence[str or None]`):
-            Answers of the samples of one question.
-
-    Returns:
-        `str` or `None`: See [`vote`], also for ties and errors.
+    Majority vote, [self-consistency](https://huggingface.co/papers/2203.11171): each of the `answers` counts 1 in
+    [`vote`].
     """
     return vote(answers)
 
 
 def weighted_self_consistency(answers: Sequence[str | None], mean_logps: Sequence[float | None]) -> str | None:
     """
-    Vote in which a sample counts the geometric mean of its tokens' probabilities, the normalised weighted sum of
-    [self-consistency](https://huggingface.co/papers/2203.11171).
-
-    Args:
-        answers (`Sequence[str or None]`):
-            Answers of the samples of one question.
-        mean_logps (`Sequence[float or None]`):
-            Mean log-probability of each sample's tokens, at most 0; `None` where it is not known.
-
-    Returns:
-        `str` or `None`: See [`vote`], also for ties and errors.
+    The normalised weighted sum of [self-consistency](https://huggingface.co/papers/2203.11171): a [`vote`] in which a
+    sample counts the geometric mean of its tokens' probabilities. `mean_logps` are the means of their logarithms, at
+    most 0, or `None` where they are not known.
     """
     for logp in mean_logps:
         if logp is not None and not logp <= 1e-3:  # more than rounding
@@ -141,16 +124,8 @@ def weighted_self_consistency(answers: Sequence[str | None], mean_logps: Sequenc
 
 def adaptive_self_consistency(answers: Sequence[str | None], scores: Sequence[float | None]) -> str | None:
     """
-    Vote in which a sample counts the score that a ranker gives to its rationale, adaptive self-consistency of
-    [Turning Dust into Gold](https://huggingface.co/papers/2312.12832).
-
-    Args:
-        answers (`Sequence[str or None]`):
-            Answers of the samples of one question.
-        scores (`Sequence[float or None]`):
-            Scores of the rationales, such as those of [`ASCRankerTrainer.score`]; `None` where a rationale has none.
-
-    Returns:
-        `str` or `None`: See [`vote`], also for ties and errors.
+    Adaptive self-consistency of [Turning Dust into Gold](https://huggingface.co/papers/2312.12832): a [`vote`] in
+    which a sample counts the score that a ranker gives to its rationale, such as [`ASCRankerTrainer.score`]; `None`
+    where it has none.
     """
     return vote(answers, scores)

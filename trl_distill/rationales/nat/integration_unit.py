@@ -16,18 +16,16 @@
 The integration unit of NAT: a gate on two LoRA adapters of one layer, and its way in and out of PEFT.
 
 In the order of the reading: the mathematics of one layer (`negative_weight`, `integrate`), the variant that PEFT calls
-in place of a plain LoRA (`NATVariant`), `attach_nat`, which puts it on a model, and `load_nat`, which restores what was
-saved. Shapes: `...` any leading dimensions (B rows, T positions), d_in and d_out the layer's widths, w the gate's width.
+in place of a plain LoRA (`NATVariant`), `attach_nat`, which puts it on a model, and `load_nat`, which restores what
+was saved. Shapes: `...` any leading dimensions (B rows, T positions), d_in and d_out the layer's widths, w the gate's
+width.
 
 PEFT calls `LoraVariant` private and prone to change. This is the only file that uses it, with `lora_variant`,
 `adapter_layer_names` and the classes of LoRA layers.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import peft
 import torch
@@ -38,10 +36,11 @@ from peft.utils import load_peft_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ...models import adapter_config
+from ..data import adapter_sha256
 
-VALUES = ("mlp", "identity")
 
 # LoRA layers that ask `lora_variant` in their forward. On others (AWQ, AQLM, EETQ, embeddings, convolutions,
 # `target_parameters`) the gate would be ignored in silence. GPTQ and HQQ ask too, but have not been run.
@@ -55,12 +54,9 @@ _GATES = {"mlp": ("lora_nat_q", "lora_nat_k", "lora_nat_v1", "lora_nat_v2"), "id
 @dataclass
 class NATLoraConfig(LoraConfig):
     """
-    [`~peft.LoraConfig`] of the positive adapter, with what its gate needs.
-
-    Args:
-        nat_config (`dict`, *optional*):
-            `value`, `width` and `temperature` of the gate, and `neg_sha256`, the hash of the negative adapter that it
-            was trained beside. It is written into `adapter_config.json`, where plain PEFT warns that it ignores it.
+    [`~peft.LoraConfig`] of the positive adapter. Its `nat_config` holds `value`, `width` and `temperature` of the
+    gate, and `neg_sha256`, the hash of the negative adapter that it was trained beside. It is written into
+    `adapter_config.json`, where plain PEFT warns that it ignores it.
     """
 
     nat_config: dict | None = field(default=None, metadata={"help": "Integration unit of the positive adapter."})
@@ -78,23 +74,12 @@ def negative_weight(x: Tensor, d_pos: Tensor, d_neg: Tensor, w_q: Tensor, w_k: T
 
     $$ a = \sigma\big(W_Q x \cdot W_K (d^- - d^+) / \tau\big) - \tfrac{1}{2}, $$
 
-    which is the second entry of a softmax over both adapters plus (0.5, -0.5). The positive adapter has weight `1 - a`.
-    The output of the frozen layer is in both keys and cancels. Computed in fp32 outside autocast.
+    which is the second entry of a softmax over both adapters plus (0.5, -0.5). The positive adapter has weight `1 -
+    a`. The output of the frozen layer is in both keys and cancels.
 
-    Args:
-        x (`torch.Tensor`):
-            Input of the layer, of shape `(..., d_in)`.
-        d_pos, d_neg (`torch.Tensor`):
-            What the adapters add to the layer's output, of shape `(..., d_out)`.
-        w_q (`torch.Tensor`):
-            Query projection of shape `(w, d_in)`.
-        w_k (`torch.Tensor`):
-            Key projection of shape `(w, d_out)`.
-        temperature (`float`):
-            Divides the gap. The paper has none, `1.0`.
-
-    Returns:
-        `torch.Tensor`: fp32 weights of shape `(..., 1)`, between -0.5 and 0.5.
+    From the layer's input `x` `(..., d_in)`, what the adapters add to its output, `d_pos` and `d_neg` `(..., d_out)`,
+    and the projections `w_q` `(w, d_in)` and `w_k` `(w, d_out)`, in fp32 outside autocast: weights `(..., 1)` between
+    -0.5 and 0.5. The paper has no `temperature`, 1.
     """
     with torch.autocast(x.device.type, enabled=False):
         query = F.linear(x.float(), w_q.float())  # (..., w)
@@ -106,23 +91,14 @@ def integrate(
     result: Tensor, d_pos: Tensor, d_neg: Tensor, a: Tensor, mlp: tuple[Callable, Callable] | None
 ) -> Tensor:
     r"""
-    Output of the layer, Eq. (5), of shape `(..., d_out)`.
+    Output of the layer, Eq. (5), from that of the frozen layer, what the adapters add to it, `(..., d_out)` each, and
+    the weight `a` `(..., 1)` of the negative one.
 
     With `mlp = (W_V1, W_V2)`, the published form, in which the values pass a small network that replaces the adapters:
 
     $$ y = y_0 + (1 - a) V(y_0 + d^+) + a V(y_0 + d^-), \quad V(h) = W_{V2}\, \mathrm{GELU}(W_{V1} h). $$
 
     Without it, a lighter form that is not the paper's: `y_0 + (1 - a) d_pos + a d_neg`.
-
-    Args:
-        result (`torch.Tensor`):
-            Output of the frozen layer, of shape `(..., d_out)`.
-        d_pos, d_neg (`torch.Tensor`):
-            What the adapters add to it, of the same shape.
-        a (`torch.Tensor`):
-            Weight of the negative adapter, of shape `(..., 1)`.
-        mlp (`tuple[Callable, Callable]`, *optional*):
-            The two linear maps of the value network.
     """
     if mlp is None:
         return result + ((1 - a) * d_pos + a * d_neg).to(result.dtype)
@@ -160,42 +136,18 @@ class NATVariant(LoraVariant):
     @staticmethod
     def _refuse_to_merge(*args, **kwargs):
         raise ValueError(
-            "NAT weighs its two adapters anew at every token, so no fixed weight matrix is equal to it and it cannot be "
-            "merged. Train an ordinary LoRA from it with NCE (`trl-distill nce`): that one merges."
+            "NAT weighs its two adapters anew at every token, so no fixed weight matrix is equal to it and it cannot "
+            "be merged. Train an ordinary LoRA from it with NCE (`trl-distill nce`): that one merges."
         )
 
     merge_safe = merge_unsafe = unmerge = _refuse_to_merge
 
 
-def check_lora_config(config: LoraConfig, name: str = "peft_config") -> None:
-    """Raise `ValueError` for a LoRA that NAT cannot freeze beside another one or put a gate on."""
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"NAT stands on LoRA layers, but `{name}` is a {type(config).__name__}. Use `LoraConfig`.")
-    for option in ("modules_to_save", "trainable_token_indices", "target_parameters"):
-        if getattr(config, option):
-            raise ValueError(
-                f"`{option}={getattr(config, option)}` of `{name}` trains what no gate covers. Remove it: NAT trains "
-                "LoRA matrices of linear layers and their gates, and freezes everything else."
-            )
-    for option, harmless in (
-        ("bias", ("none",)),
-        ("init_lora_weights", (True, False, "gaussian", "orthogonal", "eva")),  # PiSSA and others take parts of it out
-        ("layer_replication", (None,)),
-    ):
-        found = getattr(config, option)
-        if found not in harmless:
-            raise ValueError(
-                f"`{option}={found!r}` of `{name}` would change the base model that both adapters share. Use "
-                f"{harmless[0]!r}."
-            )
-
-
 def _check_layers(model: PeftModel, nat: str, neg: str) -> list[LoraLayer]:
     """The layers that take a gate; raises for those that cannot."""
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     gated = []
-    for name, layer in layers.items():
-        if nat not in layer.lora_A and nat not in layer.lora_embedding_A:
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or nat not in layer.lora_A and nat not in layer.lora_embedding_A:
             continue
         kind = type(layer).__name__
         if kind not in _GATED_LAYERS:
@@ -217,17 +169,15 @@ def _check_layers(model: PeftModel, nat: str, neg: str) -> list[LoraLayer]:
                 )
         gated.append(layer)
     if not gated:
+        linear = {
+            name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and ".lora_" not in name
+        }
+        linear = {name.removesuffix(".base_layer").split(".")[-1] for name in linear}
         raise ValueError(
             f"No layer has the adapter {nat!r}: its `target_modules` match nothing in this model. The model's linear "
-            f"layers are {', '.join(sorted(_linear_names(model))) or 'none'}."
+            f"layers are {', '.join(sorted(linear)) or 'none'}."
         )
     return gated
-
-
-def _linear_names(model: nn.Module) -> set[str]:
-    """Last parts of the names of all linear layers, adapted ones included."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".lora_" not in name]
-    return {name.removesuffix(".base_layer").split(".")[-1] for name in linear}
 
 
 def attach_nat(
@@ -256,18 +206,14 @@ def attach_nat(
             Width of query, key and value network.
         temperature (`float`, *optional*, defaults to `1.0`):
             Divides the gap inside the sigmoid.
-
-    Raises:
-        `ValueError`: If a layer has no place for a gate, or an option is out of range.
-        `ImportError`: With a version of PEFT whose private parts this has not been tested with.
     """
     if Version(peft.__version__).release[:2] != (0, 21):
         raise ImportError(
             f"NAT uses private parts of PEFT and is tested with 0.21.x, but {peft.__version__} is installed. Install "
             "it with `pip install 'peft>=0.21,<0.22'`."
         )
-    if value not in VALUES:
-        raise ValueError(f"`value` must be one of {', '.join(VALUES)}, got {value!r}.")
+    if value not in _GATES:
+        raise ValueError(f"`value` must be one of {', '.join(_GATES)}, got {value!r}.")
     if width < 1 or temperature <= 0:
         raise ValueError(f"`width` and `temperature` must be positive, got {width} and {temperature}.")
 
@@ -297,23 +243,7 @@ def add_nat(model: PeftModel, config: NATLoraConfig, nat: str = "nat", neg: str 
 
 def gate_parameters(model: PeftModel, nat: str = "nat") -> dict[str, nn.Parameter]:
     """Parameters of the gates, by name."""
-    return {
-        name: parameter for name, parameter in model.named_parameters() if ".lora_nat_" in name and f".{nat}." in name
-    }
-
-
-def adapter_sha256(weights: dict[str, Tensor]) -> str:
-    """Hash of an adapter's tensors by name, the same before and after saving, in bf16 and in fp32."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def adapter_weights(model: PeftModel, adapter: str) -> dict[str, Tensor]:
-    """Tensors of one adapter under the names that they are saved under."""
-    return get_peft_model_state_dict(model, adapter_name=adapter)
+    return {name: gate for name, gate in model.named_parameters() if ".lora_nat_" in name and f".{nat}." in name}
 
 
 def load_adapter_weights(model: PeftModel, path: str, adapter: str) -> None:
@@ -321,35 +251,18 @@ def load_adapter_weights(model: PeftModel, path: str, adapter: str) -> None:
     set_peft_model_state_dict(model, load_peft_weights(path, device="cpu", subfolder=adapter), adapter_name=adapter)
 
 
-def _read_config(path: str, subfolder: str, **kwargs) -> dict | None:
-    """`adapter_config.json` of a folder or a repository of the Hub, `None` if there is none."""
-    file = cached_file(
-        path, ADAPTER_CONFIG_NAME, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **kwargs
-    )
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-
-
 def load_negative(model: PreTrainedModel, path: str, neg: str = "neg", revision: str | None = None) -> PeftModel:
     """
-    Put a frozen negative adapter on a base model.
+    Put a frozen negative adapter on a base model, quantized or not: active, and in eval mode.
 
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Base model, quantized or not.
-        path (`str`):
-            Folder or Hub repository of the adapter, or the one above it: PEFT saves an adapter called `neg` into `neg/`.
-        neg (`str`, *optional*, defaults to `"neg"`):
-            Name that the adapter gets.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-
-    Returns:
-        [`~peft.PeftModel`]: The model with the adapter, active and frozen, in eval mode.
+    `path` is the folder or Hub repository of the adapter, or the one above it: PEFT saves an adapter called `neg` into
+    `neg/`.
     """
-    subfolder = next((name for name in ("", "neg") if _read_config(path, name, revision=revision) is not None), None)
+    found = {name: adapter_config(path, revision, name) for name in ("", "neg")}
+    subfolder = next((name for name, config in found.items() if config is not None), None)
     if subfolder is None:
         raise ValueError(f"No adapter in {path} or {path}/neg: there is no {ADAPTER_CONFIG_NAME}.")
-    config = _read_config(path, subfolder, revision=revision)
+    config = found[subfolder]
     if config.get("peft_type") != "LORA":
         raise ValueError(f"The negative adapter in {path} is of type {config.get('peft_type')}; NAT needs a LoRA.")
     if config.get("nat_config"):
@@ -393,24 +306,20 @@ def load_nat(
 
     Returns:
         [`~peft.PeftModel`]: Model with `nat` active. `set_adapter("neg")` gives the negative adapter alone.
-
-    Raises:
-        `ValueError`: If a folder or a tensor of the gate is missing, or `neg` is not the adapter that the gate was
-            trained beside.
     """
     if isinstance(model, PeftModel):
         raise ValueError("`model` already has adapters. Pass the base model, `model.unload()`.")
-    raw = _read_config(path, "nat", revision=revision)
+    raw = adapter_config(path, revision, "nat")
     if raw is None:
         raise ValueError(f"No NAT in {path}: there is no nat/{ADAPTER_CONFIG_NAME}.")
     gate = raw.get("nat_config")
     if not gate:
         raise ValueError(
-            f"{path}/nat is a LoRA without an integration unit: its {ADAPTER_CONFIG_NAME} has no `nat_config`. Load it "
-            "with `PeftModel.from_pretrained`, or train it with `NegativeAssistedTrainer`."
+            f"{path}/nat is a LoRA without an integration unit: its {ADAPTER_CONFIG_NAME} has no `nat_config`. Load "
+            "it with `PeftModel.from_pretrained`, or train it with `NegativeAssistedTrainer`."
         )
     model = load_negative(model, path, neg, revision)
-    found = adapter_sha256(adapter_weights(model, neg))
+    found = adapter_sha256(model, neg)
     if found != gate.get("neg_sha256"):
         raise ValueError(
             f"The negative adapter in {path}/neg is not the one that {path}/nat was trained beside: its tensors have "
@@ -422,7 +331,7 @@ def load_nat(
     config.inference_mode = not is_trainable
     add_nat(model, config, nat, neg)
     weights = load_peft_weights(path, device="cpu", subfolder="nat", revision=revision)
-    expected = set(adapter_weights(model, nat))
+    expected = set(get_peft_model_state_dict(model, adapter_name=nat))
     if set(weights) != expected:
         missing, unexpected = sorted(expected - set(weights)), sorted(set(weights) - expected)
         raise ValueError(

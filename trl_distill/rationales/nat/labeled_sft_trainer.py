@@ -12,46 +12,28 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import textwrap
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor
-from transformers import (
-    BitsAndBytesConfig,
-    DataCollator,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import DataCollator, PreTrainedModel
 from trl import SFTTrainer
-from trl.trainer.utils import get_config_model_id
 
-from ..data import ColumnCollator, check_labels
-from .data import prepare_whole_rows, rows_with_label
+from ..data import PAPER, ColumnCollator, check_rows, default_args, log_means, rows_with_label, whole_rows
 from .nat_config import LabeledSFTConfig
 
 
 def labeled_token_loss(logps: Tensor, label: Tensor, objective: str, negative_weight: float) -> Tensor:
-    r"""
-    Loss of each token of right and wrong rationales, Eq. (15) and (16) of the
-    [NAT](https://huggingface.co/papers/2312.12832) paper.
+    """
+    Losses `(B, T)` of the tokens of right and wrong rationales, Eq. (15) and (16) of the
+    [NAT](https://huggingface.co/papers/2312.12832) paper, from their log-probabilities `(B, T)` and the `label` of
+    their row `(B,)`.
 
-    Args:
-        logps (`torch.Tensor`):
-            Log-probabilities of the tokens, of shape `(B, T)`.
-        label (`torch.Tensor`):
-            Whether the row's answer is right, of shape `(B,)`.
-        objective (`str`):
-            `"nt"`: `-log p` of right tokens, `+ w log p` of wrong ones, which has no lower bound. `"ul"`: `-log p` of
-            right tokens, `-w log(1 - p)` of wrong ones, where `1 - p` is held above 1e-5. Otherwise `-log p` of all.
-        negative_weight (`float`):
-            The weight `w`.
-
-    Returns:
-        `torch.Tensor`: Losses of shape `(B, T)`.
+    `"nt"` is `-log p` of right tokens and `+ w log p` of wrong ones, which has no lower bound; `"ul"` is `-log p` of
+    right tokens and `-w log(1 - p)` of wrong ones, where `1 - p` is held above 1e-5; any other `objective` is `-log p`
+    of all.
     """
     right = label.bool()[:, None]  # (B, 1)
     if objective == "nt":
@@ -86,42 +68,19 @@ class LabeledSFTTrainer(SFTTrainer):
     that the split into micro-batches and processes changes nothing.
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            As in [`~trl.SFTTrainer`].
         args ([`LabeledSFTConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
-        data_collator ([`~transformers.DataCollator`], *optional*):
-            As in [`~trl.SFTTrainer`].
         train_dataset ([`~datasets.Dataset`]):
             Rows `prompt`, `completion` and boolean `label`, true if the final answer is right.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Rows for evaluation. The loss is the training objective.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer. If `None`, it is loaded from the model's name.
-        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
-            As in [`~trl.SFTTrainer`].
-        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
-            As in [`~trl.SFTTrainer`].
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantization of a model that is given by name.
-        peft_config ([`~peft.LoraConfig`], *optional*):
+        model, data_collator, kwargs:
             As in [`~trl.SFTTrainer`].
     """
 
     _tag_names = ["trl", "labeled-sft"]
     _name = "Labeled SFT"
-    _paper = {
-        "title": "Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative Data",
-        "id": "2312.12832",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{li2024turning,
-                title        = {{Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative Data}},
-                author       = {Yiwei Li and Peiwen Yuan and Shaoxiong Feng and Boyuan Pan and Bin Sun and Xinglin Wang and Heda Wang and Kan Li},
-                year         = 2024,
-                booktitle    = {Thirty-Eighth {AAAI} Conference on Artificial Intelligence},
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -130,39 +89,22 @@ class LabeledSFTTrainer(SFTTrainer):
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: BitsAndBytesConfig | None = None,
-        peft_config: LoraConfig | None = None,
+        **kwargs,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = LabeledSFTConfig(f"{name.split('/')[-1]}-LabeledSFT")
-        check_labels(train_dataset)
-        check_labels(eval_dataset, "eval_dataset")
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        args = args or default_args(LabeledSFTConfig, model, "LabeledSFT")
+        check_rows(train_dataset)
+        check_rows(eval_dataset, "eval_dataset")
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         if args.objective in ("nt", "ul"):
             self.data_collator = ColumnCollator(self.data_collator, ("label",))
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if "input_ids" not in (dataset.column_names or ()):
-            check_labels(dataset, f"{dataset_name}_dataset")  # `evaluate` may be given other rows than the constructor
+            check_rows(dataset, f"{dataset_name}_dataset")  # `evaluate` may be given other rows than the constructor
             if args.objective == "cot_kd":
                 dataset = rows_with_label(dataset, True, dataset_name)
-        prepare = super()._prepare_dataset
-        return prepare_whole_rows(prepare, dataset, processing_class, args, packing, formatting_func, dataset_name)
+        dataset = whole_rows(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -181,19 +123,12 @@ class LabeledSFTTrainer(SFTTrainer):
             if not fused_lm_head:
                 return model(**kwargs)
             outputs = model(fused_lm_head=True, **kwargs)
-            self._log_mean_logps(outputs.log_probs.detach(), label, outputs.label_mask)
-            losses = labeled_token_loss(outputs.log_probs, label, self.args.objective, self.args.negative_weight)
-            outputs.log_probs = -losses * outputs.label_mask  # (B, T - 1)
+            logps, mask = outputs.log_probs, outputs.label_mask  # (B, T - 1)
+            right = label.bool()[:, None] & mask
+            of_rows = {"logps/right": right, "logps/wrong": mask & ~right}
+            log_means(self, {name: ((logps.detach() * rows).sum(), rows.sum()) for name, rows in of_rows.items()})
+            losses = labeled_token_loss(logps, label, self.args.objective, self.args.negative_weight)
+            outputs.log_probs = -losses * mask
             return outputs
 
         return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-
-    def _log_mean_logps(self, logps: Tensor, label: Tensor, mask: Tensor) -> None:
-        """Mean log-probability of the tokens `(B, T)` of right and of wrong rows, over all processes."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        right = label.bool()[:, None] & mask
-        for name, rows in (("logps/right", right), ("logps/wrong", mask & ~right)):
-            sums = torch.stack([(logps * rows).sum(), rows.sum()])
-            total, tokens = self.accelerator.reduce(sums, "sum").tolist()
-            if tokens > 0:
-                metrics[name].append(total / tokens)

@@ -23,21 +23,16 @@ class NegativeAssistedConfig(SFTConfig):
     r"""
     Configuration class for the [`NegativeAssistedTrainer`].
 
-    Extends [`~trl.SFTConfig`]. Parameters of the parent class hold for both stages. Rows that are longer than
-    `max_length` tokens are dropped and counted instead of being cut: what would be cut is the answer.
+    Extends [`~trl.SFTConfig`], whose parameters hold for both stages. Rows that are longer than `max_length` tokens
+    are dropped and counted instead of being cut: what would be cut is the answer.
 
     Parameters:
-        > Parameters that control the stages
-
         stages (`str`, *optional*, defaults to `"both"`):
             What `train()` does: `"negative"` trains an adapter on the rows whose `label` is false, `"positive"` trains
             the positive adapter and its gate on the others, beside the frozen adapter in `negative_adapter_path`, and
             `"both"` does one after the other.
         negative_adapter_path (`str`, *optional*):
             Folder or Hub repository of a trained negative LoRA, for `stages="positive"`.
-
-        > Parameters that control the integration unit
-
         integration_value (`str`, *optional*, defaults to `"mlp"`):
             `"mlp"` is the published form, Eq. (5): a small network on the outputs of both adapters. `"identity"` adds
             the weighted adapters themselves; it is lighter and not the paper's.
@@ -70,8 +65,8 @@ class NegativeAssistedConfig(SFTConfig):
     integration_value: Literal["mlp", "identity"] = field(
         default="mlp",
         metadata={
-            "help": "'mlp' is the published form: a small network on the outputs of both adapters. 'identity' adds the "
-            "weighted adapters themselves; lighter, not the paper's.",
+            "help": "'mlp' is the published form: a small network on the outputs of both adapters. 'identity' adds "
+            "the weighted adapters themselves; lighter, not the paper's.",
             "choices": ["mlp", "identity"],
         },
     )
@@ -84,10 +79,8 @@ class NegativeAssistedConfig(SFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (
-            ("stages", ("both", "negative", "positive")),
-            ("integration_value", ("mlp", "identity")),
-        ):
+        allowed = {"stages": ("both", "negative", "positive"), "integration_value": ("mlp", "identity")}
+        for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if (self.negative_adapter_path is not None) != (self.stages == "positive"):
@@ -145,7 +138,8 @@ class LabeledSFTConfig(SFTConfig):
             raise ValueError(f"`objective` must be one of cot_kd, mix, nt, ul, got {self.objective!r}.")
         if self.negative_weight < 0:
             raise ValueError(
-                f"`negative_weight` must not be negative, got {self.negative_weight}: `objective='nt'` subtracts already."
+                f"`negative_weight` must not be negative, got {self.negative_weight}: `objective='nt'` subtracts "
+                "already."
             )
         if self.objective in ("nt", "ul") and (self.packing or self.padding_free):
             raise ValueError(

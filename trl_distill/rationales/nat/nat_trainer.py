@@ -14,7 +14,6 @@
 
 import copy
 import os
-import textwrap
 from pathlib import Path
 
 import torch
@@ -35,14 +34,10 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from ..data import check_labels
-from .data import prepare_whole_rows, rows_with_label
+from ..data import PAPER, adapter_sha256, check_lora, check_rows, default_args, rows_with_label, whole_rows
 from .integration_unit import (
     NATLoraConfig,
-    adapter_sha256,
-    adapter_weights,
     add_nat,
-    check_lora_config,
     gate_parameters,
     load_adapter_weights,
     load_negative,
@@ -85,41 +80,24 @@ class NegativeAssistedTrainer(SFTTrainer):
             Base model, as in [`~trl.SFTTrainer`], without adapters. 4-bit and 8-bit models are fine.
         args ([`NegativeAssistedConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
-        data_collator ([`~transformers.DataCollator`], *optional*):
-            As in [`~trl.SFTTrainer`].
         train_dataset ([`~datasets.Dataset`]):
             Rows `prompt`, `completion` and boolean `label`, true if the final answer is right: TRL's [unpaired
             preference](dataset_formats#unpaired-preference) format, standard or conversational.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Rows for evaluation. Each stage is evaluated on the rows that it would train on; without wrong rows the
             negative stage is not evaluated.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer. If `None`, it is loaded from the model's name.
-        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
-            Callbacks of both stages.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantization of a model that is given by name.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            LoRA of the adapters. If `None`, that of the released code: rank 8, alpha 16, dropout 0.05, on PEFT's default
-            modules for the architecture, the query and value projections of most.
+            LoRA of the adapters. If `None`, that of the released code: rank 8, alpha 16, dropout 0.05, on PEFT's
+            default modules for the architecture, the query and value projections of most.
         negative_peft_config ([`~peft.LoraConfig`], *optional*):
             LoRA of the negative adapter where it is to differ. It must cover all modules of `peft_config`.
+        data_collator, processing_class, callbacks, quantization_config:
+            As in [`~trl.SFTTrainer`], for both stages.
     """
 
     _tag_names = ["trl", "nat"]
     _name = "NAT"
-    _paper = {
-        "title": "Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative Data",
-        "id": "2312.12832",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{li2024turning,
-                title        = {{Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative Data}},
-                author       = {Yiwei Li and Peiwen Yuan and Shaoxiong Feng and Boyuan Pan and Bin Sun and Xinglin Wang and Heda Wang and Kan Li},
-                year         = 2024,
-                booktitle    = {Thirty-Eighth {AAAI} Conference on Artificial Intelligence},
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -134,18 +112,16 @@ class NegativeAssistedTrainer(SFTTrainer):
         peft_config: LoraConfig | None = None,
         negative_peft_config: LoraConfig | None = None,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = NegativeAssistedConfig(f"{name.split('/')[-1]}-NAT")
-        check_labels(train_dataset)
-        check_labels(eval_dataset, "eval_dataset")
+        args = args or default_args(NegativeAssistedConfig, model, "NAT")
+        check_rows(train_dataset)
+        check_rows(eval_dataset, "eval_dataset")
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             raise ValueError("NAT splits and tokenises the rows itself. Remove `skip_prepare_dataset`.")
         if peft_config is None:
             peft_config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, task_type="CAUSAL_LM")
         negative_peft_config = negative_peft_config or peft_config
-        check_lora_config(peft_config)
-        check_lora_config(negative_peft_config, "negative_peft_config")
+        check_lora(peft_config)
+        check_lora(negative_peft_config, "negative_peft_config")
         self._positive_config = peft_config
 
         # A trainer of its own for the first stage: a second `train()` of one trainer would keep the optimizer of the
@@ -185,22 +161,16 @@ class NegativeAssistedTrainer(SFTTrainer):
         if eval_dataset is not None and stage_eval_dataset is None:
             raise ValueError(
                 f"`label` is {args.stages == 'negative'} in all rows of `eval_dataset`, so the loss of "
-                f"`stages={args.stages!r}` cannot be evaluated. Add {'wrong' if args.stages == 'negative' else 'right'} "
-                "rationales, or leave `eval_dataset` out."
+                f"`stages={args.stages!r}` cannot be evaluated. Add "
+                f"{'wrong' if args.stages == 'negative' else 'right'} rationales, or leave `eval_dataset` out."
             )
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=stage_eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
+            model, args, data_collator, train_dataset, stage_eval_dataset, processing_class, callbacks=callbacks
         )
         if args.stages == "both" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "FSDP and DeepSpeed shard a model once, so they cannot run two stages in one process. Train with "
-                "`stages='negative'` first, then with `stages='positive'` and `negative_adapter_path` set to its output."
+                "`stages='negative'` first, then `stages='positive'` with `negative_adapter_path` set to its output."
             )
         if args.stages != "negative":
             self._add_positive_adapter()
@@ -213,10 +183,10 @@ class NegativeAssistedTrainer(SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if "label" in dataset.column_names and "input_ids" not in dataset.column_names:
-            check_labels(dataset, f"{dataset_name}_dataset")  # `evaluate` may be given other rows than the constructor
+            check_rows(dataset, f"{dataset_name}_dataset")  # `evaluate` may be given other rows than the constructor
             dataset = rows_with_label(dataset, args.stages != "negative", dataset_name)
-        prepare = super()._prepare_dataset
-        return prepare_whole_rows(prepare, dataset, processing_class, args, packing, formatting_func, dataset_name)
+        dataset = whole_rows(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     # The positive adapter
 
@@ -224,7 +194,7 @@ class NegativeAssistedTrainer(SFTTrainer):
         """Put the positive adapter and its gates on the model, beside the negative adapter as it is now."""
         args, model = self.args, self.model
         set_seed(args.seed + 1)  # of its own: with the seed of `neg`, both would start from the same matrices
-        self._negative_sha256 = adapter_sha256(adapter_weights(model, NEG))
+        self._negative_sha256 = adapter_sha256(model, NEG)
         config = NATLoraConfig.of(
             self._positive_config,
             value=args.integration_value,
@@ -237,8 +207,8 @@ class NegativeAssistedTrainer(SFTTrainer):
 
     def _cast_adapters(self) -> None:
         """
-        As TRL does with a quantized base, LoRA matrices in training are bf16. Gates are fp32, where their small updates
-        are kept, and so is the frozen adapter, as PEFT loads it.
+        As TRL does with a quantized base, LoRA matrices in training are bf16. Gates are fp32, where their small
+        updates are kept, and so is the frozen adapter, as PEFT loads it.
         """
         if not _is_quantized(self.model):
             return
@@ -266,33 +236,28 @@ class NegativeAssistedTrainer(SFTTrainer):
             self._add_positive_adapter()
         set_seed(self.args.seed)  # so that a stage does not depend on what ran before it
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._check_frozen()
+        if NAT in self.model.peft_config and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            assert adapter_sha256(self.model, NEG) == self._negative_sha256, "`neg` was trained"
         return output
 
     def _run_negative_stage(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """Have a trained `neg` in the model and in its folder; returns the checkpoint for the positive stage."""
-        folder, trainer = Path(self.args.output_dir), self.negative_trainer
+        folder, trainer, checkpoint = Path(self.args.output_dir), self.negative_trainer, resume_from_checkpoint
+        of_negative = Path(trainer.args.output_dir)  # where its checkpoints are
         marker = folder / NEG / ADAPTER_CONFIG_NAME  # PEFT writes it last
-        finished, negative_checkpoint, positive_checkpoint = False, None, None
-        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
-            checkpoint = Path(resume_from_checkpoint)
-            if checkpoint.resolve().parent == Path(trainer.args.output_dir).resolve():
-                negative_checkpoint = str(checkpoint)
-            elif marker.is_file():
-                finished, positive_checkpoint = True, str(checkpoint)
-            else:
-                raise ValueError(
-                    f"{checkpoint} belongs to the positive stage, but the negative adapter that it was trained beside is "
-                    f"not in {folder / NEG}. Resume a checkpoint in {trainer.args.output_dir}, or start anew."
-                )
-        elif resume_from_checkpoint:
-            finished = marker.is_file()
-            if finished:
-                positive_checkpoint = _last_checkpoint(folder)
-            else:
-                negative_checkpoint = _last_checkpoint(trainer.args.output_dir)
-            if not finished and negative_checkpoint is None:
-                raise ValueError(f"Nothing to resume: no checkpoint in {trainer.args.output_dir} or {folder}.")
+        finished = bool(checkpoint) and marker.is_file()
+        if checkpoint is True:
+            where = folder if finished else of_negative
+            checkpoint = get_last_checkpoint(where) if where.is_dir() else None
+            if not finished and checkpoint is None:
+                raise ValueError(f"Nothing to resume: no checkpoint in {of_negative} or {folder}.")
+        elif checkpoint and Path(checkpoint).resolve().parent == of_negative.resolve():
+            finished = False
+        elif checkpoint and not finished:
+            raise ValueError(
+                f"{checkpoint} belongs to the positive stage, but the negative adapter that it was trained beside is "
+                f"not in {folder / NEG}. Resume a checkpoint in {of_negative}, or start anew."
+            )
         self.accelerator.wait_for_everyone()  # all processes have looked before one of them writes
         if finished:
             logger.info(f"The negative stage is finished: {folder / NEG} is kept.")
@@ -300,16 +265,12 @@ class NegativeAssistedTrainer(SFTTrainer):
         else:
             if self.args.should_save:
                 marker.unlink(missing_ok=True)  # of an older run: killed from here on, this one is not finished
-            trainer.train(resume_from_checkpoint=negative_checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint)
             self.model.save_pretrained(str(folder), selected_adapters=[NEG], is_main_process=self.args.should_save)
             self.accelerator.wait_for_everyone()
         trainer.optimizer = trainer.lr_scheduler = None  # their memory is wanted by the next stage
         trainer.accelerator.free_memory()
-        return positive_checkpoint
-
-    def _check_frozen(self) -> None:
-        if NAT in self.model.peft_config and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            assert adapter_sha256(adapter_weights(self.model, NEG)) == self._negative_sha256, "`neg` was trained"
+        return checkpoint if finished else None
 
     # Checkpoints: PEFT keeps named adapters in sub-folders
 
@@ -318,11 +279,11 @@ class NegativeAssistedTrainer(SFTTrainer):
         self._cast_adapters()  # PEFT loads bf16 adapters into fp32
         if NAT not in self.model.peft_config:
             return
-        found = adapter_sha256(adapter_weights(self.model, NEG))
+        found = adapter_sha256(self.model, NEG)
         if found != self._negative_sha256:
             raise ValueError(
-                f"The negative adapter in {resume_from_checkpoint} is not the one of this run (hash {found[:12]} instead "
-                f"of {self._negative_sha256[:12]}). Resume with the `negative_adapter_path` of the interrupted run."
+                f"The negative adapter in {resume_from_checkpoint} is not the one of this run (hash {found[:12]} "
+                f"instead of {self._negative_sha256[:12]}). Resume with the `negative_adapter_path` of that run."
             )
 
     def _load_best_model(self) -> None:
@@ -337,10 +298,6 @@ def _evaluable(dataset: Dataset | dict[str, Dataset] | None, label: bool) -> Dat
     if isinstance(dataset, dict):
         return {name: split for name, split in dataset.items() if _evaluable(split, label) is not None} or None
     return None if dataset is None or label not in dataset["label"][:] else dataset
-
-
-def _last_checkpoint(folder: str | Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if os.path.isdir(folder) else None
 
 
 def _peft_kwargs(args: NegativeAssistedConfig, model: PreTrainedModel) -> dict:
@@ -362,11 +319,10 @@ def _load(
     """The base model and its tokenizer, loaded as [`~trl.SFTTrainer`] loads them."""
     if isinstance(model, PeftModel):
         raise ValueError(
-            "NAT puts two adapters of its own on a base model, but `model` already has adapters. Merge them first with "
-            "`model.merge_and_unload()`."
+            "NAT puts two adapters of its own on a base model, but `model` already has adapters. Merge them first "
+            "with `model.merge_and_unload()`."
         )
     kwargs = dict(args.model_init_kwargs or {})
-    name = model
     if isinstance(model, str):
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
@@ -375,8 +331,8 @@ def _load(
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         model = create_model_from_path(model, **kwargs)
     if processing_class is None:
-        name = name if isinstance(name, str) else get_config_model_id(model.config)
+        name, trust = get_config_model_id(model.config), args.trust_remote_code
         processing_class = AutoProcessor.from_pretrained(
-            name, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
+            name, revision=kwargs.get("revision"), trust_remote_code=trust
         )
     return model, processing_class

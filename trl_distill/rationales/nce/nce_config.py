@@ -27,12 +27,10 @@ class NCEConfig(SFTConfig):
     cut: what would be cut is the answer.
 
     Parameters:
-        > Parameters that control the loss
-
         objective (`str`, *optional*, defaults to `"kd"`):
             `"kd"` adds to the cross-entropy a distillation from NAT that weighs each row by `0.5 + beta`. It is the
-            published method. `"weighted_ce"` weighs the cross-entropy of each row by `1 + beta` and needs no teacher in
-            memory: an option for small machines, and not the paper's.
+            published method. `"weighted_ce"` weighs the cross-entropy of each row by `1 + beta` and needs no teacher
+            in memory: an option for small machines, and not the paper's.
         alpha (`float`, *optional*, defaults to `0.5`):
             Share of the distillation in `"kd"`, in `[0, 1]`; `0.0` is supervised fine-tuning. The released code uses
             `0.5`.
@@ -40,8 +38,8 @@ class NCEConfig(SFTConfig):
             Softmax temperature `T` of both models in the distillation, which is multiplied by `T ** 2`. The released
             code uses `1`.
         kd_weight (`float`, *optional*):
-            One weight for all rows in place of `0.5 + beta`: distillation without calibration, the baseline. The columns
-            `weight` and `weight_hash` are then neither needed nor read. The paper's constant is not known.
+            One weight for all rows in place of `0.5 + beta`: distillation without calibration, the baseline, for which
+            `weight` and `weight_hash` are neither needed nor read. The paper's constant is not known.
         loss_chunk_tokens (`int`, *optional*, defaults to `1024`):
             Tokens projected to the vocabulary at a time, in the distillation and in the calibration. The workspace is
             256 KiB a token on GPUs.
@@ -63,18 +61,14 @@ class NCEConfig(SFTConfig):
         },
     )
     alpha: float = field(
-        default=0.5,
-        metadata={"help": "Share of the distillation in 'kd', in [0, 1]. 0.0 is supervised fine-tuning."},
+        default=0.5, metadata={"help": "Share of the distillation in 'kd', in [0, 1]. 0.0 is supervised fine-tuning."}
     )
     kd_temperature: float = field(
         default=1.0,
         metadata={"help": "Softmax temperature T of both models in the distillation, which is multiplied by T ** 2."},
     )
     kd_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "One weight for all rows in place of 0.5 + beta: distillation without calibration, the baseline."
-        },
+        default=None, metadata={"help": "One weight for all rows in place of 0.5 + beta: the uncalibrated baseline."}
     )
     loss_chunk_tokens: int = field(
         default=1024,
@@ -112,6 +106,6 @@ class NCEConfig(SFTConfig):
             raise ValueError("NCE compares the weights with the tokens of their rows. Remove `skip_prepare_dataset`.")
         if self.objective == "weighted_ce" and self.kd_weight is not None:
             raise ValueError(
-                f"`kd_weight={self.kd_weight}` belongs to `objective='kd'`. One weight for all rows in 'weighted_ce' is "
-                "supervised fine-tuning: use `trl.SFTTrainer`, or remove `kd_weight`."
+                f"`kd_weight={self.kd_weight}` belongs to `objective='kd'`. One weight for all rows in 'weighted_ce' "
+                "is supervised fine-tuning: use `trl.SFTTrainer`, or remove `kd_weight`."
             )

@@ -13,7 +13,6 @@
 # limitations under the License.
 
 import functools
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,21 +22,13 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import SFTTrainer
-from trl.trainer.utils import get_config_model_id
 
 from ...divergence import backbone_states, lm_head, token_divergence
 from ...models import dense_head_weight, load_teacher_tokenizer, match_vocabulary
-from ..data import ColumnCollator
-from .calibration import (
-    WEIGHT,
-    adapter_states,
-    check_adapters,
-    check_row_hashes,
-    check_weights,
-    prepare_rows,
-)
+from ..data import PAPER, ColumnCollator, check_lora, check_rows, default_args, log_means
+from .calibration import COLUMNS, WEIGHT, adapter_states, check_adapters, check_weights, prepare_rows
 from .nce_config import NCEConfig
 
 
@@ -47,36 +38,27 @@ STUDENT = "default"
 
 def nce_token_loss(logps: Tensor, divergence: Tensor, weight: Tensor, alpha: float) -> Tensor:
     r"""
-    Loss of each token, in the form of the code released with
-    [Turning Dust into Gold](https://huggingface.co/papers/2312.12832):
+    Losses `(B, T)` of the tokens, in the form of the code released with [Turning Dust into
+    Gold](https://huggingface.co/papers/2312.12832):
 
-    $$ L = (1 - \alpha)\,\mathrm{CE} + \alpha\,(0.5 + \beta_i)\,T^2\,\mathrm{KL}(p_\text{nat} \,\|\, p_\text{student}). $$
+    $$ L = (1 - \alpha)\,\mathrm{CE} + \alpha\,(0.5 + \beta_i)\,T^2\,
+    \mathrm{KL}(p_\text{nat} \,\|\, p_\text{student}), $$
+
+    from the student's log-probabilities of the labels `(B, T)`, the `divergence` `T ** 2` KL(NAT || student) in nats
+    `(B, T)` and the `weight` `0.5 + beta` of each row `(B,)`.
 
     The release has the cross-entropy with NAT's probabilities in place of the KL. It exceeds the KL by NAT's entropy,
     which does not depend on the student: values differ, gradients do not.
-
-    Args:
-        logps (`torch.Tensor`):
-            Student's log-probabilities of the labels, of shape `(B, T)`.
-        divergence (`torch.Tensor`):
-            `T ** 2` times KL(NAT || student) in nats, of shape `(B, T)`.
-        weight (`torch.Tensor`):
-            `0.5 + beta` of each row, of shape `(B,)`.
-        alpha (`float`):
-            Share of the distillation.
-
-    Returns:
-        `torch.Tensor`: Losses of shape `(B, T)`.
     """
     return -(1 - alpha) * logps + alpha * weight[:, None] * divergence
 
 
 class NCETrainer(SFTTrainer):
     """
-    Trainer for NCE, negative calibrated enhancement, the second step of
-    [Turning Dust into Gold](https://huggingface.co/papers/2312.12832): a student learns right rationales and the
-    predictions of a NAT model on them, more from those rows on which the negative adapter and NAT differ. It is not
-    noise-contrastive estimation.
+    Trainer for NCE, negative calibrated enhancement, the second step of [Turning Dust into
+    Gold](https://huggingface.co/papers/2312.12832): a student learns right rationales and the predictions of a NAT
+    model on them, more from those rows on which the negative adapter and NAT differ. It is not noise-contrastive
+    estimation.
 
     Example:
 
@@ -113,35 +95,15 @@ class NCETrainer(SFTTrainer):
             `args.kd_weight` is set. Rows whose `label` is false are left out.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Rows for evaluation, with the same columns: the loss is the training objective.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer. If `None`, it is loaded from the model's name.
-        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
-            List of callbacks to customize the training loop.
-        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
-            Optimizer and scheduler to use.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantization of a student that is given by name.
         peft_config ([`~peft.LoraConfig`], *optional*):
             LoRA of the student. Required if `model` is a NAT model.
-
-    Raises:
-        `ValueError`: On data, settings or models that cannot be trained, before training starts.
+        kwargs:
+            `processing_class`, `callbacks`, `optimizers` and `quantization_config`, as in [`~trl.SFTTrainer`].
     """
 
     _tag_names = ["trl", "nce"]
     _name = "NCE"
-    _paper = {
-        "title": "Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative Data",
-        "id": "2312.12832",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{li2024turning,
-                title        = {{Turning Dust into Gold: Distilling Complex Reasoning Capabilities from LLMs by Leveraging Negative Data}},
-                author       = {Yiwei Li and Peiwen Yuan and Shaoxiong Feng and Boyuan Pan and Bin Sun and Xinglin Wang and Heda Wang and Kan Li},
-                year         = 2024,
-                booktitle    = {Thirty-Eighth {AAAI} Conference on Artificial Intelligence},
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -150,19 +112,13 @@ class NCETrainer(SFTTrainer):
         args: NCEConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: BitsAndBytesConfig | None = None,
         peft_config: LoraConfig | None = None,
+        **kwargs,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = NCEConfig(f"{name.split('/')[-1]}-NCE")
-
+        args = args or default_args(NCEConfig, model, "NCE")
         # Everything that can be checked without a model comes before the first model is loaded
-        if train_dataset is None:
-            raise ValueError("NCETrainer needs a `train_dataset` with rows `prompt` and `completion`.")
+        check_rows(train_dataset, columns=COLUMNS)
+        check_rows(eval_dataset, "eval_dataset", COLUMNS)
         if args.is_calibrated:
             eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
             for name, dataset in {"train": train_dataset, **eval_datasets}.items():
@@ -176,8 +132,8 @@ class NCETrainer(SFTTrainer):
             check_adapters(model if teacher_model is None else teacher_model)
             if args.distributed_state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
                 raise ValueError(
-                    "`objective='kd'` has not been verified with FSDP or DeepSpeed. Use DDP (`--accelerate_config ddp`), "
-                    "with `load_in_4bit` if memory is short, or `objective='weighted_ce'`."
+                    "`objective='kd'` has not been verified with FSDP or DeepSpeed. Use DDP (`--accelerate_config "
+                    "ddp`), with `load_in_4bit` if memory is short, or `objective='weighted_ce'`."
                 )
         if isinstance(model, PeftModel) and "nat" in model.peft_config:
             check_student_config(model, peft_config)
@@ -187,17 +143,7 @@ class NCETrainer(SFTTrainer):
             model.set_adapter(STUDENT)
             peft_config = None
 
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        super().__init__(model, args, None, train_dataset, eval_dataset, peft_config=peft_config, **kwargs)
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled or parallelism.tp_enabled):
             raise ValueError("NCE weighs whole rows, and context, sequence and tensor parallelism cut them. Use DDP.")
@@ -211,8 +157,8 @@ class NCETrainer(SFTTrainer):
         for role, model in {"student": self.model, "teacher": teacher_model}.items():
             if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
                 raise ValueError(
-                    f"The {role} is split over several devices ({model.hf_device_map}). Make one GPU visible, or load it "
-                    "in 4 bit."
+                    f"The {role} is split over several devices ({model.hf_device_map}). Make one GPU visible, or load "
+                    "it in 4 bit."
                 )
         if teacher_model is None:
             dense_head_weight(self.model)  # of student and teacher
@@ -223,14 +169,11 @@ class NCETrainer(SFTTrainer):
         teacher_model.set_adapter("nat", inference_mode=True)
         self.teacher_model = self.accelerator.prepare_model(teacher_model.eval(), evaluation_mode=True)
 
-    # ----------------------------------------------------------------------------------------------------------- data
+    # Data
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        if args.is_calibrated:
-            check_weights(dataset, dataset_name)  # again: `evaluate` brings datasets that `__init__` has not seen
-        dataset = prepare_rows(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
-        if args.is_calibrated:
-            check_row_hashes(dataset, dataset_name)
+        prepare = super()._prepare_dataset
+        dataset = prepare_rows(prepare, dataset, processing_class, args, dataset_name, args.is_calibrated)
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -238,7 +181,7 @@ class NCETrainer(SFTTrainer):
         if self.args.is_calibrated and WEIGHT not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, WEIGHT]
 
-    # ----------------------------------------------------------------------------------------------------------- loss
+    # Loss
 
     def compute_loss(
         self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
@@ -270,7 +213,7 @@ class NCETrainer(SFTTrainer):
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         if beta is not None:
             totals["weight/mean"] = beta.sum(), torch.tensor(len(beta), device=beta.device)
-        self._add_metrics(totals)
+        log_means(self, totals)
         return loss
 
     def _teacher_states(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -285,7 +228,7 @@ class NCETrainer(SFTTrainer):
         return states[:, :-1][inputs["labels"][:, 1:] != -100]
 
     def _distillation(self, student_states: Tensor, teacher_states: Tensor, mask: Tensor, totals: dict) -> Tensor:
-        """`T ** 2` times KL(NAT || student) `(B, T)`, 0 where there is no label, from states `(B, T, H)` and `(N, H)`."""
+        """`T ** 2` KL(NAT || student) `(B, T)`, 0 where there is no label, from states `(B, T, H)` and `(N, H)`."""
         temperature, chunk_tokens = self.args.kd_temperature, self.args.loss_chunk_tokens
         teacher = self.model if self.teacher_model is None else self.accelerator.unwrap_model(self.teacher_model)
         student_head, teacher_head = lm_head(self.model, self.vocab_size), lm_head(teacher, self.vocab_size)
@@ -300,15 +243,7 @@ class NCETrainer(SFTTrainer):
                 totals["soft_ce"] = (kl + entropy).sum(), mask.sum()
         return temperature**2 * kl.new_zeros(mask.shape).masked_scatter(mask, kl)
 
-    def _add_metrics(self, totals: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Log ratios of sums over all processes. A collective: all processes must call it with the same names."""
-        pairs = torch.stack([torch.stack([value.float() for value in pair]) for pair in totals.values()])  # (names, 2)
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, (total, count) in zip(totals, self.accelerator.reduce(pairs, "sum").tolist(), strict=True):
-            if count > 0:
-                metrics[name].append(total / count)
-
-    # -------------------------------------------------------------------------------------------- the student as files
+    # The student as files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not (isinstance(self.model, PeftModel) and "nat" in self.model.peft_config):
@@ -322,37 +257,26 @@ class NCETrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         # PEFT loads bf16 adapters into fp32, and over a quantized base SFTTrainer trains them in bf16
-        dtypes = {
-            name: parameter.dtype for name, parameter in self.model.named_parameters() if parameter.requires_grad
-        }
+        dtypes = {name: weight.dtype for name, weight in self.model.named_parameters() if weight.requires_grad}
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for name, dtype in dtypes.items():
-            parameter = self.model.get_parameter(name)
-            parameter.data = parameter.data.to(dtype)
+            weight = self.model.get_parameter(name)
+            weight.data = weight.data.to(dtype)
 
 
 def check_student_config(model: PeftModel, peft_config: PeftConfig | None) -> None:
     """Raise `ValueError` unless the student can be a fresh LoRA on the base of its teacher, and leaves that alone."""
     if peft_config is None:
         raise ValueError(
-            "`model` is a NAT model, so the student is a fresh LoRA on its base: pass a `peft_config`. To train a full "
-            "model, pass it as `model` and the NAT model as `teacher_model`."
+            "`model` is a NAT model, so the student is a fresh LoRA on its base: pass a `peft_config`. To train a "
+            "full model, pass it as `model` and the NAT model as `teacher_model`."
         )
     if STUDENT in model.peft_config:
         raise ValueError(
             f"The NAT model already has an adapter {STUDENT!r}, the name that the student gets. Remove it with "
             f"`model.delete_adapter({STUDENT!r})`."
         )
-    if not isinstance(peft_config, LoraConfig):
-        raise ValueError(f"`peft_config` must be a `LoraConfig`, got a {type(peft_config).__name__}.")
-    untouched = {"bias": ("none",), "modules_to_save": (None, []), "trainable_token_indices": (None,)}
-    untouched |= {"layer_replication": (None,), "init_lora_weights": (True, False, "gaussian", "orthogonal")}
-    for name, allowed in untouched.items():
-        if getattr(peft_config, name) not in allowed:
-            raise ValueError(
-                f"`{name}={getattr(peft_config, name)!r}` changes the base model, on which the teacher stands too. Set it "
-                f"to {allowed[0]!r}, or give the teacher a base of its own with `teacher_model`."
-            )
+    check_lora(peft_config)
 
 
 @contextmanager
