@@ -21,7 +21,6 @@ Each command is a module of `trl_distill.scripts` with two functions: `make_pars
 """
 
 import argparse
-import difflib
 import importlib
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 
 from trl_distill import __version__
 from trl_distill.scripts.arguments import launch_fields, raise_error, split_arguments, strict, user_errors
+from trl_distill.text import closest
 
 
 TRAINING = {
@@ -52,10 +52,13 @@ OTHERS = {
     "binarize": "make preference pairs from answers that are scored already",
     "lion": "imitate a teacher, find where the student is behind, have more of that written",
     "merge": "put a LoRA into its base, on disk, as the start of the next stage",
-    "convert-handbook": "rewrite a file of the alignment-handbook for sft or dpo",
     "calls": "show what a call store holds: calls, tokens, retries, cost",
     "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
-    "demo": "distil a small model on this machine and show what got better",
+}
+REMOVED = {
+    "convert-handbook": "`convert-handbook` was removed: run the file with `trl-distill sft` or `dpo`, whose errors name the "
+    "present-day field.",
+    "demo": "the demo is no command: run `make demo`, or `python examples/demo.py`, in a checkout.",
 }
 
 
@@ -83,12 +86,12 @@ def accelerate_config_path(name: str) -> str:
     ours = Path(__file__).parent / "accelerate_configs"  # in a wheel
     if not ours.is_dir():
         ours = Path(__file__).parents[1] / "recipes" / "accelerate_configs"  # in a checkout
-    folders = [ours, Path(str(resources.files("trl") / "accelerate_configs"))]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return str(folder / f"{name}.yaml")
-    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(names)}.")
+    folders = (Path(str(resources.files("trl") / "accelerate_configs")), ours)
+    files = {file.stem: str(file) for folder in folders for file in folder.glob("*.yaml")}
+    files["ddp"] = files["multi_gpu"]
+    if name not in files:
+        raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(sorted(files))}.")
+    return files[name]
 
 
 def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
@@ -147,11 +150,12 @@ def main(argv: list[str] | None = None) -> int:
     elif args.command in TRAINING:
         return launch(args.command, args.arguments)
     elif args.command in OTHERS:
-        importlib.import_module(f"trl_distill.scripts.{args.command.replace('-', '_')}").run(args.arguments)
+        importlib.import_module(f"trl_distill.scripts.{args.command}").run(args.arguments)
     else:
-        close = difflib.get_close_matches(args.command, TRAINING | OTHERS, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"choose from {', '.join(TRAINING | OTHERS)}."
-        sys.stderr.write(f"trl-distill: error: unknown command {args.command!r}: {hint}\n")
+        commands = TRAINING | OTHERS
+        hint = closest(args.command, commands) or f"Choose from {', '.join(commands)}."
+        error = REMOVED.get(args.command, f"unknown command {args.command!r}. {hint}")
+        sys.stderr.write(f"trl-distill: error: {error}\n")
         return 2
     return 0
 

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Load a teacher in any shape that fits the machine, and check that student and teacher speak the same tokens."""
+"""Models on the disk and in memory: load, place, match, quantize and merge them."""
 
 import json
 import shutil
@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.trainer_utils import align_special_tokens
 from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 from trl.trainer.utils import create_model_from_path
 
@@ -106,9 +107,6 @@ def placement(
             Whether to quantize to NF4, the type that training uses.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that ships with the checkpoint.
-
-    Returns:
-        `dict[str, Any]`
     """
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     kwargs["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -238,9 +236,7 @@ def keep_4bit_trainable(model: nn.Module) -> None:
         return
     from bitsandbytes.nn import Linear4bit
 
-    for module in model.modules():
-        if not isinstance(module, Linear4bit):
-            continue
+    for module in (module for module in model.modules() if isinstance(module, Linear4bit)):
         if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
             raise ValueError(
                 "The 4-bit model has run in eval mode on this CPU, where bitsandbytes packs the weights so that no gradient "
@@ -250,24 +246,19 @@ def keep_4bit_trainable(model: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False
 
 
-def read_adapter_config(adapter: str) -> PeftConfig:
+def _mergeable(adapter: str) -> PeftConfig:
     """Config of an adapter that can be merged; anything else is a `ValueError` that says what it is."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
     try:
-        config_file = find_adapter_config_file(adapter)
+        config, nat_config = adapter_config(adapter), adapter_config(adapter, subfolder="nat")
     except OSError:  # neither a folder nor a name that the Hub could have
-        config_file = None
-    if config_file is None and (Path(adapter) / "nat" / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{adapter} is a NAT model, which depends on its input and cannot be merged. `trl-distill nce` makes an "
-            "ordinary LoRA of it."
-        )
-    if config_file is None and (Path(adapter) / "config.json").is_file():
+        config = nat_config = None
+    if nat_config is not None:
+        raise ValueError(f"{adapter} is a NAT model and cannot be merged. `trl-distill nce` makes a plain LoRA of it.")
+    if config is None and (Path(adapter) / "config.json").is_file():
         raise ValueError(f"{adapter} is a full model: there is nothing to merge, start the next stage from it.")
-    if config_file is None:
+    if config is None:
         raise ValueError(f"{adapter} is no adapter: there is no {adapter}/adapter_config.json, here or on the Hub.")
-    if json.loads(Path(config_file).read_text(encoding="utf-8")).get("nat_config"):
+    if config.get("nat_config"):
         raise ValueError(f"{adapter} is the positive adapter of a NAT model, which cannot be merged without its gate.")
     config = PeftConfig.from_pretrained(adapter)
     if config.is_prompt_learning or config.is_adaption_prompt:
@@ -278,19 +269,18 @@ def read_adapter_config(adapter: str) -> PeftConfig:
     return config
 
 
-def load_base(base: str | None, adapter: str, revision: str | None, dtype: str, **kwargs) -> PreTrainedModel:
+def _load_base(base: str, revision: str | None, dtype: str, **kwargs) -> PreTrainedModel:
     """The base in full precision, on the CPU."""
-    if not base:
-        raise ValueError(f"{adapter} does not record its base model: name it with --base.")
-    if (Path(base) / "adapter_config.json").is_file():
-        raise ValueError(f"the base {base} is an adapter itself: merge that one first.")
     try:
-        config = AutoConfig.from_pretrained(base, revision=revision, **kwargs)
+        is_adapter = adapter_config(base, revision) is not None
+        config = None if is_adapter else AutoConfig.from_pretrained(base, revision=revision, **kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the base {base} cannot be loaded ({error}). If it has moved, or was recorded relative to another folder, "
             "say where it is with --base."
         ) from error
+    if is_adapter:
+        raise ValueError(f"the base {base} is an adapter itself: merge that one first.")
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"the base {base} is stored quantized, and merging would round the adapter away. Name the unquantized model "
@@ -321,19 +311,18 @@ def merge_adapter(
     Raises:
         `ValueError`: If the adapter cannot be merged, its base cannot be loaded or is quantized, or `output` exists.
     """
-    from transformers.trainer_utils import align_special_tokens
-
     if Path(output).exists():
         raise ValueError(f"{output} exists already. Remove it, or choose another --output.")
-    config = read_adapter_config(adapter)
+    config = _mergeable(adapter)
     # The revision that an adapter records is that of its own base
     base, revision = base or config.base_model_name_or_path, None if base else config.revision
-    model = load_base(base, adapter, revision, dtype, trust_remote_code=trust_remote_code)
+    if not base:
+        raise ValueError(f"{adapter} does not record its base model: name it with --base.")
+    kwargs = {"trust_remote_code": trust_remote_code}
+    model = _load_base(base, revision, dtype, **kwargs)
 
     # Training saves the tokenizer, with the chat template that it used, beside the adapter
-    tokenizer = load_teacher_tokenizer(adapter, trust_remote_code=trust_remote_code)
-    if tokenizer is None:
-        tokenizer = load_teacher_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_teacher_tokenizer(adapter, **kwargs) or load_teacher_tokenizer(base, revision=revision, **kwargs)
     if tokenizer is None:
         raise ValueError(f"no tokenizer in {adapter} nor in {base}. Save it beside the adapter.")
     # Tokens that were added for the training have rows in the adapter and none in the base

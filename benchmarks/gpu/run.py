@@ -34,10 +34,10 @@ from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 from benchmarks.gpu.correctness import DEVICE, correctness, options, tiny
 from benchmarks.provenance import provenance
 from benchmarks.speed import rollout, training_step
+from examples import demo
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.evaluation import evaluate_model
 from trl_distill.models import load_teacher, load_teacher_tokenizer
-from trl_distill.scripts import demo
 
 
 PARTS = ("correctness", "speed", "quality")

@@ -37,7 +37,8 @@ from typing import Any
 import torch
 
 from benchmarks.provenance import provenance
-from trl_distill.scripts import demo, dpo, sft
+from examples import demo
+from trl_distill.scripts import dpo, sft
 from trl_distill.scripts.arguments import parse_strictly, resolve
 
 

@@ -31,9 +31,9 @@ from transformers.utils import logging
 
 from benchmarks.provenance import provenance
 from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
+from examples import demo
 from trl_distill.minillm.mixed_sampling import mixed_generate
 from trl_distill.models import load_teacher, load_teacher_tokenizer
-from trl_distill.scripts import demo
 
 
 PRECISIONS = ["float32", "bf16-mixed", "bfloat16"]
@@ -61,7 +61,7 @@ QUESTIONS = [
 
 
 def demo_models(name: str | None, layers: int, folder: str):
-    """The models of `trl-distill demo`: teacher, its pruned copy in float32, and the tokenizer."""
+    """The models of `make demo`: teacher, its pruned copy in float32, and the tokenizer."""
     path = name or demo.smollm2(Path(folder), torch.float32)
     teacher, tokenizer = load_teacher(path, dtype=torch.float32), load_teacher_tokenizer(path, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -284,4 +284,4 @@ class TestCalibrateAndTrain:
         config = ["--config", write_config(use_peft=None, lora_r=None, lora_target_modules=None)]
         assert "set `use_peft: true`" in error_of(capsys, nce.run, *config, *rows)
         config = ["--config", write_config(kd_temprature=2)]
-        assert "did you mean `kd_temperature`?" in error_of(capsys, nce.run, *config, *rows)
+        assert "Did you mean kd_temperature?" in error_of(capsys, nce.run, *config, *rows)

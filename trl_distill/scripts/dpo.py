@@ -24,8 +24,8 @@ accelerate launch -m trl_distill.scripts.dpo --config recipes/zephyr/ddpo_qlora.
 import sys
 from typing import TYPE_CHECKING
 
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import first_row, load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.scripts.arguments import user_errors
+from trl_distill.scripts.training import first_row, load_splits, model_arguments, run_training
 
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def make_parser(prog: str | None = None):
 
 def refuse_adapter(model_name_or_path: str, revision: str | None) -> None:
     """Raise `ValueError` if the model is an adapter: the reference would be something else than its user means."""
-    from transformers.utils.peft_utils import find_adapter_config_file
+    from trl_distill.models import adapter_config
 
     try:
-        adapter = find_adapter_config_file(model_name_or_path, revision=revision)
+        adapter = adapter_config(model_name_or_path, revision)
     except OSError as error:
         raise ValueError(
             f"no model {model_name_or_path}: it is neither a folder nor a name that the Hub could have. If it is to be a "
@@ -111,23 +111,16 @@ def build_trainer(
     dataset_args: "DatasetMixtureConfig",
 ) -> "DPOTrainer":
     import torch
-    from trl import DPOTrainer, get_peft_config, get_quantization_config
+    from trl import DPOTrainer
 
     from trl_distill.models import keep_4bit_trainable
     from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
-    set_model_init_kwargs(training_args, model_args)
-    refuse_adapter(model_args.model_name_or_path, training_args.model_init_kwargs["revision"])
+    arguments = model_arguments(training_args, model_args)
+    refuse_adapter(model_args.model_name_or_path, model_args.model_revision)
     splits = load_splits(script_args, training_args, dataset_args)
     splits = {name: without_text_prompt(rows) for name, rows in splits.items()}
-    trainer = DPOTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        callbacks=[ReferenceCheckCallback()],
-        **splits,
-    )
+    trainer = DPOTrainer(**arguments, callbacks=[ReferenceCheckCallback()], **splits)
     keep_4bit_trainable(trainer.model)  # a precomputed reference may have made that impossible
     report_lengths(splits, trainer)
     if script_args.ignore_bias_buffers:
@@ -138,20 +131,12 @@ def build_trainer(
 
 
 def run(argv: list[str]) -> None:
-    prog = "trl-distill dpo"
-    with user_errors(prog):
-        args = parse_strictly(make_parser(prog), argv)
-        script_args, training_args, _, dataset_args = args
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-
     from trl_distill.zephyr.reference_check import WrongReferenceError
 
     try:
-        train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+        run_training("dpo", argv, make_parser, build_trainer)
     except WrongReferenceError as error:
-        with user_errors(prog):
+        with user_errors("trl-distill dpo"):
             raise error
 
 

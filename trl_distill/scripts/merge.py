@@ -48,9 +48,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(argv: list[str]) -> None:
     """Parse `argv`, merge, and say what to do with the result."""
     with user_errors("trl-distill merge"):
+        args, _, _ = split_arguments(make_parser("trl-distill merge"), argv)
         from ..models import merge_adapter
 
-        args, _, _ = split_arguments(make_parser("trl-distill merge"), argv)
         merge_adapter(**vars(args))
     sys.stdout.write(
         f"Merged {args.adapter} into its base: {args.output}. Start the next stage from there. A new LoRA records this "

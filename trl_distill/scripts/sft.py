@@ -27,8 +27,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import first_row, load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.scripts.training import first_row, load_splits, run_training, set_model_init_kwargs
 
 
 if TYPE_CHECKING:
@@ -92,15 +91,7 @@ def build_trainer(
 
 
 def run(argv: list[str]) -> None:
-    prog = "trl-distill sft"
-    with user_errors(prog):
-        args = parse_strictly(make_parser(prog), argv)
-        script_args, training_args, _, dataset_args = args
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-
-    train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+    run_training("sft", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":
