@@ -25,11 +25,10 @@ import difflib
 import importlib
 import subprocess
 import sys
-from importlib import resources
-from pathlib import Path
 
 from trl_distill import __version__
 from trl_distill.scripts.arguments import launch_fields, raise_error, split_arguments, strict, user_errors
+from trl_distill.training import accelerate_config_path
 
 
 TRAINING = {
@@ -74,21 +73,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
-
-
-def accelerate_config_path(name: str) -> str:
-    """Path of an accelerate config: a file as it is, a name among ours, then among TRL's."""
-    if Path(name).is_file():
-        return name
-    ours = Path(__file__).parent / "accelerate_configs"  # in a wheel
-    if not ours.is_dir():
-        ours = Path(__file__).parents[1] / "recipes" / "accelerate_configs"  # in a checkout
-    folders = [ours, Path(str(resources.files("trl") / "accelerate_configs"))]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return str(folder / f"{name}.yaml")
-    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(names)}.")
 
 
 def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
