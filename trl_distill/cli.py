@@ -24,12 +24,11 @@ import argparse
 import importlib
 import subprocess
 import sys
-from importlib import resources
-from pathlib import Path
 
 from trl_distill import __version__
 from trl_distill.scripts.arguments import launch_fields, raise_error, split_arguments, strict, user_errors
 from trl_distill.text import closest
+from trl_distill.training import accelerate_config_path
 
 
 TRAINING = {
@@ -77,21 +76,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
-
-
-def accelerate_config_path(name: str) -> str:
-    """Path of an accelerate config: a file as it is, a name among ours, then among TRL's."""
-    if Path(name).is_file():
-        return name
-    ours = Path(__file__).parent / "accelerate_configs"  # in a wheel
-    if not ours.is_dir():
-        ours = Path(__file__).parents[1] / "recipes" / "accelerate_configs"  # in a checkout
-    folders = (Path(str(resources.files("trl") / "accelerate_configs")), ours)
-    files = {file.stem: str(file) for folder in folders for file in folder.glob("*.yaml")}
-    files["ddp"] = files["multi_gpu"]
-    if name not in files:
-        raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(sorted(files))}.")
-    return files[name]
 
 
 def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:

@@ -39,7 +39,8 @@ import torch
 from benchmarks.provenance import provenance
 from examples import demo
 from trl_distill.scripts import dpo, sft
-from trl_distill.scripts.arguments import parse_strictly, resolve
+from trl_distill.scripts.arguments import parse_strictly
+from trl_distill.training import resolve
 
 
 ROOT = Path(__file__).parents[2]

@@ -25,6 +25,7 @@ import yaml
 from trl_distill import cli
 from trl_distill.scripts import dpo, minillm, sft
 from trl_distill.scripts.arguments import launch_fields, parse_strictly, present_day, read_config
+from trl_distill.training import accelerate_config_path
 
 
 SCRIPTS = {"minillm": minillm, "sft": sft, "dpo": dpo}
@@ -231,16 +232,16 @@ class TestLaunch:
             "zero3": ("DEEPSPEED", 8),
         }
         for name, (distributed_type, processes) in expected.items():
-            config = load_config_from_file(cli.accelerate_config_path(name))
+            config = load_config_from_file(accelerate_config_path(name))
             assert (config.distributed_type.value, config.num_processes) == (distributed_type, processes)
             assert config.mixed_precision == ("no" if name == "cpu" else "bf16")
         for name in ("cpu", "single_gpu"):  # TRL has none, and one with eight processes
-            assert Path(cli.accelerate_config_path(name)).is_relative_to(Path(__file__).parents[2])
-        fsdp = load_config_from_file(cli.accelerate_config_path("fsdp2")).fsdp_config
+            assert Path(accelerate_config_path(name)).is_relative_to(Path(__file__).parents[2])
+        fsdp = load_config_from_file(accelerate_config_path("fsdp2")).fsdp_config
         assert (fsdp["fsdp_version"], fsdp["fsdp_state_dict_type"]) == (2, "FULL_STATE_DICT")
         for name, stage in (("zero2", 2), ("zero3", 3)):
-            assert load_config_from_file(cli.accelerate_config_path(name)).deepspeed_config["zero_stage"] == stage
-        assert "trl" in cli.accelerate_config_path("zero1")  # TRL's own stay reachable
+            assert load_config_from_file(accelerate_config_path(name)).deepspeed_config["zero_stage"] == stage
+        assert "trl" in accelerate_config_path("zero1")  # TRL's own stay reachable
 
     def test_sft_through_the_launcher(self, sft_config, tmp_path):
         done = run_python("-m", "trl_distill.cli", "sft", "--config", sft_config(), "--accelerate_config", "cpu")

@@ -29,8 +29,8 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_distill.models import keep_4bit_trainable
 from trl_distill.scripts import dpo, merge, sft
-from trl_distill.scripts.arguments import parse_strictly, resolve
-from trl_distill.scripts.training import train_and_save
+from trl_distill.scripts.arguments import parse_strictly
+from trl_distill.training import resolve, train_and_save
 
 
 IDS = torch.arange(3, 83).view(2, 40)

@@ -22,25 +22,19 @@ trains with the defaults instead. Here an unknown key stops the run, and the mes
 a process that does no more than launch others. It also takes `max_steps: often` from YAML, and knows no plain parser.
 """
 
-import contextlib
 import functools
 import os
-import sys
 from argparse import Action, ArgumentParser, Namespace
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trl_distill.files import file_format
-from trl_distill.text import closest
+from ..text import closest
+from ..training import user_errors  # noqa: F401  the commands take it from here
 
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-    from trl import DatasetMixtureConfig, ScriptArguments, TrlParser
-
-
-LATEST = ("true", "latest")  # values of `resume_from_checkpoint`
+    from trl import TrlParser
 
 
 @functools.cache
@@ -49,17 +43,6 @@ def present_day() -> dict[str, dict[str, str]]:
     import yaml
 
     return yaml.safe_load(Path(__file__).with_name("present_day.yaml").read_text(encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def user_errors(prog: str) -> Iterator[None]:
-    """Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("RANK", "0") == "0":  # one message, not one per process
-            sys.stderr.write(f"{prog}: error: {error}\n")
-        raise SystemExit(2) from error
 
 
 def raise_error(message: str) -> NoReturn:
@@ -254,41 +237,3 @@ def parse_strictly(parser: "TrlParser", argv: list[str]) -> tuple:
         return parser.parse_dict(vars(values))
     except TypeError as error:  # such as an unknown key in an entry of `datasets`
         raise ValueError(str(error)) from error
-
-
-def resolve(
-    script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
-) -> None:
-    """
-    Settle, in place, what TRL's scripts leave to the reader: one local data file, and the last checkpoint.
-
-    Args:
-        script_args ([`trl.ScriptArguments`]):
-            `dataset_name` may be a JSON, JSON Lines, CSV or Parquet file.
-        training_args ([`~transformers.TrainingArguments`]):
-            `resume_from_checkpoint` may be `true` or `latest`.
-        dataset_args ([`trl.DatasetMixtureConfig`]):
-            Receives the file.
-    """
-    from trl.scripts.utils import DatasetConfig
-
-    name = script_args.dataset_name
-    if not name and not dataset_args.datasets:
-        raise ValueError("no data: set `dataset_name` to a dataset of the Hub, a folder or a file, or set `datasets`.")
-    if name and not dataset_args.datasets and os.path.isfile(name):
-        dataset_args.datasets = [DatasetConfig(path=file_format(name), data_files=name)]
-        dataset_args.streaming = script_args.dataset_streaming
-        script_args.dataset_name = None
-    if dataset_args.datasets and training_args.eval_strategy != "no" and dataset_args.test_split_size is None:
-        raise ValueError(
-            f"`eval_strategy` is {training_args.eval_strategy.value!r}, but these data have no test split: set "
-            "`test_split_size`, or let `dataset_name` be a folder with train and test files."
-        )
-
-    if str(training_args.resume_from_checkpoint).lower() in LATEST:
-        # Its state is written last: a checkpoint without it was cut off by the kill that makes the resume necessary
-        states = Path(training_args.output_dir).glob("checkpoint-*/trainer_state.json")
-        checkpoints = {int(state.parent.name.removeprefix("checkpoint-")): state.parent for state in states}
-        if not checkpoints:
-            raise ValueError(f"nothing to resume: no checkpoint in {training_args.output_dir}.")
-        training_args.resume_from_checkpoint = str(checkpoints[max(checkpoints)])

@@ -31,9 +31,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl_distill.files import whole_path
-from trl_distill.scripts.arguments import check_outputs, parse_strictly, resolve, user_errors
+from trl_distill.scripts.arguments import check_outputs, parse_strictly
 from trl_distill.scripts.nce import NCEScriptArguments, load_nat_model
-from trl_distill.scripts.training import load_splits, model_arguments, training_parser
+from trl_distill.scripts.training import training_parser
+from trl_distill.training import load_splits, model_arguments, resolve, user_errors
 
 
 if TYPE_CHECKING:

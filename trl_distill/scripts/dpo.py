@@ -24,8 +24,8 @@ accelerate launch -m trl_distill.scripts.dpo --config recipes/zephyr/ddpo_qlora.
 import sys
 from typing import TYPE_CHECKING
 
-from trl_distill.scripts.arguments import user_errors
-from trl_distill.scripts.training import first_row, load_splits, model_arguments, run_training
+from trl_distill.scripts.training import run_command
+from trl_distill.training import first_row, load_splits, model_arguments, user_errors
 
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def run(argv: list[str]) -> None:
     from trl_distill.zephyr.reference_check import WrongReferenceError
 
     try:
-        run_training("dpo", argv, make_parser, build_trainer)
+        run_command("dpo", argv, make_parser, build_trainer)
     except WrongReferenceError as error:
         with user_errors("trl-distill dpo"):
             raise error

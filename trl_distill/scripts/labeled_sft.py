@@ -23,7 +23,8 @@ accelerate launch -m trl_distill.scripts.labeled_sft --config recipes/nat_nce_as
 
 import sys
 
-from trl_distill.scripts.training import load_splits, model_arguments, run_training, training_parser
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 def make_parser(prog: str | None = None):
@@ -40,7 +41,7 @@ def build_trainer(script_args, training_args, model_args, dataset_args):
 
 
 def run(argv: list[str]) -> None:
-    run_training("labeled_sft", argv, make_parser, build_trainer)
+    run_command("labeled_sft", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from trl_distill.files import load_split
-from trl_distill.scripts.training import load_splits, model_arguments, run_training, training_parser
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def make_parser(prog: str | None = None):
 
 
 def run(argv: list[str]) -> None:
-    run_training("minillm", argv, make_parser, build_trainer)
+    run_command("minillm", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":

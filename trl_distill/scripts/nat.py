@@ -23,7 +23,8 @@ accelerate launch -m trl_distill.scripts.nat --config recipes/nat_nce_asc/nat_ql
 
 import sys
 
-from trl_distill.scripts.training import load_splits, model_arguments, run_training, training_parser
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 def make_parser(prog: str | None = None):
@@ -41,7 +42,7 @@ def build_trainer(script_args, training_args, model_args, dataset_args):
 
 def run(argv: list[str]) -> None:
     # The trainer knows which stage the last run was in
-    run_training("nat", argv, make_parser, build_trainer, "Adapters", finds_checkpoint=True)
+    run_command("nat", argv, make_parser, build_trainer, what="Adapters", finds_checkpoint=True)
 
 
 if __name__ == "__main__":

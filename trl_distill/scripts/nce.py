@@ -25,7 +25,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trl_distill.scripts.training import load_splits, model_arguments, run_training, training_parser
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def make_parser(prog: str | None = None):
 
 
 def run(argv: list[str]) -> None:
-    run_training("nce", argv, make_parser, build_trainer)
+    run_command("nce", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ accelerate launch -m trl_distill.scripts.ranker --config recipes/nat_nce_asc/ran
 
 import sys
 
-from trl_distill.scripts.training import load_splits, model_arguments, run_training, training_parser
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 def make_parser(prog: str | None = None):
@@ -41,7 +42,7 @@ def build_trainer(script_args, training_args, model_args, dataset_args):
 
 
 def run(argv: list[str]) -> None:
-    run_training("ranker", argv, make_parser, build_trainer, "Ranker")
+    run_command("ranker", argv, make_parser, build_trainer, what="Ranker")
 
 
 if __name__ == "__main__":
