@@ -40,7 +40,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.provenance import provenance
 from benchmarks.serving import served
-from trl_distill.scripts.demo import prune, smollm2
+from benchmarks.smollm2 import prune, smollm2
 
 
 NAME = "SmolLM2-135M-Instruct"
