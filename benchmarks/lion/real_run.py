@@ -40,7 +40,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.provenance import provenance
 from benchmarks.serving import served
-from examples.demo import PROMPTS, prune, smollm2
+from benchmarks.smollm2 import PROMPTS, prune, smollm2
 
 
 NAME = "SmolLM2-135M-Instruct"

@@ -33,7 +33,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.provenance import provenance
-from examples.demo import smollm2
+from benchmarks.smollm2 import smollm2
 from trl_distill import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer
 from trl_distill.evaluation import check_answer, evaluate_model
 

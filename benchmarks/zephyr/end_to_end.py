@@ -43,7 +43,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from benchmarks.provenance import provenance
 from benchmarks.serving import served
-from examples.demo import PROMPTS, prune, smollm2
+from benchmarks.smollm2 import PROMPTS, prune, smollm2
 from trl_distill.chat import ChatRequest, EndpointChatModel, LocalChatModel, Sampling
 from trl_distill.evaluation import rouge_l
 from trl_distill.zephyr import FeedbackConfig, run_feedback
