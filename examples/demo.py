@@ -76,7 +76,7 @@ METRICS = {
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Distil a small model on this machine in minutes, and measure what got better on held-out prompts.",
+        description="Distil a small model on this machine in minutes, and measure what each step changed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
         console, output, seconds = Console(markup=False, highlight=False), Path(args.output_dir), {}
         output.mkdir(parents=True, exist_ok=True)
         args.dtype, args.device = faster_dtype()
-        # A student that is far off gives most tokens probabilities near 1e-40, on which processors are many times slower
+        # A student that is far off gives most tokens probabilities near 1e-40, on which processors are far slower
         torch.set_flush_denormal(True)
         console.rule("1. Teacher and student")
         console.print(f"Running on {args.device} with {torch.get_num_threads()} threads, in {args.dtype}.")
@@ -188,7 +188,7 @@ def check(args) -> None:
         raise ValueError("--student_layers prunes the teacher, so it does not go together with --student.")
     for package in ("matplotlib", "rouge_score", *([] if args.teacher else ["gguf"])):
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"the demo needs {package}: pip install trl-distill[demo]")
+            raise ImportError(f"the demo needs {package}: pip install -e .[demo]")
 
 
 @contextmanager
@@ -440,8 +440,8 @@ def chat_command(model_dir: Path, system_prompt: str) -> str:
         python = python.relative_to(Path.cwd())
     code = (
         f"from transformers import pipeline; chat = pipeline('text-generation', {str(model_dir)!r}); "
-        f"ask = lambda text: chat([{{'role': 'system', 'content': {system_prompt!r}}}, {{'role': 'user', 'content': text}}], "
-        "max_new_tokens=60, return_full_text=False)[0]['generated_text']; "
+        f"ask = lambda text: chat([{{'role': 'system', 'content': {system_prompt!r}}}, "
+        "{'role': 'user', 'content': text}], max_new_tokens=60, return_full_text=False)[0]['generated_text']; "
         "[print(ask(text)) for text in iter(lambda: input('> '), '')]"
     )
     return shlex.join([str(python), "-c", code])

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Who may import whom: foundations know no method, a method knows no other method, nobody below the commands imports or starts
-one, and everyone outside uses public names.
+Who may import whom: foundations know no method, a method knows no other method, nobody below the commands imports or
+starts one, and everyone outside uses public names.
 """
 
 import ast

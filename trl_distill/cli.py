@@ -55,8 +55,8 @@ OTHERS = {
     "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
 }
 REMOVED = {
-    "convert-handbook": "`convert-handbook` was removed: run the file with `trl-distill sft` or `dpo`, whose errors name the "
-    "present-day field.",
+    "convert-handbook": "`convert-handbook` was removed: run the file with `trl-distill sft` or `dpo`, whose errors "
+    "name the present-day field.",
     "demo": "the demo is no command: run `make demo`, or `python examples/demo.py`, in a checkout.",
 }
 
@@ -66,10 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trl-distill",
         usage="trl-distill COMMAND --config FILE [--FIELD VALUE ...]",
-        description="Train a small model from a larger one. Values come from FILE, flags win over it, unknown fields stop "
-        "the run.\n\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in (TRAINING | OTHERS).items()),
-        epilog="Fields of a command: trl-distill COMMAND --help. Several GPUs: --accelerate_config NAME (cpu, single_gpu, "
-        "ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch.",
+        description="Train a small model from a larger one. Values come from FILE, flags win over it, unknown fields "
+        "stop the run.\n\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in (TRAINING | OTHERS).items()),
+        epilog="Fields of a command: trl-distill COMMAND --help. Several GPUs: --accelerate_config NAME (cpu, "
+        "single_gpu, ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"trl-distill {__version__}")

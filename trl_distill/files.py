@@ -166,7 +166,7 @@ def load_split(name: str, config: str | None = None, split: str | None = None, d
         config (`str`, *optional*):
             Configuration of a data set of the Hub.
         split (`str`, *optional*):
-            Which split, or parts of splits as in `train[:1000]`. Without it `default` if there is one, or the only one.
+            Which split, or part of one as in `train[:1000]`. Without it `default` if there is one, or the only one.
         default (`str`, *optional*, defaults to `"train"`):
             The split that is taken if none is named.
 

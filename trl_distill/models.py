@@ -52,8 +52,8 @@ def load_teacher(
 
     Args:
         model_name_or_path (`str`):
-            Model id or folder of a full model or of a PEFT adapter. An adapter is merged into its base, unless the base
-            is quantized.
+            Model id or folder of a full model or of a PEFT adapter, which is merged into its base unless that is
+            quantized.
         revision (`str`, *optional*):
             Branch, tag or commit.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -239,9 +239,9 @@ def keep_4bit_trainable(model: nn.Module) -> None:
     for module in (module for module in model.modules() if isinstance(module, Linear4bit)):
         if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
             raise ValueError(
-                "The 4-bit model has run in eval mode on this CPU, where bitsandbytes packs the weights so that no gradient "
-                "flows through them. Load the model anew; in DPO, leave `precompute_ref_log_probs` out: a LoRA needs no "
-                "second model."
+                "The 4-bit model has run in eval mode on this CPU, where bitsandbytes packs the weights so that no "
+                "gradient flows through them. Load the model anew; in DPO, leave `precompute_ref_log_probs` out: a "
+                "LoRA needs no second model."
             )
         module.support_avx512bf16_for_cpu = False
 
@@ -263,8 +263,8 @@ def _mergeable(adapter: str) -> PeftConfig:
     config = PeftConfig.from_pretrained(adapter)
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise ValueError(
-            f"{adapter} is an adapter of type {config.peft_type.value}, which adds tokens and has no weights to put into "
-            "the base. Train a LoRA to start another stage from the result."
+            f"{adapter} is an adapter of type {config.peft_type.value}, which has no weights to put into the base. "
+            "Train a LoRA to start another stage from the result."
         )
     return config
 
@@ -276,15 +276,15 @@ def _load_base(base: str, revision: str | None, dtype: str, **kwargs) -> PreTrai
         config = None if is_adapter else AutoConfig.from_pretrained(base, revision=revision, **kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the base {base} cannot be loaded ({error}). If it has moved, or was recorded relative to another folder, "
-            "say where it is with --base."
+            f"the base {base} cannot be loaded ({error}). If it has moved, or was recorded relative to another "
+            "folder, say where it is with --base."
         ) from error
     if is_adapter:
         raise ValueError(f"the base {base} is an adapter itself: merge that one first.")
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            f"the base {base} is stored quantized, and merging would round the adapter away. Name the unquantized model "
-            "with --base."
+            f"the base {base} is stored quantized, and merging would round the adapter away. Name the unquantized "
+            "model with --base."
         )
     return create_model_from_path(base, revision=revision, dtype=dtype, device_map="cpu", **kwargs)
 
@@ -299,8 +299,8 @@ def merge_adapter(
         adapter (`str`):
             Folder or Hub repository of a PEFT adapter.
         output (`str`):
-            Folder to write. It appears when it is complete: a killed run leaves `output` with the suffix `.part`, which
-            the next one replaces.
+            Folder to write. It appears when it is complete: a killed run leaves one with the suffix `.part`, which the
+            next one replaces.
         base (`str`, *optional*):
             Folder or id of the base. By default what the adapter records.
         dtype (`str`, *optional*, defaults to `"bfloat16"`):
@@ -320,7 +320,6 @@ def merge_adapter(
         raise ValueError(f"{adapter} does not record its base model: name it with --base.")
     kwargs = {"trust_remote_code": trust_remote_code}
     model = _load_base(base, revision, dtype, **kwargs)
-
     # Training saves the tokenizer, with the chat template that it used, beside the adapter
     tokenizer = load_teacher_tokenizer(adapter, **kwargs) or load_teacher_tokenizer(base, revision=revision, **kwargs)
     if tokenizer is None:

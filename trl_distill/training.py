@@ -58,7 +58,7 @@ def accelerate_config_path(name: str) -> str:
         ours = Path(__file__).parents[1] / "recipes" / "accelerate_configs"  # in a checkout
     folders = (Path(str(resources.files("trl") / "accelerate_configs")), ours)
     files = {file.stem: str(file) for folder in folders for file in folder.glob("*.yaml")}
-    files["ddp"] = files["multi_gpu"]
+    files["ddp"] = files["multi_gpu"]  # as TRL calls it
     if name not in files:
         raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(sorted(files))}.")
     return files[name]

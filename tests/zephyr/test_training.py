@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Wiring of the training steps: what is trained is what is loaded, a resumed run is the same run, losses are what they say."""
+"""Wiring of the training steps: what is trained is what is loaded, a resumed run is the same run, losses are right."""
 
 import json
 import math
@@ -246,7 +246,7 @@ class TestIn4Bit:
 
     @pytest.mark.parametrize("script", [sft, dpo], ids=["sft", "dpo"])
     def test_an_evaluation_changes_nothing(self, script, save_model, arguments, pairs, tmp_path):
-        """On some CPUs bitsandbytes packs the weights in an evaluation, and no gradient flows through them any more."""
+        """On some CPUs bitsandbytes packs the weights in an evaluation, and no gradient flows through them."""
         data = "pairs.jsonl"
         if script is sft:
             rows = [{"messages": row["prompt"] + row["chosen"]} for row in pairs]

@@ -18,8 +18,9 @@ Strict reading of YAML files and flags, shared by the scripts.
 TRL's scripts drop keys they do not know in silence, so that a run with `max_seq_length: 2048` or `warmup_ratio: 0.1`
 trains with the defaults instead. Here an unknown key stops the run, and the message names the field to use.
 
-`TrlParser.parse_args_and_config` can refuse them, too, but only once it has built the dataclasses, which sets up a device in
-a process that does no more than launch others. It also takes `max_steps: often` from YAML, and knows no plain parser.
+`TrlParser.parse_args_and_config` can refuse them, too, but only once it has built the dataclasses, which sets up a
+device in a process that does no more than launch others. It also takes `max_steps: often` from YAML, and is no parser
+of the commands without dataclasses.
 """
 
 import functools

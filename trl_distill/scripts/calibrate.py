@@ -48,8 +48,8 @@ class CalibrateScriptArguments:
 
     Args:
         output_file (`str`):
-            JSON Lines file to write: the rows, with `weight` and `weight_hash`. Until all is done, the weights stand in
-            `<output_file>.part`.
+            JSON Lines file to write: the rows, with `weight` and `weight_hash`. Until all is done, the weights stand
+            in `<output_file>.part`.
     """
 
     output_file: str | None = field(

@@ -47,14 +47,14 @@ def refuse_adapter(model_name_or_path: str, revision: str | None) -> None:
         adapter = adapter_config(model_name_or_path, revision)
     except OSError as error:
         raise ValueError(
-            f"no model {model_name_or_path}: it is neither a folder nor a name that the Hub could have. If it is to be a "
-            "merged model, `trl-distill merge ADAPTER --output DIR` makes it."
+            f"no model {model_name_or_path}: it is neither a folder nor a name that the Hub could have. If it is to "
+            "be a merged model, `trl-distill merge ADAPTER --output DIR` makes it."
         ) from error
     if adapter is not None:
         raise ValueError(
-            f"{model_name_or_path} is an adapter, and the reference of DPO is the model without its adapter. Put it into "
-            f"its base first: `trl-distill merge {model_name_or_path} --output DIR`, then set `model_name_or_path` to "
-            "DIR. With `use_peft: true` a new LoRA is trained on it, of any rank."
+            f"{model_name_or_path} is an adapter, and the reference of DPO is the model without its adapter. Put it "
+            f"into its base first: `trl-distill merge {model_name_or_path} --output DIR`, then set "
+            "`model_name_or_path` to DIR. With `use_peft: true` a new LoRA is trained on it, of any rank."
         )
 
 
@@ -84,7 +84,7 @@ def count_cut(rows: "Dataset", max_length: int) -> int:
 
 
 def report_lengths(splits: "dict[str, Dataset]", trainer: "DPOTrainer") -> None:
-    """Say what TRL does without a word: it leaves out rows whose prompt alone fills `max_length`, and cuts longer answers."""
+    """Say what TRL does without a word: rows whose prompt fills `max_length` are left out, and longer answers cut."""
     from datasets import Dataset
 
     max_length = trainer.args.max_length
@@ -99,8 +99,8 @@ def report_lengths(splits: "dict[str, Dataset]", trainer: "DPOTrainer") -> None:
             trainer.accelerator.print(f"{message} (`max_length`), and are left out.")
         if max_length is not None and "chosen_ids" in kept.column_names and (cut := count_cut(kept, max_length)):
             trainer.accelerator.print(
-                f"{cut} of {len(kept)} rows of {name} have an answer that ends beyond {max_length} tokens (`max_length`). It "
-                "is cut there, so that its end is not learned."
+                f"{cut} of {len(kept)} rows of {name} have an answer that ends beyond {max_length} tokens "
+                "(`max_length`). It is cut there, so that its end is not learned."
             )
 
 

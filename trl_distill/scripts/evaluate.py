@@ -59,8 +59,8 @@ GENERATION = "seeds temperature top_p no_repeat_ngram_size max_new_tokens max_pr
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Let a model answer prompts with several seeds, and measure the answers: Rouge-L, accuracy, length, "
-        "diversity, and with a teacher the divergences and the exposure bias.",
+        description="Let a model answer prompts with several seeds, and measure the answers: Rouge-L, accuracy, "
+        "length, diversity, and with a teacher the divergences and the exposure bias.",
     )
     add = add_model_arguments(
         parser,

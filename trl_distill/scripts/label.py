@@ -96,8 +96,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--rule",
         default="marked",
         choices=["marked", "last_number", "release"],
-        help="What is an answer: what a box, `####` or `answer is` marks (default); without a mark the last number; or as "
-        "in the code released with NAT, where only \\boxed{...} counts and anything else is wrong.",
+        help="What is an answer: what a box, `####` or `answer is` marks (default); without a mark the last number; "
+        "or as in the code released with NAT, where only \\boxed{...} counts and anything else is wrong.",
     )
     add("--num_proc", type=int, default=1, help="Processes that compare answers.")
     add = parser.add_argument_group("rows").add_argument
@@ -156,9 +156,10 @@ def label(args: argparse.Namespace) -> dict[str, dict[str, int]]:
         if not any(report["rows"].values()):
             rationales, dropped = report["rationales"], report["dropped"]
             raise ValueError(
-                f"No row is left of {rationales['total']} rationales in {args.dataset_name}: {rationales['no_answer']} have "
-                f"no answer, of {rationales['no_reference']} the right answer cannot be read, {dropped['truncated']} were "
-                f"cut off, {dropped['too_long']} were too long. Look at the texts, and at `rule` and `max_characters`."
+                f"No row is left of {rationales['total']} rationales in {args.dataset_name}: {rationales['no_answer']}"
+                f" have no answer, of {rationales['no_reference']} the right answer cannot be read, "
+                f"{dropped['truncated']} were cut off, {dropped['too_long']} were too long. Look at the texts, and at "
+                "`rule` and `max_characters`."
             )
     return report
 

@@ -29,8 +29,8 @@ from .arguments import split_arguments, user_errors
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Load the base of an adapter unquantized, put the adapter into it and write the full model with its "
-        "tokenizer, chat template and generation config. The folder appears when it is complete.",
+        description="Load the base of an adapter unquantized, put the adapter into it and write the full model with "
+        "its tokenizer, chat template and generation config. The folder appears when it is complete.",
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="Folder or Hub repository of a PEFT adapter.")
     parser.add_argument("--output", required=True, metavar="DIR", help="Folder to write. It must not exist yet.")
@@ -53,8 +53,8 @@ def run(argv: list[str]) -> None:
 
         merge_adapter(**vars(args))
     sys.stdout.write(
-        f"Merged {args.adapter} into its base: {args.output}. Start the next stage from there. A new LoRA records this "
-        "path as its base, so keep the folder as long as that LoRA, or merge that one, too.\n"
+        f"Merged {args.adapter} into its base: {args.output}. Start the next stage from there. A new LoRA records "
+        "this path as its base, so keep the folder as long as that LoRA, or merge that one, too.\n"
     )
 
 

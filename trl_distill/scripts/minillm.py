@@ -52,7 +52,7 @@ class MiniLLMScriptArguments:
         lm_dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column with the text.
         answer_checker (`str`, *optional*):
-            `"math"` logs the accuracy of final answers in evaluation. Rows need an `answer` or a `completion` that holds it.
+            `"math"` logs the accuracy of final answers in evaluation. Rows need an `answer` or `completion` with it.
     """
 
     lm_dataset_name: str | None = field(

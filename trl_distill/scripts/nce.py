@@ -44,11 +44,11 @@ class NCEScriptArguments:
 
     Args:
         nat_path (`str`, *optional*):
-            Folder or Hub repository of a NAT model, with the sub-folders `nat` and `neg`. Needed by `objective: kd` and by
-            `trl-distill calibrate`.
+            Folder or Hub repository of a NAT model, with the sub-folders `nat` and `neg`. Needed by `objective: kd`
+            and by `trl-distill calibrate`.
         teacher_model_name_or_path (`str`, *optional*):
-            Base model of the NAT model, if it is not the student's. Without it, student and teacher are adapters of one
-            base; with it, the student may also be trained in full.
+            Base model of the NAT model, if it is not the student's. Without it, student and teacher are adapters of
+            one base; with it, the student may also be trained in full.
     """
 
     nat_path: str | None = field(
