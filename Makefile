@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow style bench-table lab
 
 demo: $(VENV)/installed-demo
-	$(BIN)/trl-distill demo $(ARGS)
+	$(BIN)/python examples/demo.py $(ARGS)
 
 # One thread a process: the tests are tiny, and two processes of one thread are faster than one of two.
 test: $(VENV)/installed-dev

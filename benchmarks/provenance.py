@@ -48,7 +48,8 @@ def provenance() -> dict:
             return None
 
     return {
-        "commit": git("rev-parse", "HEAD"),
+        # A copy of the tree on another machine has no history, but the one who copied it knows the commit
+        "commit": os.environ.get("GIT_COMMIT") or git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain")),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -16,13 +16,12 @@ import copy
 import json
 import math
 import subprocess
-from importlib import resources
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_distill.scripts.demo import METRICS, STAGES, make_parser, prune, read_prompts, run, teacher_answers
+from examples.demo import METRICS, PROMPTS, STAGES, main, make_parser, prune, read_prompts, teacher_answers
 
 
 TINY = [
@@ -42,7 +41,7 @@ def teacher_dir(tmp_path, tiny_model, tokenizer):
 class TestDemo:
     def test_leaves_models_results_and_curves(self, teacher_dir, tmp_path, capsys):
         output = tmp_path / "out"
-        run(["--teacher", str(teacher_dir), "--output_dir", str(output), *TINY])
+        main(["--teacher", str(teacher_dir), "--output_dir", str(output), *TINY])
 
         results = json.loads((output / "results.json").read_text())
         assert list(results["metrics"]) == list(STAGES)
@@ -74,7 +73,7 @@ class TestDemo:
         student_dir, output = tmp_path / "student", tmp_path / "out"
         tiny_model(seed=1, num_hidden_layers=1, hidden_size=16).save_pretrained(student_dir)
         tokenizer.save_pretrained(student_dir)
-        run(["--teacher", str(teacher_dir), "--student", str(student_dir), "--output_dir", str(output), *TINY])
+        main(["--teacher", str(teacher_dir), "--student", str(student_dir), "--output_dir", str(output), *TINY])
         config = AutoModelForCausalLM.from_pretrained(output / "minillm").config
         assert (config.num_hidden_layers, config.hidden_size) == (1, 16)
 
@@ -129,8 +128,7 @@ def test_prune_drops_the_layers_that_do_nothing(tiny_model, tokenizer, tmp_path)
 
 
 def test_prompts_are_distinct_and_split():
-    lines = (resources.files("trl_distill") / "data" / "demo_prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     assert [row["split"] for row in rows].count("train") == 250
     assert [row["split"] for row in rows].count("test") == 50
     assert len({row["prompt"].strip().lower() for row in rows} - {""}) == 300
@@ -144,14 +142,14 @@ def test_prompts_are_distinct_and_split():
         (["--num_prompts", "31"], "Raise --num_prompts or lower --batch_size"),
         (["--teacher_mix_alpha", "1"], "--teacher_mix_alpha must be in [0, 1), got 1.0"),
         (["--student", "x", "--student_layers", "3"], "--student_layers prunes the teacher"),
-        (["--techer", "x"], "did you mean `teacher`"),
+        (["--techer", "x"], "Did you mean teacher"),
         (["--teacher", "no/such/folder"], "no/such/folder"),
     ],
 )
 def test_bad_input_stops_before_anything_is_written(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        run(argv)
+        main(argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.json"))
@@ -159,7 +157,7 @@ def test_bad_input_stops_before_anything_is_written(argv, message, tmp_path, mon
 
 def test_layers_that_the_teacher_lacks(teacher_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run(["--teacher", str(teacher_dir), "--student_layers", "5", "--output_dir", str(tmp_path / "out"), *TINY])
+        main(["--teacher", str(teacher_dir), "--student_layers", "5", "--output_dir", str(tmp_path / "out"), *TINY])
     assert "--student_layers must be between 1 and 4, got 5" in capsys.readouterr().err
 
 
@@ -169,14 +167,6 @@ def test_a_student_with_another_tokenizer(teacher_dir, tmp_path, tiny_model, tok
     tokenizer.save_pretrained(tmp_path / "student")
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "student")
     with pytest.raises(SystemExit):
-        run(
-            [
-                "--teacher",
-                str(teacher_dir),
-                "--student",
-                str(tmp_path / "student"),
-                "--output_dir",
-                str(tmp_path / "out"),
-            ]
-        )
+        folders = {"--teacher": teacher_dir, "--student": tmp_path / "student", "--output_dir": tmp_path / "out"}
+        main([str(part) for flag in folders.items() for part in flag])
     assert "surprise" in capsys.readouterr().err

@@ -93,6 +93,13 @@ class TestLoading:
         with pytest.raises(ValueError, match="No split 'z' in .*: choose from x, y"):
             load_split(str(tmp_path / "xy"), split="z")
 
+    def test_parts_of_splits(self, tmp_path):
+        write_rows(tmp_path / "a.jsonl", [{"n": n} for n in range(10)])
+        assert load_split(str(tmp_path / "a.jsonl"), split="train[:3]")["n"][:] == [0, 1, 2]
+        assert load_split(str(tmp_path), split="train[:20%]+train[9:]")["n"][:] == [0, 1, 9]
+        with pytest.raises(ValueError, match="test"):
+            load_split(str(tmp_path), split="test[:3]")
+
     def test_files(self, tmp_path):
         (tmp_path / "a.csv").write_text("prompt\na\n")
         assert load_split(str(tmp_path / "a.csv"))["prompt"][:] == ["a"]

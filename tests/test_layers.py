@@ -12,18 +12,26 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Who may import whom: foundations know no method, a method knows no other method, everyone outside uses public names."""
+"""
+Who may import whom: foundations know no method, a method knows no other method, nobody below the commands imports or
+starts one, and everyone outside uses public names.
+"""
 
 import ast
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from trl_distill.cli import OTHERS, TRAINING
+
 
 ROOT = Path(__file__).parents[1]
-FOUNDATIONS = {"files", "divergence", "models", "generation", "text", "chat", "evaluation"}
-METHODS = {"minillm", "rationales", "zephyr", "lion"}
+FOUNDATIONS = {"files", "divergence", "models", "generation", "text", "chat", "evaluation", "training", "sft"}
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
+TOP = {"scripts", "cli", "__init__"}
+STARTED = ("trl_distill.cli", "trl_distill.scripts", *(f"trl-distill {command}" for command in TRAINING | OTHERS))
 
 
 def imported_from_us(path: Path, root: Path = ROOT) -> list[str]:
@@ -40,25 +48,37 @@ def imported_from_us(path: Path, root: Path = ROOT) -> list[str]:
     return [name.removeprefix("trl_distill.") for name in names if name.startswith("trl_distill.")]
 
 
+def started_by_us(path: Path) -> Iterator[str]:
+    """Commands of ours that stand where a process gets its arguments: in a call, a list or a tuple."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        values = getattr(node, "elts", None) or []
+        if isinstance(node, ast.Call):
+            values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        texts = [value.value if isinstance(value, ast.Constant) else "..." for value in values]
+        for pair in pairwise([*texts, ""]):
+            text = " ".join(map(str, pair)).strip()  # the module, or the program and its command
+            if text.startswith(STARTED) or text == "trl-distill ...":
+                yield text
+
+
 def violations(path: Path, root: Path = ROOT) -> list[str]:
     top, *inner = path.relative_to(root).with_suffix("").parts
     names = imported_from_us(path, root)
-    if top != "trl_distill":  # recipes, benchmarks
+    if top != "trl_distill":  # recipes, examples, benchmarks
         return [name for name in names if any(part.startswith("_") for part in name.split("."))]
-    if inner[0] in FOUNDATIONS:
-        allowed = FOUNDATIONS
-    elif inner[0] in METHODS:
-        allowed = FOUNDATIONS | {inner[0]}
-    else:
+    if inner[0] in TOP:
         return []
-    broken = [name for name in names if name.split(".")[0] not in allowed]
+    broken = [name for name in names if name.split(".")[0] not in FOUNDATIONS | {inner[0]}]
+    broken += started_by_us(path)
     if inner[0] == "rationales":
         others = RATIONALES - {inner[1]}
         broken += [name for name in names if name.startswith("rationales.") and name.split(".")[1] in others]
     return broken
 
 
-FILES = sorted(path for folder in ("trl_distill", "recipes", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    path for folder in ("trl_distill", "recipes", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -80,6 +100,19 @@ def test_layers_hold(path):
             [],
         ),
         ("trl_distill/scripts/minillm.py", "from ..minillm import MiniLLMTrainer", []),
+        ("trl_distill/sixth/loop.py", "from ..cli import main\nfrom . import x", ["cli.main"]),  # a method that is new
+        (
+            "trl_distill/lion/loop.py",
+            'run([sys.executable, "-m", "trl_distill.cli", *x])',
+            ["trl_distill.cli ..."],
+        ),
+        ("trl_distill/lion/loop.py", 'import_module("trl_distill.scripts.sft")', ["trl_distill.scripts.sft"]),
+        ("trl_distill/lion/loop.py", 'x = ("nice", "trl-distill", "sft")', ["trl-distill sft"]),
+        ("trl_distill/lion/loop.py", 'x = ["trl-distill", command]', ["trl-distill ..."]),
+        ("trl_distill/lion/loop.py", 'run("trl-distill merge x", shell=True)', ["trl-distill merge x True"]),
+        ("trl_distill/chat/x.py", '"""`trl-distill sft`"""\nx = [version("trl-distill"), "trl"]', []),
+        ("trl_distill/chat/x.py", 'raise ValueError(f"{x}: run `trl-distill sft`.")', []),
+        ("trl_distill/scripts/lion.py", 'run(["trl-distill", "sft"])', []),
         ("benchmarks/speed/step.py", "from trl_distill.models import _load", ["models._load"]),
         ("benchmarks/speed/step.py", "from trl_distill import MiniLLMTrainer", []),
     ],

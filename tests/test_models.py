@@ -26,6 +26,7 @@ from trl_distill.models import (
     load_teacher,
     load_teacher_tokenizer,
     match_vocabulary,
+    placement,
     vocabulary_rows,
 )
 
@@ -114,6 +115,14 @@ def test_four_bit_teacher_from_a_dictionary(folder, compute):
     assert logits.isfinite().all()
     assert 1e-4 < (logits - exact).norm() / exact.norm() < 0.7  # 4 bits, and the same model
     assert config == {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+
+
+def test_a_model_that_is_not_trained_is_quantized_like_one_that_is(folder):
+    teacher = load_teacher(str(folder[0]), **placement(device="cpu", load_in_4bit=True))
+    quantization = teacher.config.quantization_config
+    assert (quantization.bnb_4bit_quant_type, quantization.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    weights = [module.weight for module in teacher.modules() if isinstance(module, Linear4bit)]
+    assert weights and {weight.quant_state.quant_type for weight in weights} == {"nf4"}
 
 
 def test_adapter_on_a_four_bit_base_is_kept_apart(folder, tmp_path):

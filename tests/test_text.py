@@ -16,6 +16,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from trl_distill.evaluation import distinct_n, repetition, rouge_l
+from trl_distill.text import closest
 
 
 REFERENCES = ["The dogs were running through the parks.", "A dog runs in a park!", "Cats sleep."]
@@ -54,3 +55,9 @@ def test_distinct_n_and_repetition_of_texts_and_of_nothing():
     assert distinct_n([[], [1, 2, 3]], n=4) == 0.0
     assert distinct_n([], n=4) == 0.0
     assert repetition([], n=4) == repetition([1, 1, 1], n=4) == 0.0
+
+
+def test_the_name_that_may_be_meant():
+    assert closest("learning_rat", ["seed", "learning_rate"]) == "Did you mean learning_rate?"
+    assert closest("roundz", ["rounds", "round", "seed"]) == "Did you mean round or rounds?"
+    assert closest("xyz", ["rounds"]) == closest(7, []) == ""

@@ -21,15 +21,14 @@ Each command is a module of `trl_distill.scripts` with two functions: `make_pars
 """
 
 import argparse
-import difflib
 import importlib
 import subprocess
 import sys
-from importlib import resources
-from pathlib import Path
 
 from trl_distill import __version__
 from trl_distill.scripts.arguments import launch_fields, raise_error, split_arguments, strict, user_errors
+from trl_distill.text import closest
+from trl_distill.training import accelerate_config_path
 
 
 TRAINING = {
@@ -52,10 +51,13 @@ OTHERS = {
     "binarize": "make preference pairs from answers that are scored already",
     "lion": "imitate a teacher, find where the student is behind, have more of that written",
     "merge": "put a LoRA into its base, on disk, as the start of the next stage",
-    "convert-handbook": "rewrite a file of the alignment-handbook for sft or dpo",
     "calls": "show what a call store holds: calls, tokens, retries, cost",
     "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
-    "demo": "distil a small model on this machine and show what got better",
+}
+REMOVED = {
+    "convert-handbook": "`convert-handbook` was removed: run the file with `trl-distill sft` or `dpo`, whose errors "
+    "name the present-day field.",
+    "demo": "the demo is no command: run `make demo`, or `python examples/demo.py`, in a checkout.",
 }
 
 
@@ -64,31 +66,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trl-distill",
         usage="trl-distill COMMAND --config FILE [--FIELD VALUE ...]",
-        description="Train a small model from a larger one. Values come from FILE, flags win over it, unknown fields stop "
-        "the run.\n\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in (TRAINING | OTHERS).items()),
-        epilog="Fields of a command: trl-distill COMMAND --help. Several GPUs: --accelerate_config NAME (cpu, single_gpu, "
-        "ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch.",
+        description="Train a small model from a larger one. Values come from FILE, flags win over it, unknown fields "
+        "stop the run.\n\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in (TRAINING | OTHERS).items()),
+        epilog="Fields of a command: trl-distill COMMAND --help. Several GPUs: --accelerate_config NAME (cpu, "
+        "single_gpu, ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"trl-distill {__version__}")
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
-
-
-def accelerate_config_path(name: str) -> str:
-    """Path of an accelerate config: a file as it is, a name among ours, then among TRL's."""
-    if Path(name).is_file():
-        return name
-    ours = Path(__file__).parent / "accelerate_configs"  # in a wheel
-    if not ours.is_dir():
-        ours = Path(__file__).parents[1] / "recipes" / "accelerate_configs"  # in a checkout
-    folders = [ours, Path(str(resources.files("trl") / "accelerate_configs"))]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return str(folder / f"{name}.yaml")
-    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(names)}.")
 
 
 def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
@@ -147,11 +134,12 @@ def main(argv: list[str] | None = None) -> int:
     elif args.command in TRAINING:
         return launch(args.command, args.arguments)
     elif args.command in OTHERS:
-        importlib.import_module(f"trl_distill.scripts.{args.command.replace('-', '_')}").run(args.arguments)
+        importlib.import_module(f"trl_distill.scripts.{args.command}").run(args.arguments)
     else:
-        close = difflib.get_close_matches(args.command, TRAINING | OTHERS, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"choose from {', '.join(TRAINING | OTHERS)}."
-        sys.stderr.write(f"trl-distill: error: unknown command {args.command!r}: {hint}\n")
+        commands = TRAINING | OTHERS
+        hint = closest(args.command, commands) or f"Choose from {', '.join(commands)}."
+        error = REMOVED.get(args.command, f"unknown command {args.command!r}. {hint}")
+        sys.stderr.write(f"trl-distill: error: {error}\n")
         return 2
     return 0
 

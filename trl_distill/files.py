@@ -166,7 +166,7 @@ def load_split(name: str, config: str | None = None, split: str | None = None, d
         config (`str`, *optional*):
             Configuration of a data set of the Hub.
         split (`str`, *optional*):
-            Which split. Without it `default` if there is one, or the only one.
+            Which split, or part of one as in `train[:1000]`. Without it `default` if there is one, or the only one.
         default (`str`, *optional*, defaults to `"train"`):
             The split that is taken if none is named.
 
@@ -179,16 +179,17 @@ def load_split(name: str, config: str | None = None, split: str | None = None, d
     from datasets import Dataset, load_dataset, load_from_disk
 
     path = Path(name)
+    part = split if split is not None and set(split) & set("[+") else None  # cut by `datasets`, from a file or the Hub
     with data_errors(name):
         if path.is_file():
-            data = load_dataset(file_format(name), data_files=name)
+            data = load_dataset(file_format(name), data_files=name, split=part)
         elif name.removesuffix(".gz").endswith(tuple(_FORMATS)):
             raise FileNotFoundError(f"No such file: {name}")
         elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             data = load_from_disk(name)
         else:
-            data = load_dataset(name, config)
-    if isinstance(data, Dataset):  # saved without splits
+            data = load_dataset(name, config, split=part)
+    if isinstance(data, Dataset):  # a part, or saved without splits
         return data
     if split is None and default not in data and len(data) > 1:
         raise ValueError(f"{name} has several splits. Choose one with `dataset_split`: {', '.join(data)}.")

@@ -12,22 +12,25 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Load a teacher in any shape that fits the machine, and check that student and teacher speak the same tokens."""
+"""Models on the disk and in memory: load, place, match, quantize and merge them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.trainer_utils import align_special_tokens
 from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 from trl.trainer.utils import create_model_from_path
 
@@ -49,8 +52,8 @@ def load_teacher(
 
     Args:
         model_name_or_path (`str`):
-            Model id or folder of a full model or of a PEFT adapter. An adapter is merged into its base, unless the base
-            is quantized.
+            Model id or folder of a full model or of a PEFT adapter, which is merged into its base unless that is
+            quantized.
         revision (`str`, *optional*):
             Branch, tag or commit.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -104,9 +107,6 @@ def placement(
             Whether to quantize to NF4, the type that training uses.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that ships with the checkpoint.
-
-    Returns:
-        `dict[str, Any]`
     """
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     kwargs["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -236,13 +236,105 @@ def keep_4bit_trainable(model: nn.Module) -> None:
         return
     from bitsandbytes.nn import Linear4bit
 
-    for module in model.modules():
-        if not isinstance(module, Linear4bit):
-            continue
+    for module in (module for module in model.modules() if isinstance(module, Linear4bit)):
         if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
             raise ValueError(
-                "The 4-bit model has run in eval mode on this CPU, where bitsandbytes packs the weights so that no gradient "
-                "flows through them. Load the model anew; in DPO, leave `precompute_ref_log_probs` out: a LoRA needs no "
-                "second model."
+                "The 4-bit model has run in eval mode on this CPU, where bitsandbytes packs the weights so that no "
+                "gradient flows through them. Load the model anew; in DPO, leave `precompute_ref_log_probs` out: a "
+                "LoRA needs no second model."
             )
         module.support_avx512bf16_for_cpu = False
+
+
+def _mergeable(adapter: str) -> PeftConfig:
+    """Config of an adapter that can be merged; anything else is a `ValueError` that says what it is."""
+    try:
+        config, nat_config = adapter_config(adapter), adapter_config(adapter, subfolder="nat")
+    except OSError:  # neither a folder nor a name that the Hub could have
+        config = nat_config = None
+    if nat_config is not None:
+        raise ValueError(f"{adapter} is a NAT model and cannot be merged. `trl-distill nce` makes a plain LoRA of it.")
+    if config is None and (Path(adapter) / "config.json").is_file():
+        raise ValueError(f"{adapter} is a full model: there is nothing to merge, start the next stage from it.")
+    if config is None:
+        raise ValueError(f"{adapter} is no adapter: there is no {adapter}/adapter_config.json, here or on the Hub.")
+    if config.get("nat_config"):
+        raise ValueError(f"{adapter} is the positive adapter of a NAT model, which cannot be merged without its gate.")
+    config = PeftConfig.from_pretrained(adapter)
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ValueError(
+            f"{adapter} is an adapter of type {config.peft_type.value}, which has no weights to put into the base. "
+            "Train a LoRA to start another stage from the result."
+        )
+    return config
+
+
+def _load_base(base: str, revision: str | None, dtype: str, **kwargs) -> PreTrainedModel:
+    """The base in full precision, on the CPU."""
+    try:
+        is_adapter = adapter_config(base, revision) is not None
+        config = None if is_adapter else AutoConfig.from_pretrained(base, revision=revision, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the base {base} cannot be loaded ({error}). If it has moved, or was recorded relative to another "
+            "folder, say where it is with --base."
+        ) from error
+    if is_adapter:
+        raise ValueError(f"the base {base} is an adapter itself: merge that one first.")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"the base {base} is stored quantized, and merging would round the adapter away. Name the unquantized "
+            "model with --base."
+        )
+    return create_model_from_path(base, revision=revision, dtype=dtype, device_map="cpu", **kwargs)
+
+
+def merge_adapter(
+    adapter: str, output: str, base: str | None = None, dtype: str = "bfloat16", trust_remote_code: bool = False
+) -> None:
+    """
+    Put an adapter into its base and write the full model.
+
+    Args:
+        adapter (`str`):
+            Folder or Hub repository of a PEFT adapter.
+        output (`str`):
+            Folder to write. It appears when it is complete: a killed run leaves one with the suffix `.part`, which the
+            next one replaces.
+        base (`str`, *optional*):
+            Folder or id of the base. By default what the adapter records.
+        dtype (`str`, *optional*, defaults to `"bfloat16"`):
+            Data type of the arithmetic and of the file.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that ships with the base.
+
+    Raises:
+        `ValueError`: If the adapter cannot be merged, its base cannot be loaded or is quantized, or `output` exists.
+    """
+    if Path(output).exists():
+        raise ValueError(f"{output} exists already. Remove it, or choose another --output.")
+    config = _mergeable(adapter)
+    # The revision that an adapter records is that of its own base
+    base, revision = base or config.base_model_name_or_path, None if base else config.revision
+    if not base:
+        raise ValueError(f"{adapter} does not record its base model: name it with --base.")
+    kwargs = {"trust_remote_code": trust_remote_code}
+    model = _load_base(base, revision, dtype, **kwargs)
+    # Training saves the tokenizer, with the chat template that it used, beside the adapter
+    tokenizer = load_teacher_tokenizer(adapter, **kwargs) or load_teacher_tokenizer(base, revision=revision, **kwargs)
+    if tokenizer is None:
+        raise ValueError(f"no tokenizer in {adapter} nor in {base}. Save it beside the adapter.")
+    # Tokens that were added for the training have rows in the adapter and none in the base
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = PeftModel.from_pretrained(model, adapter, config=config).merge_and_unload(safe_merge=True)
+    align_special_tokens(model, tokenizer)  # generation ends where training ended
+
+    part = Path(f"{output}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -13,9 +13,10 @@
 # limitations under the License.
 
 
-"""Measures of generated text: Rouge-L, diversity, repetition."""
+"""Measures of generated text: Rouge-L, diversity, repetition. And of names: which one may be meant."""
 
-from collections.abc import Hashable, Sequence
+import difflib
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -104,3 +105,9 @@ def repetition(tokens: str | Sequence[Hashable], n: int = 4) -> float:
     """
     ngrams = _ngrams(tokens, n)
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`Did you mean a or b?`, for an error about a name that is not among those that are known; empty if none is near."""
+    close = difflib.get_close_matches(str(name), known, n=3)
+    return f"Did you mean {' or '.join(close)}?" if close else ""

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Is the package right on this device: chunked kernels, the fixed point, a few steps, every accelerate configuration."""
+"""Is the package right on this device: chunked kernels, the fixed point, a few steps, accelerate configurations."""
 
 import json
 import subprocess
@@ -21,20 +21,17 @@ from pathlib import Path
 
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import is_deepspeed_available
 from datasets import Dataset
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.speed.training_step import make_tokenizer
+from benchmarks.smollm2 import random_model
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.divergence import LMHead, token_divergence, token_logps
+from trl_distill.training import accelerate_config_path
 
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CHAT = (
-    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 def options(args, folder: Path, seed: int = 0, **settings) -> dict:
@@ -91,26 +88,11 @@ def chunked_against_dense(dtype, tokens=1500, hidden=128, vocabulary=40_000) -> 
     return {"dtype": str(dtype), "relative_errors": errors, "limit": limit, "ok": max(errors.values()) < limit}
 
 
-def tiny(folder: Path, seed: int) -> str:
-    """Folder of a tiny random model and its byte-level tokenizer."""
-    path = folder / f"tiny{seed}"
-    if not path.exists():
-        tokenizer = make_tokenizer()
-        tokenizer.chat_template = CHAT
-        torch.manual_seed(seed)
-        sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
-        ids = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
-        config = Qwen2Config(vocab_size=300, num_hidden_layers=4, initializer_range=0.2, **sizes, **ids)
-        Qwen2ForCausalLM(config).save_pretrained(path)
-        tokenizer.save_pretrained(path)
-    return str(path)
-
-
 def few_minillm_steps(args, folder: Path, teacher_seed: int, **settings) -> list[dict]:
     rows = {"prompt": [f"{i} and {i + 1} make" for i in range(32)]}
     trainer = MiniLLMTrainer(
-        model=tiny(folder, 0),
-        teacher_model=tiny(folder, teacher_seed),
+        model=random_model(folder, 0),
+        teacher_model=random_model(folder, teacher_seed),
         args=MiniLLMConfig(
             **options(args, folder, per_device_train_batch_size=8, max_completion_length=16, **settings)
             | {"logging_steps": 1, "warmup_steps": 0}
@@ -134,18 +116,25 @@ def accelerate_configs(folder: Path) -> dict[str, str]:
     outcome, gpus = {}, torch.cuda.device_count()
     data = folder / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i} and {i + 1} make"}) + "\n" for i in range(64)))
-    for path in sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml")):
-        kind = load_config_from_file(str(path)).distributed_type
-        if (path.stem == "cpu") != (gpus == 0):
-            outcome[path.stem] = f"parsed ({kind}), not run: {gpus} GPUs"
+    for name in ("cpu", "single_gpu", "ddp", "fsdp2", "zero2", "zero3"):
+        path = accelerate_config_path(name)
+        kind = load_config_from_file(path).distributed_type
+        if (name == "cpu") != (gpus == 0):
+            outcome[name] = f"parsed ({kind}), not run: {gpus} GPUs"
             continue
-        settings = {"output_dir": folder / path.stem, "dataset_name": data, "max_steps": 2, "report_to": "none"}
-        settings |= {"model_name_or_path": tiny(folder, 0), "teacher_model_name_or_path": tiny(folder, 1)}
+        if name.startswith("zero") and not is_deepspeed_available():
+            outcome[name] = f"parsed ({kind}), not run: deepspeed is not installed"
+            continue
+        settings = {"output_dir": folder / name, "dataset_name": data, "max_steps": 2, "report_to": "none"}
+        settings |= {
+            "model_name_or_path": random_model(folder, 0),
+            "teacher_model_name_or_path": random_model(folder, 1),
+        }
         settings |= {"max_completion_length": 8, "per_device_train_batch_size": 4, "save_strategy": "no"}
-        flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
-        launch += ["--num_processes", str(1 if path.stem in ("cpu", "single_gpu") else gpus)]
+        flags = [str(part) for field, value in settings.items() for part in (f"--{field}", value)]
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path]
+        launch += ["--num_processes", str(1 if name in ("cpu", "single_gpu") else gpus)]
         command = [*launch, "-m", "trl_distill.scripts.minillm", *flags, *(("--use_cpu", "true") if not gpus else ())]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        outcome[path.stem] = "ran" if done.returncode == 0 else f"FAILED: {done.stderr[-600:]}"
+        outcome[name] = "ran" if done.returncode == 0 else f"FAILED: {done.stderr[-600:]}"
     return outcome

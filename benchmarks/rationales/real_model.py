@@ -33,9 +33,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.provenance import provenance
+from benchmarks.smollm2 import smollm2
 from trl_distill import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer
 from trl_distill.evaluation import check_answer, evaluate_model
-from trl_distill.scripts.demo import smollm2
 
 
 # Every arm but `base` sees the same right rows once, in the same order

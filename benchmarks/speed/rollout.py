@@ -30,10 +30,10 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.utils import logging
 
 from benchmarks.provenance import provenance
+from benchmarks.smollm2 import prune, smollm2
 from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
 from trl_distill.minillm.mixed_sampling import mixed_generate
 from trl_distill.models import load_teacher, load_teacher_tokenizer
-from trl_distill.scripts import demo
 
 
 PRECISIONS = ["float32", "bf16-mixed", "bfloat16"]
@@ -61,12 +61,12 @@ QUESTIONS = [
 
 
 def demo_models(name: str | None, layers: int, folder: str):
-    """The models of `trl-distill demo`: teacher, its pruned copy in float32, and the tokenizer."""
-    path = name or demo.smollm2(Path(folder), torch.float32)
+    """The models of `make demo`: teacher, its pruned copy in float32, and the tokenizer."""
+    path = name or smollm2(Path(folder), torch.float32)
     teacher, tokenizer = load_teacher(path, dtype=torch.float32), load_teacher_tokenizer(path, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     ids = tokenizer(QUESTIONS)["input_ids"]
-    student, _ = demo.prune(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids], layers)
+    student, _ = prune(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids], layers)
     return student.eval(), teacher, tokenizer
 
 

@@ -24,7 +24,6 @@ import argparse
 import gzip
 import json
 import random
-from importlib import resources
 from pathlib import Path
 
 from rouge_score.rouge_scorer import RougeScorer
@@ -38,7 +37,7 @@ EXCHANGED = (0.0, 0.1, 0.3, 0.5, 0.9)  # shares of the words of a candidate
 
 
 def read_texts(path: Path | None) -> list[str]:
-    path = path or resources.files("trl_distill") / "data" / "demo_prompts.jsonl"
+    path = path or Path(__file__).parents[2] / "examples" / "demo_prompts.jsonl"
     with gzip.open(path, "rt") if str(path).endswith(".gz") else open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     texts = [row.get("instruction") or row.get("prompt") for row in rows]

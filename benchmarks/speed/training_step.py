@@ -31,13 +31,13 @@ from pathlib import Path
 import psutil
 import torch
 from datasets import Dataset, disable_progress_bars
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE
 
 from benchmarks.provenance import provenance
+from benchmarks.smollm2 import byte_tokenizer
 from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.divergence import LMHead, token_divergence
@@ -54,14 +54,6 @@ ARMS = {
     DEFAULTS: (MiniLLMTrainer, MiniLLMConfig, {}),
     DENSE: (None, None, {}),
 }
-
-
-def make_tokenizer():
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left")
 
 
 def make_models(args, vocabulary: int):
@@ -82,7 +74,8 @@ def make_models(args, vocabulary: int):
             bos_token_id=None,
             eos_token_id=1,
         )
-        return Qwen2ForCausalLM(config).to(args.device)
+        with torch.device(args.device):
+            return Qwen2ForCausalLM(config)
 
     teacher = build(1, args.teacher_hidden, args.teacher_layers).requires_grad_(False).eval()
     return build(0, args.hidden, args.layers), teacher.to(torch.bfloat16) if args.device == "cuda" else teacher
@@ -139,7 +132,7 @@ def make_runner(args, vocabulary: int, arm: str, rollout: bool):
             **settings,
         ),
         train_dataset=Dataset.from_dict({"prompt": ["a" * args.prompt_tokens] * args.batch_size * 2 * passes}),
-        processing_class=make_tokenizer(),
+        processing_class=byte_tokenizer(),
         callbacks=[times],
     )
     trainer.remove_callback(PrinterCallback)

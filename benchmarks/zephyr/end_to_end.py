@@ -43,9 +43,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from benchmarks.provenance import provenance
 from benchmarks.serving import served
+from benchmarks.smollm2 import PROMPTS, prune, smollm2
 from trl_distill.chat import ChatRequest, EndpointChatModel, LocalChatModel, Sampling
 from trl_distill.evaluation import rouge_l
-from trl_distill.scripts.demo import prune, smollm2
 from trl_distill.zephyr import FeedbackConfig, run_feedback
 
 from .probe import logits_of
@@ -53,7 +53,7 @@ from .rules import rouge_judge
 
 
 ROOT = Path(__file__).parents[2]
-PROMPTS, RECIPES = ROOT / "trl_distill" / "data" / "demo_prompts.jsonl", ROOT / "recipes" / "zephyr"
+RECIPES = ROOT / "recipes" / "zephyr"
 TEACHER = "SmolLM2-135M-Instruct"
 BRIEF = "Answer in one short sentence."
 PRINCIPLES = [

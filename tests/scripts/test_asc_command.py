@@ -228,7 +228,7 @@ class TestASC:
             ({"output_file": "{folder}/nowhere/asc.json"}, "does not exist"),
             ({"ranker_name_or_path": "{folder}/model"}, "A ranker has one label, but"),
             ({"temperature": "0"}, "all 5 samples of a prompt are the same"),
-            ({"num_sample": "3"}, "did you mean `num_samples`"),
+            ({"num_sample": "3"}, "Did you mean num_samples"),
         ],
     )
     def test_mistakes(self, saved, capsys, changes, message):

@@ -14,6 +14,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ import yaml
 
 from trl_distill import cli
 from trl_distill.scripts import dpo, minillm, sft
-from trl_distill.scripts.arguments import NOTES, PRESENT_DAY, launch_fields, parse_strictly, read_config
+from trl_distill.scripts.arguments import launch_fields, parse_strictly, present_day, read_config
+from trl_distill.training import accelerate_config_path
 
 
 SCRIPTS = {"minillm": minillm, "sft": sft, "dpo": dpo}
@@ -61,10 +63,9 @@ def sft_config(tmp_path, tokenizer, tiny_model, prompts):
     return write
 
 
-def run_module(*arguments, **env):
-    root = str(Path(__file__).parents[2])
-    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | env
-    return subprocess.run([sys.executable, "-m", *arguments], env=env, capture_output=True, text=True, timeout=300)
+def run_python(*arguments):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
 
 
 def error_of(capsys, call, *arguments):
@@ -77,13 +78,15 @@ def error_of(capsys, call, *arguments):
 
 class TestPresentDayNames:
     def test_replacements_are_fields_and_old_names_are_not(self, fields):
-        for old, replacements in PRESENT_DAY.items():
+        for old, use in present_day()["use"].items():
+            replacements = use.split(", ")
             unknown = [name for name in replacements if not any(name in known for known in fields.values())]
             assert not unknown, f"{old} is sent to {unknown}, which no command has"
             helped = [command for command, known in fields.items() if old not in known and known & {*replacements}]
             assert helped, f"{old} is a field everywhere, or its replacements are nowhere"
             assert old not in launch_fields(), f"{old} is a flag of accelerate launch"
-        assert NOTES.keys() <= PRESENT_DAY.keys()
+        assert present_day()["notes"].keys() <= present_day()["use"].keys()
+        assert not present_day()["gone"].keys() & fields["dpo"]
 
     @pytest.mark.parametrize(
         ("command", "old", "new"),
@@ -107,13 +110,43 @@ class TestPresentDayNames:
         message = error_of(capsys, SCRIPTS[command].run, [f"--{old}", "1"])
         assert f"unknown field `{old}` on the command line: use `{new}`" in message
 
+    @pytest.mark.parametrize("command", ["sft", "dpo"])
+    def test_a_file_of_the_alignment_handbook_is_told_every_key_that_has_to_go(self, command, tmp_path, capsys):
+        """Keys of recipes/zephyr-7b-beta, 2023 to 2025, and where the error sends them."""
+        successors = {
+            "chat_template": "use `chat_template_path`" if command == "sft" else "leave it out, the template is read",
+            "dataset_mixer": "use `datasets`",
+            "dataset_mixture": "use `datasets`",
+            "dataset_splits": "use `datasets`",
+            "evaluation_strategy": "use `eval_strategy`",
+            "hub_model_revision": "use `hub_revision`",
+            "max_prompt_length": "leave it out, prompts have no limit of their own",
+            "max_seq_length": "use `max_length`",
+            "overwrite_output_dir": "leave it out, a new run always",
+            "preprocessing_num_workers": "use `dataset_num_proc`",
+            "push_to_hub_model_id": "use `hub_model_id`",
+            "tokenizer_name_or_path": "use `model_name_or_path`",
+            "torch_dtype": "use `dtype`",
+            "use_flash_attention_2": "use `attn_implementation`",
+            "warmup_ratio": "use `warmup_steps`",
+        }
+        config = tmp_path / "config.yaml"
+        config.write_text(
+            yaml.safe_dump({"bf16": True, "learning_rate": 2e-5, "seed": 42} | dict.fromkeys(successors, 1))
+        )
+        message = error_of(capsys, cli.main, [command, "--config", str(config)])
+        assert message.count("unknown field") == len(successors)
+        for old, successor in successors.items():
+            assert f"unknown field `{old}` in the config file: {successor}" in message
+
 
 class TestStrictParsing:
     @pytest.mark.parametrize(
         ("text", "arguments", "expected"),
         [
-            ("learning_rat: 1", [], "did you mean `learning_rate`"),
-            ("xyzzy: 1", [], "unknown field `xyzzy` in the config file: see --help"),
+            ("learning_rat: 1", [], "unknown field `learning_rat` in the config file. Did you mean learning_rate"),
+            ("xyzzy: 1", [], "unknown field `xyzzy` in the config file. See --help."),
+            ("xyzzy: 1\nlr: 2", [], "See --help. unknown field `lr` in the config file: use `learning_rate`."),
             ("", ["--learning", "1"], "unknown field `learning` on the command line"),  # no abbreviations
             ("", ["stray"], "unexpected argument 'stray'"),
             ("", ["--num_processes", "1", "stray"], "unexpected argument 'stray'"),
@@ -137,7 +170,17 @@ class TestStrictParsing:
 
     def test_unknown_command(self, capsys):
         assert cli.main(["minilm"]) == 2
-        assert "did you mean `minillm`?" in capsys.readouterr().err
+        assert "unknown command 'minilm'. Did you mean minillm?" in capsys.readouterr().err
+        assert cli.main(["xyzzy"]) == 2
+        assert "unknown command 'xyzzy'. Choose from minillm, nat," in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("command", "instead"), [("demo", "`make demo`"), ("convert-handbook", "`trl-distill sft`")]
+    )
+    def test_removed_command(self, command, instead, capsys):
+        assert cli.main([command, "--help"]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("trl-distill: error: ") and instead in message and message.count("\n") == 1
 
     def test_values_of_the_file_flags_win(self, sft_config):
         config = sft_config(learning_rate="1e-3", gradient_checkpointing=False, report_to=["none"])
@@ -189,33 +232,47 @@ class TestLaunch:
             "zero3": ("DEEPSPEED", 8),
         }
         for name, (distributed_type, processes) in expected.items():
-            path = cli.accelerate_config_path(name)
-            assert "trl_distill" in path or "recipes" in path  # ours, not TRL's of the same name
-            config = load_config_from_file(path)
+            config = load_config_from_file(accelerate_config_path(name))
             assert (config.distributed_type.value, config.num_processes) == (distributed_type, processes)
-        assert load_config_from_file(cli.accelerate_config_path("fsdp2")).fsdp_config["fsdp_version"] == 2
+            assert config.mixed_precision == ("no" if name == "cpu" else "bf16")
+        for name in ("cpu", "single_gpu"):  # TRL has none, and one with eight processes
+            assert Path(accelerate_config_path(name)).is_relative_to(Path(__file__).parents[2])
+        fsdp = load_config_from_file(accelerate_config_path("fsdp2")).fsdp_config
+        assert (fsdp["fsdp_version"], fsdp["fsdp_state_dict_type"]) == (2, "FULL_STATE_DICT")
         for name, stage in (("zero2", 2), ("zero3", 3)):
-            assert load_config_from_file(cli.accelerate_config_path(name)).deepspeed_config["zero_stage"] == stage
-        assert "trl" in cli.accelerate_config_path("zero1")  # TRL's own stay reachable
+            assert load_config_from_file(accelerate_config_path(name)).deepspeed_config["zero_stage"] == stage
+        assert "trl" in accelerate_config_path("zero1")  # TRL's own stay reachable
 
     def test_sft_through_the_launcher(self, sft_config, tmp_path):
-        done = run_module("trl_distill.cli", "sft", "--config", sft_config(), "--accelerate_config", "cpu")
+        done = run_python("-m", "trl_distill.cli", "sft", "--config", sft_config(), "--accelerate_config", "cpu")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "out" / "model.safetensors").is_file()
 
     def test_failed_script_gives_its_exit_code_without_traceback(self, sft_config):
         config = sft_config(resume_from_checkpoint="latest")
-        done = run_module("trl_distill.cli", "sft", "--config", config, "--accelerate_config", "cpu")
+        done = run_python("-m", "trl_distill.cli", "sft", "--config", config, "--accelerate_config", "cpu")
         assert done.returncode == 2
         assert "trl-distill sft: error: nothing to resume: no checkpoint in" in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_help_needs_no_torch(self):
-        code = "import sys, trl_distill.cli as cli; cli.make_parser().format_help(); print('torch' in sys.modules)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    def test_help_answers_at_once(self):
+        def seconds():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            assert "minillm  " in run_python("-m", "trl_distill.cli", "--help").stdout
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+        assert min(seconds() for _ in range(3)) < 0.5
+
+    @pytest.mark.parametrize("argv", [["--help"], ["label", "--help"], ["merge", "--help"], ["evaluate", "--help"]])
+    def test_help_needs_no_torch(self, argv):
+        lines = (
+            "import atexit, sys",
+            "atexit.register(lambda: print('torch' in sys.modules))",
+            "import trl_distill.cli",
         )
-        assert done.stdout.strip() == "False", done.stderr
+        done = run_python("-c", "; ".join([*lines, f"trl_distill.cli.main({argv})"]))
+        assert done.stdout.startswith("usage: ") and done.stdout.endswith("False\n"), done.stderr
 
 
 class TestScripts:

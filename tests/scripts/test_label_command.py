@@ -151,7 +151,7 @@ def test_the_parser_knows_every_rule(rule):
             [*COLUMNS, "--report_file", "nowhere/report.json"],
             "The folder of nowhere/report.json does not exist.",
         ),
-        (ROWS, [*COLUMNS, "--prompt_templates", "x"], "did you mean `prompt_template`"),
+        (ROWS, [*COLUMNS, "--prompt_templates", "x"], "Did you mean prompt_template"),
         (ROWS, [*COLUMNS, "--dataset_name", "missing.jsonl"], "No such file"),
     ],
 )

@@ -145,7 +145,7 @@ def test_dollars_need_prices(write, server, capsys):
     [
         ({"learning_rate": 1e-4}, [], "unknown field `learning_rate` in the config file"),
         ({"hard_ratio": 1}, [], "unknown field `hard_ratio` in the config file"),
-        ({}, ["--roundz", "2"], "unknown field `roundz` on the command line: did you mean `rounds`"),
+        ({}, ["--roundz", "2"], "unknown field `roundz` on the command line. Did you mean rounds"),
         ({"rounds": "many"}, [], "`rounds` must be of type int, got 'many'"),
         ({"rescore": "never"}, [], "`rescore` must be one of all, new_only, got 'never'"),
         ({"filters": ["short"]}, [], "Unknown filter 'short'"),

@@ -270,7 +270,8 @@ class TestCalibrateAndTrain:
         # The other ways to train: without a teacher, and all weights beside a teacher on a base of its own
         nce.run(["--config", config, "--objective", "weighted_ce", "--output_dir", str(tmp_path / "light")])
         assert (tmp_path / "light" / "adapter_model.safetensors").is_file()
-        full = write_config(use_peft=None, lora_r=None, lora_target_modules=None, teacher_model_name_or_path=str(nat_folder / "base"))  # fmt: skip
+        no_lora = dict(use_peft=None, lora_r=None, lora_target_modules=None)
+        full = write_config(**no_lora, teacher_model_name_or_path=str(nat_folder / "base"))
         nce.run(["--config", full, "--output_dir", str(tmp_path / "full")])
         assert (tmp_path / "full" / "model.safetensors").is_file()
 
@@ -284,4 +285,4 @@ class TestCalibrateAndTrain:
         config = ["--config", write_config(use_peft=None, lora_r=None, lora_target_modules=None)]
         assert "set `use_peft: true`" in error_of(capsys, nce.run, *config, *rows)
         config = ["--config", write_config(kd_temprature=2)]
-        assert "did you mean `kd_temperature`?" in error_of(capsys, nce.run, *config, *rows)
+        assert "Did you mean kd_temperature?" in error_of(capsys, nce.run, *config, *rows)

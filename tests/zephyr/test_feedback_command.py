@@ -156,7 +156,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"responder": []}, "unknown field `responder` in the config file: did you mean `responders`?"),
+            ({"responder": []}, "unknown field `responder` in the config file. Did you mean responders?"),
             ({"include_student": True}, "unknown field `include_student`"),
             ({"responders": [{"model": "a", "base_urls": "x"}]}, "`responders`: Unknown key `base_urls`"),
             ({"responders": [{"model": "a", "api_key": KEY}]}, "`api_key` must not be in a file"),

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Wiring of the training steps: what is trained is what is loaded, a resumed run is the same run, losses are what they say."""
+"""Wiring of the training steps: what is trained is what is loaded, a resumed run is the same run, losses are right."""
 
 import json
 import math
@@ -29,8 +29,8 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_distill.models import keep_4bit_trainable
 from trl_distill.scripts import dpo, merge, sft
-from trl_distill.scripts.arguments import parse_strictly, resolve
-from trl_distill.scripts.training import train_and_save
+from trl_distill.scripts.arguments import parse_strictly
+from trl_distill.training import resolve, train_and_save
 
 
 IDS = torch.arange(3, 83).view(2, 40)
@@ -246,7 +246,7 @@ class TestIn4Bit:
 
     @pytest.mark.parametrize("script", [sft, dpo], ids=["sft", "dpo"])
     def test_an_evaluation_changes_nothing(self, script, save_model, arguments, pairs, tmp_path):
-        """On some CPUs bitsandbytes packs the weights in an evaluation, and no gradient flows through them any more."""
+        """On some CPUs bitsandbytes packs the weights in an evaluation, and no gradient flows through them."""
         data = "pairs.jsonl"
         if script is sft:
             rows = [{"messages": row["prompt"] + row["chosen"]} for row in pairs]

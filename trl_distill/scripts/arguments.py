@@ -17,152 +17,33 @@ Strict reading of YAML files and flags, shared by the scripts.
 
 TRL's scripts drop keys they do not know in silence, so that a run with `max_seq_length: 2048` or `warmup_ratio: 0.1`
 trains with the defaults instead. Here an unknown key stops the run, and the message names the field to use.
+
+`TrlParser.parse_args_and_config` can refuse them, too, but only once it has built the dataclasses, which sets up a
+device in a process that does no more than launch others. It also takes `max_steps: often` from YAML, and is no parser
+of the commands without dataclasses.
 """
 
-import contextlib
-import difflib
 import functools
 import os
-import sys
 from argparse import Action, ArgumentParser, Namespace
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trl_distill.files import file_format
+from ..text import closest
+from ..training import user_errors  # noqa: F401  the commands take it from here
 
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-    from trl import DatasetMixtureConfig, ScriptArguments, TrlParser
+    from trl import TrlParser
 
 
-# Names from older releases of transformers and TRL, from the MiniLLM paper's code and from other tools, with the
-# present-day fields; the first one that the command has is named in the error.
-PRESENT_DAY = {
-    # transformers
-    "adafactor": ("optim",),
-    "batch_size": ("per_device_train_batch_size",),
-    "epochs": ("num_train_epochs",),
-    "eval_batch_size": ("per_device_eval_batch_size",),
-    "evaluation_strategy": ("eval_strategy",),
-    "group_by_length": ("train_sampling_strategy",),
-    "hub_model_revision": ("hub_revision",),
-    "include_inputs_for_metrics": ("include_for_metrics",),
-    "include_tokens_per_second": ("include_num_input_tokens_seen",),
-    "lr": ("learning_rate",),
-    "lr_scheduler": ("lr_scheduler_type",),
-    "no_cuda": ("use_cpu",),
-    "num_epochs": ("num_train_epochs",),
-    "per_gpu_eval_batch_size": ("per_device_eval_batch_size",),
-    "per_gpu_train_batch_size": ("per_device_train_batch_size",),
-    "push_to_hub_model_id": ("hub_model_id",),
-    "push_to_hub_organization": ("hub_model_id",),
-    "push_to_hub_token": ("hub_token",),
-    "sharded_ddp": ("fsdp",),
-    "torchdynamo": ("torch_compile_backend",),
-    "train_batch_size": ("per_device_train_batch_size",),
-    "warmup_ratio": ("warmup_steps",),
-    # models and adapters
-    "bnb_4bit_use_double_quant": ("use_bnb_nested_quant",),
-    "lora_rank": ("lora_r",),
-    "lora_target": ("lora_target_modules",),
-    "model": ("model_name_or_path",),
-    "model_id": ("model_name_or_path",),
-    "model_name": ("model_name_or_path",),
-    "modules_to_save": ("lora_modules_to_save",),
-    "target_modules": ("lora_target_modules",),
-    "teacher": ("teacher_model_name_or_path",),
-    "teacher_model": ("teacher_model_name_or_path",),
-    "teacher_model_path": ("teacher_model_name_or_path",),
-    "tokenizer": ("model_name_or_path",),
-    "tokenizer_name": ("model_name_or_path",),
-    "tokenizer_name_or_path": ("model_name_or_path",),
-    "processing_class": ("model_name_or_path",),
-    "torch_dtype": ("dtype",),
-    "use_4bit": ("load_in_4bit",),
-    "use_8bit": ("load_in_8bit",),
-    "use_flash_attention_2": ("attn_implementation",),
-    "use_flash_attn": ("attn_implementation",),
-    "use_lora": ("use_peft",),
-    # data
-    "chat_template": ("chat_template_path",),
-    "data_path": ("dataset_name",),
-    "dataset": ("dataset_name",),
-    "dataset_config_name": ("dataset_config",),
-    "dataset_configs": ("datasets",),
-    "dataset_mixer": ("datasets",),
-    "dataset_mixture": ("datasets",),
-    "dataset_name_or_path": ("dataset_name",),
-    "dataset_path": ("dataset_name",),
-    "dataset_split": ("dataset_train_split",),
-    "dataset_splits": ("datasets",),
-    "dataset_text_field": ("lm_dataset_text_field", "dataset_name"),
-    "preprocessing_num_workers": ("dataset_num_proc",),
-    "text_column": ("dataset_text_field",),
-    "train_file": ("dataset_name",),
-    # lengths and generation
-    "max_length": ("max_completion_length",),
-    "max_new_tokens": ("max_completion_length", "max_length"),
-    "max_seq_length": ("max_length", "max_completion_length"),
-    "max_target_length": ("max_completion_length", "max_length"),
-    "model_max_length": ("max_length", "max_completion_length"),
-    # objectives
-    "cliprange": ("epsilon",),
-    "cliprange_reward": ("reward_clip",),
-    "clip_reward": ("reward_clip",),
-    "kd_ratio": ("lm_kd_ratio",),
-    "kd_temperature": ("temperature",),
-    "length_norm": ("length_normalization",),
-    "num_ppo_epochs": ("num_iterations",),
-    "padding_value": ("pad_token",),
-    "ppo_epochs": ("num_iterations",),
-    "rkl_advantage": ("gamma",),
-    "rpo_alpha": ("loss_weights",),
-    "single_step_reg": ("single_step_decomposition",),
-    "teacher_mixed_alpha": ("teacher_mix_alpha",),
-    "use_liger": ("use_liger_kernel",),
-    "use_liger_loss": ("use_liger_kernel",),
-}
+@functools.cache
+def present_day() -> dict[str, dict[str, str]]:
+    """What became of fields of other releases and tools: the file `present_day.yaml`."""
+    import yaml
 
-# What the new name alone does not say.
-NOTES = {
-    "adafactor": "with the value `adafactor`",
-    "chat_template": "the name of a .jinja file with the template",
-    "dataset_configs": "with a `name` in each entry",
-    "dataset_mixer": "a list of entries with `path` and `split`",
-    "dataset_mixture": "a list of entries with `path` and `split`",
-    "dataset_splits": "with a `split` in each entry, or `dataset_train_split` beside `dataset_name`",
-    "group_by_length": "with the value `group_by_length`",
-    "processing_class": "the tokenizer is read from the model's folder",
-    "rkl_advantage": "0 switches the long-term part off",
-    "tokenizer": "the tokenizer is read from the model's folder",
-    "tokenizer_name": "the tokenizer is read from the model's folder",
-    "tokenizer_name_or_path": "the tokenizer is read from the model's folder",
-    "use_flash_attention_2": "with the value `flash_attention_2`",
-    "use_flash_attn": "with the value `flash_attention_2`",
-    "warmup_ratio": "a value below 1 is a share of all steps",
-}
-
-# What has no successor, and why.
-GONE = {
-    "auto_insert_empty_system_msg": "no system message is put in; a chat template can do that",
-    "chat_template": "the template is read from the model's folder",
-    "max_prompt_length": "prompts have no limit of their own; `dpo` leaves out rows whose prompt fills `max_length`",
-    "overwrite_output_dir": "a new run always writes into the same folder",
-    "truncation_side": "the end is cut off what is longer than `max_length`",
-}
-
-
-@contextlib.contextmanager
-def user_errors(prog: str) -> Iterator[None]:
-    """Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("RANK", "0") == "0":  # one message, not one per process
-            sys.stderr.write(f"{prog}: error: {error}\n")
-        raise SystemExit(2) from error
+    return yaml.safe_load(Path(__file__).with_name("present_day.yaml").read_text(encoding="utf-8"))
 
 
 def raise_error(message: str) -> NoReturn:
@@ -179,6 +60,56 @@ def check_outputs(*files: str | None) -> None:
             raise ValueError(f"{file} is a folder. Name a file in it.")
         if named.count(file) > 1:
             raise ValueError(f"Two outputs have the name {file}. Give each its own.")
+
+
+def add_config(parser: ArgumentParser) -> None:
+    """The flag of the file that [`read_config`] reads, for `--help`."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
+    )
+
+
+def add_model_arguments(
+    parser: ArgumentParser, model: str, rows: str, required: bool = False, split: str = "test"
+) -> Callable[..., Action]:
+    """
+    Add `--config` and the fields of a command that lets a model answer rows.
+
+    Args:
+        parser (`argparse.ArgumentParser`):
+            Parser of the command.
+        model (`str`), rows (`str`):
+            Help on `--model_name_or_path` and `--dataset_name`.
+        required (`bool`, *optional*, defaults to `False`):
+            Whether these two must be given.
+        split (`str`, *optional*, defaults to `"test"`):
+            The split that the command takes if none is named, for the help.
+
+    Returns:
+        `Callable`: `add_argument` of the group, for further fields.
+    """
+    add_config(parser)
+    add = parser.add_argument_group("model and data").add_argument
+    add("--model_name_or_path", required=required, help=model)
+    add("--model_revision", help="Branch, tag or commit of the model.")
+    add("--dataset_name", required=required, help=rows)
+    add("--dataset_config", help="Configuration of the data set.")
+    add("--dataset_split", help=f"Split. Default: `{split}`, or the only one.")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="Of the weights.")
+    add("--device", help="Default: the GPU if there is one, else the CPU.")
+    add("--load_in_4bit", action="store_true", help="Quantize the model with bitsandbytes.")
+    add("--trust_remote_code", action="store_true", help="Run Python code that ships with a checkpoint.")
+    return add
+
+
+def add_sampling_arguments(parser: ArgumentParser, max_new_tokens: int = 512) -> Callable[..., Action]:
+    """Add how answers are sampled, and return `add_argument` of the group: seeds and numbers differ."""
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=float, default=1.0, help="Temperature of sampling. 0 is greedy decoding.")
+    add("--top_p", type=float, default=1.0, help="Nucleus of sampling.")
+    add("--max_new_tokens", type=int, default=max_new_tokens, help="Longest answer.")
+    add("--batch_size", type=int, default=16, help="Answers generated together.")
+    return add
 
 
 def strict(parser: ArgumentParser) -> ArgumentParser:
@@ -234,15 +165,15 @@ def read_config(argv: list[str]) -> tuple[dict, list[str]]:
 
 def unknown_field(name: str, fields: set[str], source: str) -> str:
     """Sentence that says that `name` is unknown and which of `fields` is meant."""
-    replacement = next((field for field in PRESENT_DAY.get(name, ()) if field in fields), None)
+    use, notes, gone = (present_day()[key] for key in ("use", "notes", "gone"))
+    replacement = next((field for field in use.get(name, "").split(", ") if field in fields), None)
     if replacement is not None:
-        note = f" ({NOTES[name]})" if name in NOTES else ""
-        return f"unknown field `{name}` {source}: use `{replacement}`{note}."
-    if name in GONE:
-        return f"unknown field `{name}` {source}: leave it out, {GONE[name]}."
-    close = difflib.get_close_matches(name, sorted(fields), n=3)
-    hint = "did you mean " + " or ".join(f"`{field}`" for field in close) + "?" if close else "see --help."
-    return f"unknown field `{name}` {source}: {hint}"
+        hint = f": use `{replacement}`{f' ({notes[name]})' if name in notes else ''}."
+    elif name in gone:
+        hint = f": leave it out, {gone[name]}."
+    else:
+        hint = f". {closest(name, sorted(fields)) or 'See --help.'}"
+    return f"unknown field `{name}` {source}{hint}"
 
 
 def check_value(action: Action, value: object) -> None:
@@ -278,18 +209,15 @@ def split_arguments(
         command line hold of `extra_fields`.
     """
     config, argv = read_config(argv)
-    fields = {action.dest for action in strict(parser)._actions} - {"help"}
-    extra_config = {}
-    for name, value in config.items():
-        if name in fields:
-            for action in parser._actions:  # two for a boolean that is on by default: the other one is `--no_...`
-                if action.dest == name:
-                    check_value(action, value)
-                    action.default, action.required = value, False
-        elif name in extra_fields:
-            extra_config[name] = value
-        else:
-            raise ValueError(unknown_field(name, fields, "in the config file"))
+    actions = strict(parser)._actions
+    fields = {action.dest for action in actions} - {"help"}
+    unknown = [name for name in config if name not in fields and name not in extra_fields]
+    if unknown:
+        raise ValueError(" ".join(unknown_field(name, fields, "in the config file") for name in unknown))
+    for action in actions:  # two for a boolean that is on by default: the other one is `--no_...`
+        if action.dest in config:
+            check_value(action, config[action.dest])
+            action.default, action.required = config[action.dest], False
 
     values, extra_argv = parser.parse_known_args(argv)
     for argument in extra_argv:
@@ -298,7 +226,7 @@ def split_arguments(
             raise ValueError(unknown_field(name, fields, "on the command line"))
     if extra_argv and not extra_argv[0].startswith("--"):
         raise ValueError(f"unexpected argument {extra_argv[0]!r}.")
-    return values, extra_config, extra_argv
+    return values, {name: value for name, value in config.items() if name not in fields}, extra_argv
 
 
 def parse_strictly(parser: "TrlParser", argv: list[str]) -> tuple:
@@ -310,41 +238,3 @@ def parse_strictly(parser: "TrlParser", argv: list[str]) -> tuple:
         return parser.parse_dict(vars(values))
     except TypeError as error:  # such as an unknown key in an entry of `datasets`
         raise ValueError(str(error)) from error
-
-
-def resolve(
-    script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
-) -> None:
-    """
-    Settle, in place, what TRL's scripts leave to the reader: one local data file, and the last checkpoint.
-
-    Args:
-        script_args ([`trl.ScriptArguments`]):
-            `dataset_name` may be a JSON, JSON Lines, CSV or Parquet file.
-        training_args ([`~transformers.TrainingArguments`]):
-            `resume_from_checkpoint` may be `true` or `latest`.
-        dataset_args ([`trl.DatasetMixtureConfig`]):
-            Receives the file.
-    """
-    from trl.scripts.utils import DatasetConfig
-
-    name = script_args.dataset_name
-    if not name and not dataset_args.datasets:
-        raise ValueError("no data: set `dataset_name` to a dataset of the Hub, a folder or a file, or set `datasets`.")
-    if name and not dataset_args.datasets and os.path.isfile(name):
-        dataset_args.datasets = [DatasetConfig(path=file_format(name), data_files=name)]
-        dataset_args.streaming = script_args.dataset_streaming
-        script_args.dataset_name = None
-    if dataset_args.datasets and training_args.eval_strategy != "no" and dataset_args.test_split_size is None:
-        raise ValueError(
-            f"`eval_strategy` is {training_args.eval_strategy.value!r}, but these data have no test split: set "
-            "`test_split_size`, or let `dataset_name` be a folder with train and test files."
-        )
-
-    if str(training_args.resume_from_checkpoint).lower() in ("true", "latest"):
-        # Its state is written last: a checkpoint without it was cut off by the kill that makes the resume necessary
-        states = Path(training_args.output_dir).glob("checkpoint-*/trainer_state.json")
-        checkpoints = {int(state.parent.name.removeprefix("checkpoint-")): state.parent for state in states}
-        if not checkpoints:
-            raise ValueError(f"nothing to resume: no checkpoint in {training_args.output_dir}.")
-        training_args.resume_from_checkpoint = str(checkpoints[max(checkpoints)])

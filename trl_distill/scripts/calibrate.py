@@ -30,9 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
+from trl_distill.files import whole_path
+from trl_distill.scripts.arguments import check_outputs, parse_strictly
 from trl_distill.scripts.nce import NCEScriptArguments, load_nat_model
-from trl_distill.scripts.training import load_splits, set_model_init_kwargs
+from trl_distill.scripts.training import training_parser
+from trl_distill.training import load_splits, model_arguments, resolve, user_errors
 
 
 if TYPE_CHECKING:
@@ -46,8 +48,8 @@ class CalibrateScriptArguments:
 
     Args:
         output_file (`str`):
-            JSON Lines file to write: the rows, with `weight` and `weight_hash`. Until all is done, the weights stand in
-            `<output_file>.part`.
+            JSON Lines file to write: the rows, with `weight` and `weight_hash`. Until all is done, the weights stand
+            in `<output_file>.part`.
     """
 
     output_file: str | None = field(
@@ -57,18 +59,14 @@ class CalibrateScriptArguments:
 
 
 def make_parser(prog: str | None = None):
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
-
     from trl_distill import NCEConfig
 
-    dataclass_types = (ScriptArguments, NCEConfig, ModelConfig, DatasetMixtureConfig, NCEScriptArguments)
-    return TrlParser((*dataclass_types, CalibrateScriptArguments), prog=prog)
+    return training_parser(prog, NCEConfig, NCEScriptArguments, CalibrateScriptArguments)
 
 
 def calibrate(script_args, training_args, model_args, dataset_args, nat_args, journal: Path) -> "tuple[Dataset, int]":
     """The weighed rows, and how many rows there were."""
     from transformers import AutoTokenizer
-    from trl import get_quantization_config
 
     from trl_distill import calibration_weights
 
@@ -78,11 +76,9 @@ def calibrate(script_args, training_args, model_args, dataset_args, nat_args, jo
     resolve(script_args, training_args, dataset_args)
     dataset = load_splits(script_args, training_args, dataset_args)["train_dataset"]
 
-    set_model_init_kwargs(training_args, model_args)
+    quantization_config = model_arguments(training_args, model_args)["quantization_config"]
     name = nat_args.teacher_model_name_or_path or model_args.model_name_or_path
-    model = load_nat_model(
-        training_args, nat_args, name, get_quantization_config(model_args), **training_args.model_init_kwargs
-    )
+    model = load_nat_model(training_args, nat_args, name, quantization_config, **training_args.model_init_kwargs)
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
@@ -98,16 +94,14 @@ def run(argv: list[str]) -> None:
         if calibrate_args.output_file is None:
             raise ValueError("no output: set `output_file`.")
         output = Path(calibrate_args.output_file)
+        check_outputs(calibrate_args.output_file)
         if output.exists():
             raise ValueError(f"{output} exists. Remove it, or choose another `output_file`.")
-        if not output.absolute().parent.is_dir():
-            raise ValueError(f"The folder of {output} does not exist. Create it first.")
         journal = output.with_name(f"{output.name}.part")
         dataset, total = calibrate(*args, journal)
 
-    part = output.with_name(f"{output.name}.tmp")
-    dataset.to_json(part)
-    part.replace(output)  # all or nothing
+    with whole_path(output) as new:
+        dataset.to_json(new)
     journal.unlink()
     weights = sorted(dataset["weight"])
     quarters = ", ".join(f"{weights[round(q * (len(weights) - 1))]:.3f}" for q in (0, 0.25, 0.5, 0.75, 1))

@@ -24,8 +24,8 @@ accelerate launch -m trl_distill.scripts.dpo --config recipes/zephyr/ddpo_qlora.
 import sys
 from typing import TYPE_CHECKING
 
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import first_row, load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.scripts.training import run_command
+from trl_distill.training import first_row, load_splits, model_arguments, user_errors
 
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ def make_parser(prog: str | None = None):
 
 def refuse_adapter(model_name_or_path: str, revision: str | None) -> None:
     """Raise `ValueError` if the model is an adapter: the reference would be something else than its user means."""
-    from transformers.utils.peft_utils import find_adapter_config_file
+    from trl_distill.models import adapter_config
 
     try:
-        adapter = find_adapter_config_file(model_name_or_path, revision=revision)
+        adapter = adapter_config(model_name_or_path, revision)
     except OSError as error:
         raise ValueError(
-            f"no model {model_name_or_path}: it is neither a folder nor a name that the Hub could have. If it is to be a "
-            "merged model, `trl-distill merge ADAPTER --output DIR` makes it."
+            f"no model {model_name_or_path}: it is neither a folder nor a name that the Hub could have. If it is to "
+            "be a merged model, `trl-distill merge ADAPTER --output DIR` makes it."
         ) from error
     if adapter is not None:
         raise ValueError(
-            f"{model_name_or_path} is an adapter, and the reference of DPO is the model without its adapter. Put it into "
-            f"its base first: `trl-distill merge {model_name_or_path} --output DIR`, then set `model_name_or_path` to "
-            "DIR. With `use_peft: true` a new LoRA is trained on it, of any rank."
+            f"{model_name_or_path} is an adapter, and the reference of DPO is the model without its adapter. Put it "
+            f"into its base first: `trl-distill merge {model_name_or_path} --output DIR`, then set "
+            "`model_name_or_path` to DIR. With `use_peft: true` a new LoRA is trained on it, of any rank."
         )
 
 
@@ -84,7 +84,7 @@ def count_cut(rows: "Dataset", max_length: int) -> int:
 
 
 def report_lengths(splits: "dict[str, Dataset]", trainer: "DPOTrainer") -> None:
-    """Say what TRL does without a word: it leaves out rows whose prompt alone fills `max_length`, and cuts longer answers."""
+    """Say what TRL does without a word: rows whose prompt fills `max_length` are left out, and longer answers cut."""
     from datasets import Dataset
 
     max_length = trainer.args.max_length
@@ -99,8 +99,8 @@ def report_lengths(splits: "dict[str, Dataset]", trainer: "DPOTrainer") -> None:
             trainer.accelerator.print(f"{message} (`max_length`), and are left out.")
         if max_length is not None and "chosen_ids" in kept.column_names and (cut := count_cut(kept, max_length)):
             trainer.accelerator.print(
-                f"{cut} of {len(kept)} rows of {name} have an answer that ends beyond {max_length} tokens (`max_length`). It "
-                "is cut there, so that its end is not learned."
+                f"{cut} of {len(kept)} rows of {name} have an answer that ends beyond {max_length} tokens "
+                "(`max_length`). It is cut there, so that its end is not learned."
             )
 
 
@@ -111,23 +111,16 @@ def build_trainer(
     dataset_args: "DatasetMixtureConfig",
 ) -> "DPOTrainer":
     import torch
-    from trl import DPOTrainer, get_peft_config, get_quantization_config
+    from trl import DPOTrainer
 
     from trl_distill.models import keep_4bit_trainable
     from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
-    set_model_init_kwargs(training_args, model_args)
-    refuse_adapter(model_args.model_name_or_path, training_args.model_init_kwargs["revision"])
+    arguments = model_arguments(training_args, model_args)
+    refuse_adapter(model_args.model_name_or_path, model_args.model_revision)
     splits = load_splits(script_args, training_args, dataset_args)
     splits = {name: without_text_prompt(rows) for name, rows in splits.items()}
-    trainer = DPOTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        callbacks=[ReferenceCheckCallback()],
-        **splits,
-    )
+    trainer = DPOTrainer(**arguments, callbacks=[ReferenceCheckCallback()], **splits)
     keep_4bit_trainable(trainer.model)  # a precomputed reference may have made that impossible
     report_lengths(splits, trainer)
     if script_args.ignore_bias_buffers:
@@ -138,20 +131,12 @@ def build_trainer(
 
 
 def run(argv: list[str]) -> None:
-    prog = "trl-distill dpo"
-    with user_errors(prog):
-        args = parse_strictly(make_parser(prog), argv)
-        script_args, training_args, _, dataset_args = args
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-
     from trl_distill.zephyr.reference_check import WrongReferenceError
 
     try:
-        train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+        run_command("dpo", argv, make_parser, build_trainer)
     except WrongReferenceError as error:
-        with user_errors(prog):
+        with user_errors("trl-distill dpo"):
             raise error
 
 

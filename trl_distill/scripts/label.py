@@ -38,11 +38,11 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import read_rows, whole_file, write_json
-from .arguments import split_arguments, user_errors
+from .arguments import add_config, check_outputs, split_arguments, user_errors
+from .tables import show
 
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description="Compare the final answers of sampled rationales with the right ones, and write a row `prompt`, "
         "`completion`, `label`, `answer` for each rationale that has an answer.",
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
-    )
+    add_config(parser)
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", required=True, metavar="FILE", help="JSON Lines file, also .gz: a question a line.")
     add("--prompt_column", default="prompt", metavar="COLUMN", help="Questions. Default: prompt.")
@@ -98,8 +96,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--rule",
         default="marked",
         choices=["marked", "last_number", "release"],
-        help="What is an answer: what a box, `####` or `answer is` marks (default); without a mark the last number; or as "
-        "in the code released with NAT, where only \\boxed{...} counts and anything else is wrong.",
+        help="What is an answer: what a box, `####` or `answer is` marks (default); without a mark the last number; "
+        "or as in the code released with NAT, where only \\boxed{...} counts and anything else is wrong.",
     )
     add("--num_proc", type=int, default=1, help="Processes that compare answers.")
     add = parser.add_argument_group("rows").add_argument
@@ -158,15 +156,15 @@ def label(args: argparse.Namespace) -> dict[str, dict[str, int]]:
         if not any(report["rows"].values()):
             rationales, dropped = report["rationales"], report["dropped"]
             raise ValueError(
-                f"No row is left of {rationales['total']} rationales in {args.dataset_name}: {rationales['no_answer']} have "
-                f"no answer, of {rationales['no_reference']} the right answer cannot be read, {dropped['truncated']} were "
-                f"cut off, {dropped['too_long']} were too long. Look at the texts, and at `rule` and `max_characters`."
+                f"No row is left of {rationales['total']} rationales in {args.dataset_name}: {rationales['no_answer']}"
+                f" have no answer, of {rationales['no_reference']} the right answer cannot be read, "
+                f"{dropped['truncated']} were cut off, {dropped['too_long']} were too long. Look at the texts, and at "
+                "`rule` and `max_characters`."
             )
     return report
 
 
 def _show(report: dict[str, dict[str, int]], title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
@@ -175,7 +173,7 @@ def _show(report: dict[str, dict[str, int]], title: str) -> None:
     table.add_column("")
     for section, name, text, remark in TABLE:
         table.add_row(text, f"{report[section][name]:,}", remark)
-    Console().print(table)
+    show(table)
 
 
 def run(argv: list[str]) -> None:
@@ -185,9 +183,7 @@ def run(argv: list[str]) -> None:
         for name in ("num_proc", "max_characters"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(args, name)}.")
-        for file in (args.output_file, args.report_file):
-            if file is not None and not Path(file).absolute().parent.is_dir():
-                raise ValueError(f"The folder of {file} does not exist. Create it first.")
+        check_outputs(args.output_file, args.report_file)
         report = label(args)
         if args.report_file is not None:
             settings = {name: value for name, value in vars(args).items() if name != "config"}

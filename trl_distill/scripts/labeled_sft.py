@@ -23,43 +23,25 @@ accelerate launch -m trl_distill.scripts.labeled_sft --config recipes/nat_nce_as
 
 import sys
 
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 def make_parser(prog: str | None = None):
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
-
     from trl_distill import LabeledSFTConfig
 
-    return TrlParser((ScriptArguments, LabeledSFTConfig, ModelConfig, DatasetMixtureConfig), prog=prog)
+    return training_parser(prog, LabeledSFTConfig)
 
 
 def build_trainer(script_args, training_args, model_args, dataset_args):
-    from trl import get_peft_config, get_quantization_config
-
     from trl_distill import LabeledSFTTrainer
 
-    set_model_init_kwargs(training_args, model_args)
-    return LabeledSFTTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        **load_splits(script_args, training_args, dataset_args),
-    )
+    arguments = model_arguments(training_args, model_args)
+    return LabeledSFTTrainer(**arguments, **load_splits(script_args, training_args, dataset_args))
 
 
 def run(argv: list[str]) -> None:
-    prog = "trl-distill labeled_sft"
-    with user_errors(prog):
-        args = parse_strictly(make_parser(prog), argv)
-        script_args, training_args, _, dataset_args = args
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-
-    train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+    run_command("labeled_sft", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":

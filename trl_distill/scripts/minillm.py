@@ -21,14 +21,13 @@ accelerate launch -m trl_distill.scripts.minillm --config recipes/minillm/qwen2.
 ```
 """
 
-import os
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from trl_distill.files import file_format
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.files import load_split
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class MiniLLMScriptArguments:
         lm_dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column with the text.
         answer_checker (`str`, *optional*):
-            `"math"` logs the accuracy of final answers in evaluation. Rows need an `answer` or a `completion` that holds it.
+            `"math"` logs the accuracy of final answers in evaluation. Rows need an `answer` or `completion` with it.
     """
 
     lm_dataset_name: str | None = field(
@@ -70,15 +69,10 @@ class MiniLLMScriptArguments:
 
 def load_corpus(args: MiniLLMScriptArguments) -> "Dataset | None":
     """Plain text in one column, `text`."""
-    from datasets import load_dataset
-
     name, column = args.lm_dataset_name, args.lm_dataset_text_field
     if name is None:
         return None
-    if os.path.isfile(name):
-        corpus = load_dataset(file_format(name), data_files=name, split=args.lm_dataset_split)
-    else:
-        corpus = load_dataset(name, args.lm_dataset_config, split=args.lm_dataset_split)
+    corpus = load_split(name, args.lm_dataset_config, args.lm_dataset_split)
     if column not in corpus.column_names:
         raise ValueError(
             f"the corpus {name} has no column {column!r}, only {', '.join(corpus.column_names)}: set "
@@ -95,52 +89,33 @@ def build_trainer(
     dataset_args: "DatasetMixtureConfig",
     minillm_args: MiniLLMScriptArguments,
 ) -> "MiniLLMTrainer":
-    from trl import get_peft_config, get_quantization_config
-
     from trl_distill import MiniLLMTrainer
 
     # The teacher keeps its checkpoint's dtype: a frozen model needs no fp32 weights
-    set_model_init_kwargs(training_args, model_args, role="student")
+    arguments = model_arguments(training_args, model_args, role="student")
     if model_args.attn_implementation is not None and not training_args.teacher_is_base:
         training_args.teacher_model_init_kwargs = {"attn_implementation": model_args.attn_implementation} | (
             training_args.teacher_model_init_kwargs or {}
         )
-
-    checker = None
     if minillm_args.answer_checker == "math":
         from trl_distill.evaluation.answers import check_answer
 
-        checker = check_answer
+        arguments["answer_checker"] = check_answer
     return MiniLLMTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
+        **arguments,
         lm_dataset=load_corpus(minillm_args),
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        answer_checker=checker,
         **load_splits(script_args, training_args, dataset_args),
     )
 
 
 def make_parser(prog: str | None = None):
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
-
     from trl_distill import MiniLLMConfig
 
-    dataclass_types = (ScriptArguments, MiniLLMConfig, ModelConfig, DatasetMixtureConfig, MiniLLMScriptArguments)
-    return TrlParser(dataclass_types, prog=prog)
+    return training_parser(prog, MiniLLMConfig, MiniLLMScriptArguments)
 
 
 def run(argv: list[str]) -> None:
-    prog = "trl-distill minillm"
-    with user_errors(prog):
-        args = parse_strictly(make_parser(prog), argv)
-        script_args, training_args, _, dataset_args, _ = args
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-
-    train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+    run_command("minillm", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":

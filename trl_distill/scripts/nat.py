@@ -23,47 +23,26 @@ accelerate launch -m trl_distill.scripts.nat --config recipes/nat_nce_asc/nat_ql
 
 import sys
 
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 def make_parser(prog: str | None = None):
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
-
     from trl_distill import NegativeAssistedConfig
 
-    return TrlParser((ScriptArguments, NegativeAssistedConfig, ModelConfig, DatasetMixtureConfig), prog=prog)
+    return training_parser(prog, NegativeAssistedConfig)
 
 
 def build_trainer(script_args, training_args, model_args, dataset_args):
-    from trl import get_peft_config, get_quantization_config
-
     from trl_distill import NegativeAssistedTrainer
 
-    set_model_init_kwargs(training_args, model_args)
-    return NegativeAssistedTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),  # none without `use_peft`: then the trainer's own
-        **load_splits(script_args, training_args, dataset_args),
-    )
+    arguments = model_arguments(training_args, model_args)  # without `use_peft` the adapters are the trainer's own
+    return NegativeAssistedTrainer(**arguments, **load_splits(script_args, training_args, dataset_args))
 
 
 def run(argv: list[str]) -> None:
-    prog = "trl-distill nat"
-    with user_errors(prog):
-        args = parse_strictly(make_parser(prog), argv)
-        script_args, training_args, _, dataset_args = args
-        resume_from_checkpoint = training_args.resume_from_checkpoint
-        if str(resume_from_checkpoint).lower() in ("true", "latest"):
-            # The trainer knows which stage the last run was in
-            resume_from_checkpoint, training_args.resume_from_checkpoint = True, None
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-
-    train_and_save(trainer, resume_from_checkpoint, dataset_name, "Adapters")
+    # The trainer knows which stage the last run was in
+    run_command("nat", argv, make_parser, build_trainer, what="Adapters", finds_checkpoint=True)
 
 
 if __name__ == "__main__":

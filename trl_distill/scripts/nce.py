@@ -25,8 +25,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import load_splits, set_model_init_kwargs, train_and_save
+from trl_distill.scripts.training import run_command, training_parser
+from trl_distill.training import load_splits, model_arguments
 
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class NCEScriptArguments:
 
     Args:
         nat_path (`str`, *optional*):
-            Folder or Hub repository of a NAT model, with the sub-folders `nat` and `neg`. Needed by `objective: kd` and by
-            `trl-distill calibrate`.
+            Folder or Hub repository of a NAT model, with the sub-folders `nat` and `neg`. Needed by `objective: kd`
+            and by `trl-distill calibrate`.
         teacher_model_name_or_path (`str`, *optional*):
-            Base model of the NAT model, if it is not the student's. Without it, student and teacher are adapters of one
-            base; with it, the student may also be trained in full.
+            Base model of the NAT model, if it is not the student's. Without it, student and teacher are adapters of
+            one base; with it, the student may also be trained in full.
     """
 
     nat_path: str | None = field(
@@ -87,52 +87,33 @@ def build_trainer(
     dataset_args: "DatasetMixtureConfig",
     nat_args: NCEScriptArguments,
 ) -> "NCETrainer":
-    from trl import get_peft_config, get_quantization_config
-
     from trl_distill import NCETrainer
 
-    set_model_init_kwargs(training_args, model_args, role="student")
-    model, teacher_model, peft_config = model_args.model_name_or_path, None, get_peft_config(model_args)
-    quantization_config = get_quantization_config(model_args)
+    arguments = model_arguments(training_args, model_args, role="student")
     if training_args.objective == "kd" and nat_args.teacher_model_name_or_path is not None:
-        teacher_model = load_nat_model(training_args, nat_args, nat_args.teacher_model_name_or_path, dtype="auto")
+        base = nat_args.teacher_model_name_or_path
+        arguments["teacher_model"] = load_nat_model(training_args, nat_args, base, dtype="auto")
     elif training_args.objective == "kd":
-        if peft_config is None:
+        if arguments["peft_config"] is None:
             raise ValueError(
                 "student and teacher are adapters of one base: set `use_peft: true`. To train the whole student, set "
                 "`teacher_model_name_or_path` to the base of the NAT model, which is then loaded beside it."
             )
-        model = load_nat_model(training_args, nat_args, model, quantization_config, **training_args.model_init_kwargs)
-        training_args.model_init_kwargs = quantization_config = None
-    return NCETrainer(
-        model=model,
-        teacher_model=teacher_model,
-        args=training_args,
-        quantization_config=quantization_config,
-        peft_config=peft_config,
-        **load_splits(script_args, training_args, dataset_args),
-    )
+        base, quantization_config = arguments["model"], arguments.pop("quantization_config")
+        kwargs = training_args.model_init_kwargs
+        arguments["model"] = load_nat_model(training_args, nat_args, base, quantization_config, **kwargs)
+        training_args.model_init_kwargs = None  # the trainer has nothing to load
+    return NCETrainer(**arguments, **load_splits(script_args, training_args, dataset_args))
 
 
 def make_parser(prog: str | None = None):
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
-
     from trl_distill import NCEConfig
 
-    dataclass_types = (ScriptArguments, NCEConfig, ModelConfig, DatasetMixtureConfig, NCEScriptArguments)
-    return TrlParser(dataclass_types, prog=prog)
+    return training_parser(prog, NCEConfig, NCEScriptArguments)
 
 
 def run(argv: list[str]) -> None:
-    prog = "trl-distill nce"
-    with user_errors(prog):
-        args = parse_strictly(make_parser(prog), argv)
-        script_args, training_args, _, dataset_args, _ = args
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-
-    train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+    run_command("nce", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .arguments import split_arguments
+from .arguments import add_config, split_arguments
 
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def config_parser(config_class: type, prog: str | None, description: str) -> "Hf
     from transformers import HfArgumentParser
 
     parser = HfArgumentParser(config_class, prog=prog, description=description)
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
-    )
+    add_config(parser)
     return parser
 
 

