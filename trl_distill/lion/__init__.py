@@ -17,11 +17,12 @@
 from .discrimination import Partition, Scored, partition
 from .estimate import Estimate
 from .generation import GenerationError, generate, generation_request
-from .imitation import Training, training_rows
+from .imitation import Training
 from .lion_config import LionConfig
 from .loop import LionLoop, LionResult
 from .pools import Instruction, hold_out, read_instructions
 from .similarity import SimilarityIndex, UnicodeTokenizer
+from .stages import training_rows
 
 
 __all__ = [

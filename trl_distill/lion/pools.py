@@ -15,12 +15,12 @@
 """The pools of Lion: instructions, where they come from, and which of them are never trained on."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, Literal
 
+from ..chat.models import digest
 from ..files import read_rows, write_rows
 
 
@@ -153,11 +153,8 @@ def hold_out(pool: Sequence[Instruction], size: int, seed: int) -> tuple[list[In
 
 def drawn(pool: Sequence[Instruction], size: int, *key: int | str) -> list[Instruction]:
     """`size` instructions of the pool at random, in the order of the pool. `key` and the texts decide, not the order."""
-
-    def place(instruction: Instruction) -> str:
-        return hashlib.sha256(json.dumps([*key, instruction.id]).encode()).hexdigest()
-
-    taken = {instruction.id for instruction in sorted(pool, key=place)[:size]}
+    in_order = sorted(pool, key=lambda instruction: digest(*key, instruction.id))
+    taken = {instruction.id for instruction in in_order[:size]}
     return [instruction for instruction in pool if instruction.id in taken]
 
 
