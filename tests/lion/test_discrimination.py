@@ -21,7 +21,7 @@ import pytest
 import toy
 
 from trl_distill.chat import Completion
-from trl_distill.lion import Scored, partition
+from trl_distill.lion import Scored, partition, stages
 
 
 def scored(gaps, teacher=8.0):
@@ -30,11 +30,10 @@ def scored(gaps, teacher=8.0):
 
 def discriminated(loop):
     """Do what comes before the first scores, and then these."""
-    with loop.open_store() as store:
-        loop.answers(store, 0)
-        loop.training(store, 0)
-        loop.discrimination(store, 1)
-    return loop.manifest(1).stages["discrimination"]
+    with loop.folder.open_store() as store:
+        for stage, round in ((stages.answers, 0), (stages.training, 0), (stages.discrimination, 1)):
+            stage(loop.folder, loop.roles, store, round)
+    return loop.folder.manifest(1).stages["discrimination"]
 
 
 class TestPartition:
@@ -112,7 +111,7 @@ class TestBias:
         def wrong(request):  # what the student of round 0 says
             return ours(student).function(request)
 
-        student = world("fair").student_folder(0)
+        student = world("fair").folder.student(0)
         models = {"teacher": toy.Rule(wrong, "teacher"), "student": right}
         exchanged, _ = self.gaps(world, read, "exchanged", 1, orders=2, models=models)
         assert exchanged == {id: -gap for id, gap in fair.items()} and any(fair.values())
@@ -192,7 +191,7 @@ class TestReplies:
         with pytest.raises(ValueError, match=r"The referee mute scored none of 19 .*calls\.sqlite"):
             loop.run()
         assert not (tmp_path / "run" / "round_1" / "scores.jsonl").exists()
-        evaluation = loop.manifest(0).stages["evaluation"]
+        evaluation = loop.folder.manifest(0).stages["evaluation"]
         assert evaluation["counts"]["scored"] == 0 and "win_rate" not in evaluation
 
     def test_a_referee_that_always_says_the_same(self, world):

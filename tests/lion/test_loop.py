@@ -22,7 +22,7 @@ import toy
 from rouge_score.rouge_scorer import RougeScorer
 
 from trl_distill.chat import BudgetReached, CallStore, Completion, FailedCall, FunctionChatModel, Prices
-from trl_distill.lion import LionConfig, LionLoop
+from trl_distill.lion import LionConfig, LionLoop, stages
 
 
 def ids(rows):
@@ -135,9 +135,9 @@ class TestAnswers:
     def test_rows_are_the_teacher_s_answers_and_nothing_else(self, world, read):
         bad = {1: FailedCall("no"), 2: Completion("right but cut", "length"), 3: " "}
         loop = world(models={"teacher": self.teacher(bad)}, heldout_size=0)
-        with loop.open_store() as store:
-            for stage, round in ((loop.answers, 0), (loop.training, 0), (loop.discrimination, 1)):
-                stage(store, round)
+        with loop.folder.open_store() as store:
+            for stage, round in ((stages.answers, 0), (stages.training, 0), (stages.discrimination, 1)):
+                stage(loop.folder, loop.roles, store, round)
         pool = {row["id"]: row["text"] for row in read("round_0/cache_pool.jsonl")}
         rows = read("round_0/answers.jsonl")
         assert {row["id"] for row in rows} == {id for id, text in pool.items() if toy.family_of(text) == 0}
@@ -515,7 +515,7 @@ class TestReport:
         loop.run()
         heldout = [row["text"] for row in read("round_0/heldout.jsonl")]
         for k in range(3):
-            seen = json.loads((loop.student_folder(k) / "seen.json").read_text())
+            seen = json.loads((loop.folder.student(k) / "seen.json").read_text())
             gaps = [0 if seen.get(str(toy.family_of(text)), 0) >= toy.ENOUGH else 3 for text in heldout]
             facts = read("report.json")["rounds"][k]["heldout"]
             assert facts["counts"] == {"heldout": 4, "scored": 4} and facts["win_rate"] == 0

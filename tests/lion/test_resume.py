@@ -220,7 +220,7 @@ class TestRestart:
         runs = Runs(world)
         runs.run()
         loop = world(models=toy.models(student=toy.stubborn))
-        with loop.open_store(), pytest.raises(OSError, match="Another run has the call store"):
+        with loop.folder.open_store(), pytest.raises(OSError, match="Another run has the call store"):
             world(models=toy.models(student=toy.stubborn), restart_from="0.answers")
         assert (tmp_path / "run/round_2/evaluation.json").exists()
 
