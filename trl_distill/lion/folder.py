@@ -52,13 +52,7 @@ def digest_of(path: Path) -> str:
 
 
 class Manifest:
-    """
-    The record of one round, `round_K/manifest.json`.
-
-    Args:
-        folder (`Path`):
-            Folder of the round. It is made with the first result.
-    """
+    """The record of one round, `manifest.json` in its folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -86,12 +80,7 @@ class Manifest:
         return stage in self.stages
 
     def forget(self, stages: Sequence[str]) -> None:
-        """
-        Remove stages and their results.
-
-        The results go first: if a run is killed here, the manifest names what is gone, and nobody takes an old result
-        for a new one.
-        """
+        """Remove stages and their results. These go first: after a kill the manifest says that they are gone."""
         gone = [stage for stage in stages if stage in self.stages]
         for name in [name for stage in gone for name in self.stages[stage]["sha256"]]:
             path = self.folder / name
@@ -103,26 +92,7 @@ class Manifest:
 
 
 class LionFolder:
-    """
-    The folder of a run. What belongs to other settings and has cost nothing but calls is made anew.
-
-    Args:
-        config ([`LionConfig`]):
-            All settings.
-        instructions (`Iterable[dict]`, *optional*):
-            Rows to start from, in place of `dataset_name`.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether the call store shows progress bars.
-
-    Attributes:
-        heldout (`list[Instruction]`):
-            What is never trained on.
-        avoided (`list[str]`):
-            Questions of evaluations, of which no near copy shall be generated.
-
-    Raises:
-        `ValueError`: If a setting is another one than in the run that the folder holds.
-    """
+    """The folder of a run. It begins with the settings and the pools of round 0. Arguments as for [`LionLoop`]."""
 
     def __init__(
         self, config: LionConfig, instructions: Iterable[dict[str, Any]] | None = None, progress: bool = False
@@ -152,7 +122,7 @@ class LionFolder:
             was = "; ".join(f"`{name}` was {known.get(name)!r}, is {settings.get(name)!r}" for name in changed)
             raise ValueError(
                 f"{self.path} holds a run with other settings: {was}. Set them back to go on, or choose another "
-                "`output_dir`. (`calls.sqlite` may be copied there: what was asked in the same way is not asked again.)"
+                "`output_dir`. (`calls.sqlite` may be copied there: what was asked in this way is not asked again.)"
             )
 
     def _make_pools(self, instructions: Iterable[dict[str, Any]] | None) -> None:
@@ -165,8 +135,8 @@ class LionFolder:
         if instructions is None:
             instructions = load_split(config.dataset_name, config.dataset_config, config.dataset_split)
         pool, counts = read_instructions(instructions)
-        if counts["examples"]:
-            faults = ", ".join(f"{counts[of]} {of} (such as row {rows[0]})" for of, rows in counts["examples"].items())
+        if examples := counts["examples"]:
+            faults = ", ".join(f"{counts[name]} {name} (such as row {rows[0]})" for name, rows in examples.items())
             logger.warning("%d of %d rows are left out: %s.", counts["rows"] - counts["kept"], counts["rows"], faults)
         if config.max_instructions is not None:
             pool = drawn(pool, config.max_instructions, config.seed, "pool")
@@ -178,8 +148,6 @@ class LionFolder:
         for name, content in files.items():
             write_pool(manifest.folder / name, content)
         manifest.finish("pools", list(files), counts=counts)
-
-    # ------------------------------------------------------------------------------------------------ what is there
 
     def round(self, round: int) -> Path:
         return self.path / f"round_{round}"
@@ -205,12 +173,10 @@ class LionFolder:
 
     def stages(self, round: int) -> list[str]:
         """Stages of a round, in their order."""
-        skipped = {
-            "discrimination": round == 0 or self.config.strategy == "random",
-            "generation": round == 0,
-            "evaluation": not self.heldout,
-        }
-        return [stage for stage in STAGES if not skipped.get(stage, False)]
+        skipped = {"discrimination", "generation"} if round == 0 else set()
+        skipped |= {"discrimination"} if self.config.strategy == "random" else set()
+        skipped |= set() if self.heldout else {"evaluation"}
+        return [stage for stage in STAGES if stage not in skipped]
 
     def rounds_begun(self) -> list[int]:
         return list(takewhile(lambda round: self.round(round).is_dir(), count()))
@@ -219,8 +185,6 @@ class LionFolder:
         """Whether too few instructions were hard in a round to go on from there."""
         found = self.manifest(round).stages.get("discrimination")
         return found is not None and found["counts"]["hard"] < self.config.min_hard
-
-    # -------------------------------------------------------------------------------------------- what is worked on
 
     def to_answer(self, round: int) -> list[Instruction]:
         """What a round trains on: the Train Pool, or if it begins with the base, all instructions so far."""
@@ -238,8 +202,6 @@ class LionFolder:
         pool = [instruction for instruction in self.pool(round - 1) if instruction.id not in known]
         size = self.config.cache_sample
         return pool if size is None else drawn(pool, size, self.config.seed, round)
-
-    # ------------------------------------------------------------------------------------------------------ restart
 
     def place(self, text: str) -> tuple[int, str]:
         """Round and stage of `restart_from`."""

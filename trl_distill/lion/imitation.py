@@ -39,7 +39,7 @@ _SET_BY_THE_LOOP = ("model_name_or_path", "dataset_name", "output_dir", "resume_
 
 
 def check_training(training: dict[str, Any]) -> None:
-    """Raise `ValueError` if a field is none of `trl-distill sft`, is one that the loop sets, or must not be in a file."""
+    """Raise `ValueError` unless all are fields of `trl-distill sft` that may be set here, each of its type."""
     from trl.scripts.sft import make_parser
 
     parser = make_parser()
@@ -90,17 +90,8 @@ class Training:
 
     def __call__(self, model: str, rows: Path, output: Path) -> None:
         """
-        Train `model` on `rows`, and put the student at `output`.
-
-        A run that was killed goes on from its last checkpoint.
-
-        Args:
-            model (`str`):
-                Where the training starts.
-            rows (`Path`):
-                Training rows as JSON Lines.
-            output (`Path`):
-                Folder for the student, which does not exist yet. Config and checkpoints are kept beside it.
+        Train `model` on the JSON Lines `rows`, and put the student at `output`, which does not exist yet. Config and
+        checkpoints are kept beside it, so that a run that was killed goes on from its last checkpoint.
 
         Raises:
             `ChildProcessError`: If the training fails. Its own message has been printed.
@@ -127,8 +118,8 @@ class Training:
         code = subprocess.run([sys.executable, "-m", *launch], **inherited).returncode
         if code:
             raise ChildProcessError(
-                f"The training, which is `trl-distill sft --config {config}`, stopped with exit code {code}, see above. "
-                "When the cause is gone, run the same command again: the loop goes on here."
+                f"The training, which is `trl-distill sft --config {config}`, stopped with exit code {code}, see "
+                "above. When the cause is gone, run the same command again: the loop goes on here."
             )
 
     def _finish(self, run: Path, output: Path) -> None:
@@ -148,8 +139,8 @@ class Training:
 @contextmanager
 def _alone(path: Path) -> Iterator[IO]:
     """
-    A lock that the processes of a training hold, too. `kill -9` of the loop leaves them at work, and two trainings in one
-    folder would spoil each other, so the next run waits for them.
+    A lock that the processes of a training hold, too. `kill -9` of the loop leaves them at work, and two trainings in
+    one folder would spoil each other, so the next run waits for them.
     """
     with open(path, "w") as lock:
         if fcntl is not None:

@@ -62,9 +62,10 @@ class LionLoop:
     The loop of [Lion](https://huggingface.co/papers/2305.12870).
 
     Round 0 trains the student on the teacher's answers to the pool. Each further round asks student and teacher the
-    instructions of the Cache Pool, lets a referee score both answers in both orders, calls an instruction hard where the
-    student is behind by \\( \tau \\), has new instructions written in the manner of hard and of easy ones, and trains the
-    student on the teacher's answers to these. The Train Pool is replaced in each round, the Cache Pool grows.
+    instructions of the Cache Pool, lets a referee score both answers in both orders, calls an instruction hard where
+    the student is behind by \\( \tau \\), has new instructions written in the manner of hard and of easy ones, and
+    trains the student on the teacher's answers to these. The Train Pool is replaced in each round, the Cache Pool
+    grows.
 
     Args:
         config ([`LionConfig`]):
@@ -157,11 +158,8 @@ class LionLoop:
                     self._round(store, round)
                     if self.folder.has_converged(round):
                         status = "converged"
-                        logger.warning(
-                            "Round %d: fewer than `min_hard` (%d) instructions are hard. The loop has converged.",
-                            round,
-                            self.config.min_hard,
-                        )
+                        few = f"fewer than `min_hard` ({self.config.min_hard}) instructions are hard"
+                        logger.warning("Round %d: %s. The loop has converged.", round, few)
                         break
                     last = round
             except BudgetReached:
@@ -195,42 +193,36 @@ class LionLoop:
 
 def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], status: str) -> dict[str, Any]:
     """
-    The report of a loop.
+    The report of a loop, from `round` and `stages` of each manifest, the ledger of the store, and a status:
+    `"running"` (or ended by an error), `"budget reached"`, `"finished"` or `"converged"`.
 
-    Args:
-        rounds (`list[dict]`):
-            `round` and `stages` of each manifest.
-        ledger (`list[LedgerRow]`):
-            Of the call store.
-        status (`str`):
-            `"running"` (or ended by an error), `"budget reached"`, `"finished"` or `"converged"`.
-
-    Returns:
-        `dict[str, Any]`: `status`, the `rounds`, and the `ledger`. Of each round, as far as it is done: `pool` (instructions in
-        the Cache Pool after it), `answers`, `hard_share` of the scored instructions, `discrimination` and `generation` with
-        their counts, `heldout` (win, tie and loss rate of the student, gap, score relative to the teacher, Rouge-L to
-        it in per cent), and calls and dollars so far.
+    It holds of each round, as far as it is done: `pool` (instructions in the Cache Pool after it), `answers`,
+    `hard_share` of the scored instructions, `discrimination` and `generation` with their counts, `heldout` (win, tie
+    and loss rate of the student, gap, score relative to the teacher, Rouge-L to it in per cent), calls and dollars so
+    far.
     """
     report, pool = [], 0
     for entry in rounds:
-        stages = entry["stages"]
         row: dict[str, Any] = {"round": entry["round"]}
+        stages = {
+            stage: {name: value for name, value in facts.items() if name != "sha256"}
+            for stage, facts in entry["stages"].items()
+        }
         if "pools" in stages:
-            pool = stages["pools"]["counts"]["pool"] - stages["pools"]["counts"]["heldout"]
             row["pools"] = stages["pools"]["counts"]
+            pool = row["pools"]["pool"] - row["pools"]["heldout"]
         if "discrimination" in stages:
-            row["discrimination"] = _facts(stages["discrimination"])
-            counts = stages["discrimination"]["counts"]
-            scored = counts["hard"] + counts["easy"] + counts["below_floor"]
-            row["hard_share"] = counts["hard"] / scored
+            row["discrimination"] = stages["discrimination"]
+            counts = row["discrimination"]["counts"]
+            row["hard_share"] = counts["hard"] / (counts["hard"] + counts["easy"] + counts["below_floor"])
         if "generation" in stages:
-            row["generation"] = _facts(stages["generation"])
-            pool = stages["generation"]["counts"]["pool"] + stages["generation"]["counts"]["accepted"]
+            row["generation"] = stages["generation"]
+            pool = row["generation"]["counts"]["pool"] + row["generation"]["counts"]["accepted"]
         row["pool"] = pool
         if "answers" in stages:
             row["answers"] = stages["answers"]["counts"]
         if "evaluation" in stages:
-            row["heldout"] = _facts(stages["evaluation"])
+            row["heldout"] = stages["evaluation"]
         so_far = [line for line in ledger if line.round <= entry["round"]]
         costs = [line.cost_usd for line in so_far]
         row["calls_so_far"] = sum(line.calls for line in so_far)
@@ -239,29 +231,13 @@ def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], s
     return {"status": status, "rounds": report, "ledger": [line._asdict() for line in ledger]}
 
 
-def _facts(stage: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in stage.items() if name != "sha256"}
-
-
 def draw_report(path: Path, report: dict[str, Any]) -> None:
-    """
-    Draw, round by round, what the referee says of the held-out slice, how near the texts are, the hard share, and the cost.
-
-    Args:
-        path (`Path`):
-            The PNG file.
-        report (`dict`):
-            From [`make_report`].
-
-    Raises:
-        `ImportError`: If matplotlib is not installed.
-    """
+    """Draw a report of [`make_report`] as a PNG file: the held-out slice, the hard share and the calls, by rounds."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure, rows = Figure(figsize=(10, 7), layout="constrained"), report["rounds"]
     (verdicts, texts), (hard, calls) = figure.subplots(2, 2)
-    rows = report["rounds"]
     judged = [row for row in rows if "win_rate" in row.get("heldout", {})]
     bottom = [0.0] * len(judged)
     for name, label, color in (
@@ -274,11 +250,15 @@ def draw_report(path: Path, report: dict[str, Any]) -> None:
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     verdicts.set(title="Held-out instructions, by the referee", ylabel="share")
     verdicts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
-    near = [row for row in rows if "rouge_l_to_teacher" in row.get("heldout", {})]
-    texts.plot([row["round"] for row in near], [row["heldout"]["rouge_l_to_teacher"] for row in near], marker="o")
+    near = {
+        row["round"]: row["heldout"]["rouge_l_to_teacher"]
+        for row in rows
+        if "rouge_l_to_teacher" in row.get("heldout", ())
+    }
+    texts.plot(list(near), list(near.values()), marker="o")
     texts.set(title="Held-out: Rouge-L to the teacher's answers", ylabel="Rouge-L")
-    mined = [row for row in rows if "hard_share" in row]
-    hard.plot([row["round"] for row in mined], [row["hard_share"] for row in mined], marker="o", color="tab:orange")
+    mined = {row["round"]: row["hard_share"] for row in rows if "hard_share" in row}
+    hard.plot(list(mined), list(mined.values()), marker="o", color="tab:orange")
     hard.set(title="Hard share of the Cache Pool, before the round", ylabel="share", ylim=(0, 1))
     calls.plot([row["round"] for row in rows], [row["calls_so_far"] for row in rows], marker="o", color="tab:purple")
     costs = [row["cost_usd_so_far"] for row in rows]

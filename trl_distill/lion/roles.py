@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Who is asked: the teacher, the student in a folder, the referee that compares both, the generator. And who trains."""
+"""Who works in a run: teacher, student, referee and generator, who are asked, and who trains the student."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,29 +37,15 @@ from .lion_config import LionConfig
 from .pools import Instruction
 
 
-REFEREE = (
-    Aspect(
-        "quality",
-        "How helpful, relevant and accurate the answer is, and whether it goes into as much detail as the request needs.",
-    ),
+REFEREE = Aspect(
+    "quality",
+    "How helpful, relevant and accurate the answer is, and whether it goes into as much detail as the request needs.",
 )
 Answers = Sequence[Completion | FailedCall]
 
 
 class Compared(NamedTuple):
-    """
-    What the referee says of two sets of answers.
-
-    Args:
-        scores (`dict[str, tuple]`):
-            By id, the scores of teacher and student, and why there are none.
-        unscored (`Counter`):
-            These reasons, counted.
-        report (`dict`):
-            Of the referee, from [`~trl_distill.chat.judge_report`].
-        answers (`list[list[str]]`):
-            The answers of teacher and student that were compared.
-    """
+    """By id the scores of teacher and student or a reason; reasons counted; the referee's report; what it compared."""
 
     scores: dict[str, tuple[float | None, float | None, str | None]]
     unscored: Counter
@@ -68,19 +54,7 @@ class Compared(NamedTuple):
 
 
 class Roles:
-    """
-    The models of a run.
-
-    Args:
-        config ([`LionConfig`]):
-            All settings.
-        teacher, referee, generator ([`~trl_distill.chat.BaseChatModel`], *optional*):
-            Models in place of the entries of the config. Referee and generator default to the teacher.
-        student (`Callable[[Path], BaseChatModel]`, *optional*):
-            The model in a student's folder. Defaults to [`~trl_distill.chat.LocalChatModel`].
-        train (`Callable[[str, Path, Path], None]`, *optional*):
-            Who trains the student. Defaults to [`Training`].
-    """
+    """The models of a run, and its training: those of the config, or as given. Arguments as for [`LionLoop`]."""
 
     def __init__(
         self,
@@ -162,7 +136,7 @@ class Roles:
         return Judge(
             model,
             mode="listwise",
-            aspects=REFEREE,
+            aspects=[REFEREE],
             num_orders=config.referee_orders,
             max_reasks=config.max_reasks,
             temperature=config.referee_temperature,

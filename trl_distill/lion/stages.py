@@ -30,10 +30,9 @@ from ..chat import CallStore, Completion, FailedCall
 from ..chat.models import derived_seed
 from ..files import write_json, write_rows
 from ..text import rouge_l
-from .discrimination import Scored, partition
 from .folder import LionFolder
 from .generation import CUT_OFF, KINDS, generate, quotas
-from .pools import Instruction, write_pool
+from .pools import Instruction, Scored, partition, write_pool
 from .roles import Roles
 from .similarity import UNICODE, SimilarityIndex
 
@@ -45,17 +44,11 @@ def training_rows(
     instructions: Sequence[Instruction], answers: Sequence[Completion | FailedCall]
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """
-    Rows for [`~trl.SFTTrainer`], whose loss is on the completion.
-
-    Args:
-        instructions (`list[Instruction]`):
-            What was asked.
-        answers (`list[Completion or FailedCall]`):
-            What the teacher said.
+    Instructions and the teacher's answers as rows for [`~trl.SFTTrainer`], whose loss is on the completion.
 
     Returns:
-        `tuple[list[dict], dict[str, int]]`: Conversational rows `prompt`, `completion` with the `id` of the instruction,
-        and counts: `rows`, and what was left out: `failed`, `empty`, `cut_off`.
+        `tuple[list[dict], dict[str, int]]`: Conversational rows `prompt`, `completion` with the `id` of the
+        instruction, and counts: `rows`, and what was left out: `failed`, `empty`, `cut_off`.
     """
     rows, counts = [], Counter(rows=0, failed=0, empty=0, cut_off=0)
     for instruction, answer in zip(instructions, answers, strict=True):
@@ -114,8 +107,8 @@ def discrimination(folder: LionFolder, roles: Roles, store: CallStore, round: in
     scored = [Scored(row["id"], row["teacher"], row["student"]) for row in rows if row["teacher"] is not None]
     if not scored:
         raise ValueError(
-            f"The referee {roles.referee.name} scored none of {len(rows)} instructions: {dict(compared.unscored)}. Its "
-            f"replies are in {store.path}. Take another referee, or raise `referee_max_tokens`."
+            f"The referee {roles.referee.name} scored none of {len(rows)} instructions: {dict(compared.unscored)}. "
+            f"Its replies are in {store.path}. Take another referee, or raise `referee_max_tokens`."
         )
     parts = partition(scored, config.tau, config.tau_quantile, config.min_teacher_score)
     kind = {id: name for name, ids in zip(("hard", "easy", "below_floor"), parts, strict=False) for id in ids}
@@ -142,10 +135,10 @@ def generation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
         seeds = {kind: [item for item in pool if kinds.get(item.id) == kind] for kind in KINDS}
         for kind, other in (KINDS, KINDS[::-1]):
             if wanted[kind] and not seeds[kind]:
+                wanted = {kind: 0, other: config.n_new}
                 logger.warning(
                     "No instruction is %s: all %d new ones are made from %s ones.", kind, config.n_new, other
                 )
-                wanted = {kind: 0, other: config.n_new}
     texts = [item.text for item in [*pool, *folder.heldout]]
     sampling_seed = derived_seed(config.seed, round)
     with roles.generator as model:
