@@ -44,7 +44,7 @@ from ..chat import (
     judge_report,
 )
 from ..chat.models import derived_seed
-from ..files import load_split, read_rows, write_json, write_rows
+from ..files import evaluation_questions, load_split, read_rows, write_json, write_rows
 from ..text import rouge_l
 from .discrimination import Scored, partition
 from .estimate import Estimate, estimate
@@ -155,7 +155,7 @@ class LionLoop:
         )
         self.student = student or self._local_student
         self._progress = progress
-        self._never = _questions(config.decontaminate)
+        self._never = evaluation_questions(config.decontaminate)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.open_store():  # so that no other run works in this folder
             self._check_settings()
@@ -577,20 +577,6 @@ class _Compared(NamedTuple):
     unscored: Counter
     report: dict[str, Any]
     answers: list[list[str]]
-
-
-def _questions(files: Sequence[str]) -> list[str]:
-    """Questions of evaluations, of which no near copy shall be generated."""
-    texts = []
-    for file in files:
-        for number, row in enumerate(read_rows(file)):
-            text = next((row[name] for name in ("instruction", "prompt", "question") if row.get(name)), None)
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"Row {number} of {file}, in `decontaminate`, has no text `instruction`, `prompt` or `question`."
-                )
-            texts.append(text)
-    return texts
 
 
 def _scores(judgement: Judgement) -> tuple[float | None, float | None, str | None]:
