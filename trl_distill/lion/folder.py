@@ -29,7 +29,7 @@ from typing import Any
 
 from ..chat import CallStore
 from ..chat.local import weights_digest
-from ..files import load_split, read_rows, write_json
+from ..files import evaluation_questions, load_split, read_rows, write_json
 from .lion_config import LionConfig
 from .pools import Instruction, drawn, hold_out, read_instructions, read_pool, write_pool
 
@@ -98,7 +98,7 @@ class LionFolder:
         self, config: LionConfig, instructions: Iterable[dict[str, Any]] | None = None, progress: bool = False
     ):
         self.config, self.path, self._progress = config, Path(config.output_dir), progress
-        self.avoided = _questions(config.decontaminate)
+        self.avoided = evaluation_questions(config.decontaminate)
         self.path.mkdir(parents=True, exist_ok=True)
         with self.open_store():  # so that no other run works in this folder
             self._check_settings()
@@ -226,17 +226,3 @@ class LionFolder:
             for name in ("training", "student"):  # of a training that was killed, perhaps before it was recorded
                 shutil.rmtree(self.round(round) / name, ignore_errors=True)
         self.manifest(round).forget(stages)
-
-
-def _questions(files: Sequence[str]) -> list[str]:
-    """Questions of evaluations, of which no near copy shall be generated."""
-    texts = []
-    for file in files:
-        for number, row in enumerate(read_rows(file)):
-            text = next((row[name] for name in ("instruction", "prompt", "question") if row.get(name)), None)
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"Row {number} of {file}, in `decontaminate`, has no text `instruction`, `prompt` or `question`."
-                )
-            texts.append(text)
-    return texts
