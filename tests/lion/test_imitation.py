@@ -151,7 +151,7 @@ class TestRows:
 
 class TestFull:
     def test_two_rounds_learn_and_go_on(self, in_process, loop, base, tokenizer, tmp_path, read):
-        """T1, T2, T3: students that load, answers that become likelier, and rounds that begin where the last one ended."""
+        """Students that load, answers that become likelier, and rounds that begin where the last one ended."""
         losses = []
 
         def evaluated(model, rows):
