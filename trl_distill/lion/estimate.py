@@ -29,16 +29,9 @@ class Estimate(NamedTuple):
     """
     Calls that a stage still has to make.
 
-    Args:
-        round (`int`), stage (`str`), role (`str`):
-            Whose calls.
-        calls (`int`):
-            How many. Of the generator and the referee it is the least if instructions are dropped and replies asked
-            again. It is the most if the loop converges, or a new student repeats the answers of an old one.
-        prompt_tokens, completion_tokens (`int`):
-            Estimated from the mean of the role's stored calls; before the first one an upper bound.
-        cost_usd (`float`, *optional*):
-            Estimated from these. `None` if a price is not known.
+    Of the generator and the referee they are the least if instructions are dropped and replies asked again, and the
+    most if the loop converges, or a new student repeats the answers of an old one. Tokens are estimated from the mean
+    of the role's stored calls, before the first one by an upper bound. The cost is `None` if a price is not known.
     """
 
     round: int

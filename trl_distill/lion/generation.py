@@ -57,8 +57,8 @@ class GenerationError(ValueError):
 
 def generation_request(seed: Instruction, kind: str, sampling: Sampling, sample_index: int = 0) -> ChatRequest:
     """
-    The question for one new instruction like `seed`: of a `"hard"` one same subject, kind of work and difficulty, of an
-    `"easy"` one same subject, rarer. `sample_index` says which draw this is, for a seed that is drawn again.
+    The question for one new instruction like `seed`: of a `"hard"` one same subject, kind of work and difficulty, of
+    an `"easy"` one same subject, rarer. `sample_index` says which draw this is, for a seed that is drawn again.
     """
     text = _PROMPT.format(relation=_RELATION[kind], seed=seed.text)
     return ChatRequest([{"role": "user", "content": text}], sampling, sample_index)

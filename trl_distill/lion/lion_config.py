@@ -124,8 +124,8 @@ class LionConfig:
             What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion`
             for all five, as in the released code.
         decontaminate (`list[str]`, *optional*):
-            Files with questions, one a line or in rows with `question`, `prompt` or `instruction`, or `truthful_qa`: no
-            near copy of these shall be generated.
+            Files with questions, one a line or in rows with `question`, `prompt` or `instruction`, or `truthful_qa`:
+            no near copy of these shall be generated.
 
         > Run
 

@@ -38,17 +38,8 @@ logger = logging.getLogger(__name__)
 
 class LionResult(NamedTuple):
     """
-    How a run of the loop ended.
-
-    Args:
-        status (`str`):
-            `"finished"`: all rounds are done. `"converged"`: fewer than `min_hard` instructions were hard.
-        round (`int`):
-            The last round with a student.
-        student (`Path`):
-            Folder of that student.
-        report (`dict`):
-            What `report.json` holds.
+    How a run of the loop ended: `"finished"`, or `"converged"` if fewer than `min_hard` instructions were hard; the
+    last round with a student, the folder of that student, and what `report.json` holds.
     """
 
     status: str

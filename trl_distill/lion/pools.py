@@ -16,6 +16,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -33,17 +34,8 @@ _SLACK = 1e-9  # a mean over two orders may miss a boundary by its last bit
 @dataclass(frozen=True)
 class Instruction:
     """
-    An instruction of a pool.
-
-    Args:
-        text (`str`):
-            What is asked, with its input if it has one.
-        kind (`str`, *optional*, defaults to `"seed"`):
-            `"seed"` if it was given, `"hard"` or `"easy"` if it was generated from such an instruction.
-        round (`int`, *optional*, defaults to `0`):
-            Round in which it was generated.
-        parent (`str`, *optional*):
-            `id` of the instruction from which it was generated.
+    An instruction of a pool: what is asked, with its input if it has one. It is a `"seed"` if it was given, `"hard"`
+    or `"easy"` if it was generated in a `round` from such an instruction, whose `id` is `parent`.
     """
 
     text: str
@@ -70,15 +62,6 @@ def _text(row: dict[str, Any]) -> Any:
     return text
 
 
-def _can_be_written(text: str) -> bool:
-    """Whether a text is whole: half a surrogate pair, which JSON can hold, is in no file and no request."""
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
-
-
 def read_instructions(rows: Iterable[dict[str, Any]]) -> tuple[list[Instruction], dict[str, Any]]:
     """
     Instructions of a data set.
@@ -102,7 +85,7 @@ def read_instructions(rows: Iterable[dict[str, Any]]) -> tuple[list[Instruction]
         counts["rows"] += 1
         columns |= row.keys()
         text = _text(row)
-        if not isinstance(text, str) or not _can_be_written(text):
+        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):  # half a pair can be in JSON, in no file
             fault = "not_text"
         elif not text.strip():
             fault = "empty"
