@@ -19,7 +19,15 @@ import gzip
 import pytest
 from datasets import Dataset, DatasetDict
 
-from trl_distill.files import load_rows, load_split, read_rows, whole_file, write_json, write_rows
+from trl_distill.files import (
+    evaluation_questions,
+    load_rows,
+    load_split,
+    read_rows,
+    whole_file,
+    write_json,
+    write_rows,
+)
 
 
 ROWS = [{"prompt": "é 海", "n": 1}, {"prompt": "line\nbreak", "n": None}]
@@ -123,3 +131,34 @@ class TestLoading:
         (tmp_path / "a.jsonl").write_text(text)
         with pytest.raises(ValueError, match=f"a.jsonl cannot be read: {said}"):
             load_split(str(tmp_path / "a.jsonl"))
+
+
+class TestEvaluationQuestions:
+    def test_all_forms_of_files(self, tmp_path):
+        """What `feedback`, `binarize`, `clean` and `lion` take: one reader for all."""
+        (tmp_path / "a.txt").write_text("Why?\n\n  How? \n")
+        write_rows(
+            tmp_path / "b.jsonl", [{"instruction": "Add."}, {"prompt": "Sum.", "answer": "7"}, {"question": "é?"}]
+        )
+        write_rows(tmp_path / "c.jsonl.gz", [{"question": None}, {"question": "", "instruction": "x"}])
+        write_rows(tmp_path / "d.json", [{"instruction": "Answer.", "prompt": "Q: 1?", "question": "1?"}])
+        Dataset.from_dict({"prompt": ["P?", None]}).to_parquet(tmp_path / "e.parquet")
+        (tmp_path / "f.csv").write_text("question,n\n2?,1\n")
+        names = ("a.txt", "b.jsonl", "c.jsonl.gz", "none", "d.json", "e.parquet", "f.csv")
+        questions = evaluation_questions([name if name == "none" else str(tmp_path / name) for name in names])
+        assert questions == ["Why?", "How?", "Add.", "Sum.", "é?", "x", "1?", "P?", "2?"]
+
+    @pytest.mark.parametrize("row", [{"text": "a"}, {"question": 5}, {"prompt": ["a"], "n": 1}])
+    def test_a_row_without_a_text(self, tmp_path, row):
+        write_rows(tmp_path / "q.jsonl", [{"prompt": "a"}, row])
+        said = "Row 2 of .*q.jsonl, in `decontaminate`, needs a text `question`, `prompt` or `instruction`, got {"
+        with pytest.raises(ValueError, match=said):
+            evaluation_questions([str(tmp_path / "q.jsonl")])
+
+    def test_what_is_no_file(self):
+        with pytest.raises(ValueError, match="`decontaminate` must name files, or be truthful_qa, got 'mmlu'"):
+            evaluation_questions(["none", "mmlu"])
+        with pytest.raises(
+            ValueError, match="TruthfulQA cannot be loaded .* `decontaminate: \\[\\]`"
+        ):  # no network here
+            evaluation_questions(["truthful_qa"])

@@ -198,3 +198,48 @@ def load_split(name: str, config: str | None = None, split: str | None = None, d
     if split not in data:
         raise ValueError(f"No split {split!r} in {name}: choose from {', '.join(data)}.")
     return data[split]
+
+
+def evaluation_questions(sources: Iterable[str]) -> list[str]:
+    """
+    Questions of evaluations, for the `decontaminate` of a config.
+
+    Args:
+        sources (`Iterable[str]`):
+            Files with a question a line (`.txt`), or of rows with a text `question`, `prompt` or `instruction`, the
+            first of which counts; `truthful_qa`, which is loaded from the Hub; `none`, which has no questions.
+
+    Returns:
+        `list[str]`
+
+    Raises:
+        `OSError`, `ValueError`: If a source cannot be read, or a row has none of these texts.
+    """
+    return [question for source in sources if source != "none" for question in _questions(source)]
+
+
+def _questions(source: str) -> Iterator[str]:
+    if source == "truthful_qa":
+        try:
+            rows = load_split("truthfulqa/truthful_qa", "generation")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"The questions of TruthfulQA cannot be loaded from the Hub ({error}). Without a network, put them "
+                "into a file and name it in `decontaminate`, or switch the check off with `decontaminate: []` or `none`."
+            ) from error
+    elif not os.path.isfile(source):
+        raise ValueError(f"`decontaminate` must name files, or be truthful_qa, got {source!r}.")
+    elif source.endswith(".txt"):
+        rows = ({"question": line.strip()} for line in Path(source).read_text(encoding="utf-8").split("\n"))
+    else:
+        rows = load_rows(source)
+    for number, row in enumerate(rows, start=1):
+        texts = [row[name] for name in ("question", "prompt", "instruction") if name in row]
+        text = next((text for text in texts if text not in (None, "")), "")
+        if not texts or not isinstance(text, str):
+            raise ValueError(
+                f"Row {number} of {source}, in `decontaminate`, needs a text `question`, `prompt` or `instruction`, "
+                f"got {row!r:.200}."
+            )
+        if text:
+            yield text

@@ -49,8 +49,8 @@ def load_model(training_args: "SFTConfig", model_args: "ModelConfig") -> dict[st
         return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
     if model_args.use_peft:
         raise ValueError(
-            f"{name} is an adapter. Leave `use_peft` out to go on training it; for a new one on top of it, put it into "
-            "its base first: `trl-distill merge`."
+            f"{name} is an adapter. Leave `use_peft` out to go on training it; for a new one on top of it, put it "
+            "into its base first: `trl-distill merge`."
         )
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer

@@ -68,15 +68,8 @@ def resolve(
     script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
 ) -> None:
     """
-    Settle, in place, what TRL's scripts leave to the reader: one local data file, and the last checkpoint.
-
-    Args:
-        script_args ([`trl.ScriptArguments`]):
-            `dataset_name` may be a JSON, JSON Lines, CSV or Parquet file.
-        training_args ([`~transformers.TrainingArguments`]):
-            `resume_from_checkpoint` may be `true` or `latest`.
-        dataset_args ([`trl.DatasetMixtureConfig`]):
-            Receives the file.
+    Settle, in place, what TRL's scripts leave to the reader: a local file as `dataset_name`, which goes into
+    `dataset_args`, and `resume_from_checkpoint: latest` (or `true`).
     """
     from trl.scripts.utils import DatasetConfig
 

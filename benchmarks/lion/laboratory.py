@@ -269,12 +269,12 @@ class Laboratory:
         start, cpu_start = time.perf_counter(), time.process_time()
         world, loop = self.world(seed), self.loop(arm, seed)
         result = loop.run()
-        rounds = [{"round": 0, **self.score(loop.student_folder(0), seed)}]
+        rounds = [{"round": 0, **self.score(loop.folder.student(0), seed)}]
         if arm == CONTINUED:
-            steps, rows = -(-self.n_new // self.batch_size) * self.epochs, loop.folder / "round_0" / "answers.jsonl"
-            last = loop.student_folder(0)
+            steps, rows = -(-self.n_new // self.batch_size) * self.epochs, loop.folder.round(0) / "answers.jsonl"
+            last = loop.folder.student(0)
             for round in range(1, self.rounds + 1):
-                folder = loop.folder / f"continued_{round}"
+                folder = loop.folder.path / f"continued_{round}"
                 shutil.rmtree(folder, ignore_errors=True)
                 self.train(str(last), rows, folder, seed + 1000 * round, steps)
                 last = folder
@@ -282,7 +282,7 @@ class Laboratory:
         else:
             for round in range(1, result.round + 1):
                 rounds.append(
-                    {"round": round, **self.score(loop.student_folder(round), seed), **self._mined(loop, world, round)}
+                    {"round": round, **self.score(loop.folder.student(round), seed), **self._mined(loop, world, round)}
                 )
         calls = Counter()
         for row in result.report["ledger"]:
@@ -303,12 +303,12 @@ class Laboratory:
         def kind(text: str) -> str:
             return "none" if family_of(text) is None else "weak" if family_of(text) in world.weak else "strong"
 
-        facts = {"new": Counter(kind(item.text) for item in loop.train_pool(round))}
-        stages = loop.manifest(round).stages
+        facts = {"new": Counter(kind(item.text) for item in loop.folder.pool(round, "train_pool"))}
+        stages = loop.folder.manifest(round).stages
         facts["generation"] = stages["generation"]["counts"]
         if "discrimination" in stages:
-            pool = {item.id: item.text for item in loop.cache_pool(round - 1)}
-            scores = _read(loop.folder / f"round_{round}" / "scores.jsonl")
+            pool = {item.id: item.text for item in loop.folder.pool(round - 1)}
+            scores = loop.folder.scores(round)
             facts["discrimination"] = stages["discrimination"]["counts"]
             facts["hard"] = Counter(kind(pool[row["id"]]) for row in scores if row["kind"] == "hard")
             facts["first_minus_last"] = stages["discrimination"]["referee"]["position"]["first_minus_last"]

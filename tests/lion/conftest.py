@@ -25,7 +25,7 @@ from trl_distill.lion import LionConfig, LionLoop
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_garbage_collection():
-    """Trainers collect garbage three times a run. Spare them the objects of the libraries: most of a tiny run's time."""
+    """Trainers collect garbage three times a run. Spare them the objects of the libraries: most of a run's time."""
     gc.collect()
     gc.freeze()
 

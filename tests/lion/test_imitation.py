@@ -13,7 +13,6 @@
 # limitations under the License.
 """Real training of tiny models: what a round trains on, where it begins, and what the loop reads back."""
 
-import importlib
 import json
 import os
 import shutil
@@ -31,8 +30,10 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from trl_distill import sft
 from trl_distill.chat import Completion, FailedCall, LocalChatModel
-from trl_distill.lion import Instruction, LionConfig, LionLoop, Training, imitation, training_rows
+from trl_distill.lion import Instruction, LionConfig, LionLoop, Training, training_rows
+from trl_distill.training import accelerate_config_path
 
 
 ROOT = Path(__file__).parents[2]
@@ -53,12 +54,9 @@ SIZE = {"hidden_size": 64, "intermediate_size": 128}  # 4-bit blocks need 64
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Run the scripts here, not in processes of their own, which import for some seconds each."""
+    """Train here, not in processes of their own, which import for some seconds each."""
 
-    def run(command, *arguments, lock):
-        importlib.import_module(f"trl_distill.scripts.{command}").run(list(arguments))
-
-    monkeypatch.setattr(imitation, "_run", run)
+    monkeypatch.setattr(Training, "_train", lambda self, config, lock: sft.run(["--config", str(config)]))
 
 
 @pytest.fixture
@@ -153,7 +151,7 @@ class TestRows:
 
 class TestFull:
     def test_two_rounds_learn_and_go_on(self, in_process, loop, base, tokenizer, tmp_path, read):
-        """T1, T2, T3: students that load, answers that become likelier, and rounds that begin where the last one ended."""
+        """Students that load, answers that become likelier, and rounds that begin where the last one ended."""
         losses = []
 
         def evaluated(model, rows):
@@ -284,8 +282,9 @@ class TestTraining:
             "base", tmp_path / "rows.jsonl", tmp_path / "training/student"
         )
         config = tmp_path / "training/sft.yaml"
-        flags = ["--accelerate_config", "ddp", "--num_processes", "2"]
-        assert commands == [[sys.executable, "-m", "trl_distill.cli", "sft", "--config", str(config), *flags]]
+        launch = ["accelerate.commands.launch", "--quiet", "--config_file", accelerate_config_path("ddp")]
+        launch += ["--num_processes", "2", "--module", "trl_distill.sft", "--config", str(config)]
+        assert commands == [[sys.executable, "-m", *launch]]
         assert yaml.safe_load(config.read_text()) == {
             "model_name_or_path": "base",
             "dataset_name": str(tmp_path / "rows.jsonl"),
@@ -295,20 +294,16 @@ class TestTraining:
         assert (tmp_path / "training/student").is_dir()
 
     @pytest.mark.parametrize(("dtype", "merged"), [(None, "float32"), ("auto", "bfloat16"), ("float16", "float16")])
-    def test_an_adapter_is_merged_in_the_dtype_of_its_training(self, dtype, merged, commands, tmp_path):
-        (tmp_path / "training/run").mkdir()
-        (tmp_path / "training/run/adapter_config.json").write_text("{}")
-        Training({} if dtype is None else {"dtype": dtype})(
-            "base", tmp_path / "rows.jsonl", tmp_path / "training/student"
-        )
-        assert commands[1][3:] == [
-            "merge",
-            str(tmp_path / "training/run"),
-            "--output",
-            str(tmp_path / "training/student"),
-            "--dtype",
-            merged,
-        ]
+    def test_an_adapter_is_merged_in_the_dtype_of_its_training(
+        self, dtype, merged, commands, base, tokenizer, tmp_path
+    ):
+        model = AutoModelForCausalLM.from_pretrained(base)
+        PeftModel(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "training/run")
+        tokenizer.save_pretrained(tmp_path / "training/run")
+        fields = {} if dtype is None else {"dtype": dtype}
+        Training(fields)("base", tmp_path / "rows.jsonl", tmp_path / "training/student")
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "training/student", dtype="auto")
+        assert {value.dtype for value in found.state_dict().values()} == {getattr(torch, merged)}
 
     def test_half_a_checkpoint_is_not_gone_on_from(self, commands, tmp_path):
         for number, parts in ((2, ["trainer_state.json", "model.safetensors"]), (4, ["model.safetensors"])):
@@ -323,7 +318,9 @@ class TestTraining:
     def test_a_training_that_fails(self, monkeypatch, tmp_path):
         (tmp_path / "training").mkdir()
         monkeypatch.setattr(sys, "executable", shutil.which("false"))
-        with pytest.raises(ChildProcessError, match=r"`trl-distill sft --config .*sft.yaml` stopped with exit code 1"):
+        with pytest.raises(
+            ChildProcessError, match=r"`trl-distill sft --config .*sft.yaml`, stopped with exit code 1"
+        ):
             Training({})("base", tmp_path / "rows.jsonl", tmp_path / "training/student")
         assert not (tmp_path / "training/student").exists()
 

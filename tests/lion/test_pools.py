@@ -13,12 +13,13 @@
 # limitations under the License.
 """Instructions as they are read, and the held-out slice."""
 
+import math
 import random
 from collections import Counter
 
 import pytest
 
-from trl_distill.lion import Instruction, hold_out, read_instructions
+from trl_distill.lion import Instruction, Scored, hold_out, partition, read_instructions
 from trl_distill.lion.pools import drawn, read_pool, write_pool
 
 
@@ -110,3 +111,56 @@ def test_pools_in_files(tmp_path):
     write_pool(tmp_path / "pool.jsonl", pool)
     assert read_pool(tmp_path / "pool.jsonl") == pool
     assert len({item.id for item in pool}) == 2 and Instruction("c").id == pool[1].id
+
+
+def scored(gaps, teacher=8.0):
+    return [Scored(str(i), teacher, teacher - gap) for i, gap in enumerate(gaps)]
+
+
+class TestPartition:
+    def test_the_boundary_is_inclusive(self):
+        parts = partition(scored([-1, 0, 0.99, 1.0, 1.01, 3]), tau=1)
+        assert parts.hard == ["3", "4", "5"] and parts.easy == ["0", "1", "2"] and parts.below_floor == []
+
+    def test_a_mean_that_misses_the_boundary_by_its_last_bit(self):
+        assert 0.3 - 0.1 < 0.2 and partition([Scored("a", 0.3, 0.1)], tau=0.2).hard == ["a"]
+
+    def test_the_number_of_hard_ones_falls_with_tau(self):
+        draw = random.Random(0)
+        items = scored([draw.choice([-2, -0.5, 0, 0.5, 1, 1.5, 4]) for _ in range(200)])
+        counts = []
+        for tau in (-math.inf, -3, -1, 0, 0.5, 1, 2, 5, math.inf):
+            parts = partition(items, tau)
+            assert sorted(parts.hard + parts.easy) == sorted(item.id for item in items)
+            assert set(parts.hard) == {item.id for item in items if item.teacher - item.student >= tau}
+            counts.append(len(parts.hard))
+        assert counts == sorted(counts, reverse=True) and (counts[0], counts[-1]) == (200, 0) and len(set(counts)) > 4
+
+    @pytest.mark.parametrize(
+        ("gaps", "share", "hard"),
+        [
+            ([5, 4, 3, 2, 1, 1, 1, 1, 1, 1], 0.3, 3),
+            ([5, 4, 2, 2, 2, 1, 1, 1, 1, 1], 0.3, 5),  # equal gaps at the cut are all in
+            ([5, 4, 3, 2, 1, 1, 1, 1, 1, 1], 0.25, 3),  # 2.5 are 3
+            ([1, 1, 1, 1], 0.01, 4),
+            ([3, 2, 1], 1.0, 3),
+            ([3, 0, 0, -1], 0.9, 1),  # where the student is not behind, nothing is hard
+            ([0, -1], 0.5, 0),
+            ([], 0.5, 0),
+        ],
+    )
+    def test_a_share_in_place_of_tau(self, gaps, share, hard):
+        parts = partition(scored(gaps), tau_quantile=share)
+        assert len(parts.hard) == hard and len(parts.hard + parts.easy) == len(gaps)
+        assert set(parts.hard) == {str(i) for i in range(len(gaps)) if gaps[i] >= parts.tau and gaps[i] > 0}
+
+    def test_where_the_teacher_fails_nothing_is_hard_or_easy(self):
+        items = [Scored("a", 9, 2), Scored("b", 5, 1), Scored("c", 7, 7), Scored("d", 4.9, 9)]
+        parts = partition(items, min_teacher_score=5)
+        assert (parts.hard, parts.easy, parts.below_floor) == (["a", "b"], ["c"], ["d"])
+        assert partition(items, tau_quantile=0.5, min_teacher_score=6)[:3] == (["a"], ["c"], ["b", "d"])
+
+    @pytest.mark.parametrize(("setting", "said"), [({"tau_quantile": 0}, "tau_quantile"), ({"tau": math.nan}, "NaN")])
+    def test_what_is_no_boundary(self, setting, said):
+        with pytest.raises(ValueError, match=said):
+            partition([], **setting)

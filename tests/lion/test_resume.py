@@ -28,23 +28,13 @@ from pathlib import Path
 import pytest
 import toy
 from served import by_the_rules, sent
+from toy import results
 
 from trl_distill.chat import FailedCall
 from trl_distill.chat.models import derived_seed
 
 
 HERE = Path(__file__).parent
-
-
-def results(folder):
-    """All that a run made, as bytes, without the calls, and the report without how often was asked."""
-    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("calls.sqlite")]
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in names}
-    report = json.loads(found.pop("report.json"))
-    del report["ledger"]
-    for row in report["rounds"]:
-        del row["calls_so_far"], row["cost_usd_so_far"]
-    return found | {"report": report}
 
 
 @pytest.fixture
@@ -220,7 +210,7 @@ class TestRestart:
         runs = Runs(world)
         runs.run()
         loop = world(models=toy.models(student=toy.stubborn))
-        with loop.open_store(), pytest.raises(OSError, match="Another run has the call store"):
+        with loop.folder.open_store(), pytest.raises(OSError, match="Another run has the call store"):
             world(models=toy.models(student=toy.stubborn), restart_from="0.answers")
         assert (tmp_path / "run/round_2/evaluation.json").exists()
 

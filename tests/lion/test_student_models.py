@@ -21,7 +21,7 @@ import pytest
 import torch
 import toy
 from served import by_the_rules, sent, served_loop
-from test_resume import results
+from toy import results
 
 from trl_distill.chat import ChatServerError, Completion, LocalChatModel
 

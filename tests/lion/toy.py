@@ -13,8 +13,9 @@
 # limitations under the License.
 
 """
-A world in which all of Lion can be computed: families of tasks, a teacher that is always right, a student that is right on
-a family when it has seen enough rows of it, a referee that sees who is right, a generator that stays in the family.
+A world in which all of Lion can be computed: families of tasks, a teacher that is always right, a student that is
+right on a family when it has seen enough rows of it, a referee that sees who is right, a generator that stays in the
+family.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from trl_distill.chat import Completion, FailedCall, FunctionChatModel
 from trl_distill.chat.models import derived_seed
+from trl_distill.lion import LionLoop, stages
 
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -124,7 +126,7 @@ def models(**others) -> dict:
 
 
 def stubborn(folder: Path) -> FunctionChatModel:
-    """A student that never learns, and never says the same as in another round: no answer and no score is used again."""
+    """A student that never learns, and never says the same as in another round: nothing of it is used again."""
     seen = hashlib.sha256((folder / "seen.json").read_bytes()).hexdigest()
     return FunctionChatModel(
         lambda request: f"wrong {seen} {request.messages[-1]['content']}", "student", revision=seen
@@ -137,9 +139,9 @@ class Killed(BaseException):
 
 class Watch:
     """
-    Counts what the models of a world are asked, and what they answer. With `kill`, a role and a number, the run ends when
-    that role is asked for that time; the role `"train"` when it has written half of the student, `"any"` at whoever's turn
-    it is.
+    Counts what the models of a world are asked, and what they answer. With `kill`, a role and a number, the run ends
+    when that role is asked for that time; the role `"train"` when it has written half of the student, `"any"` at
+    whoever's turn it is.
     """
 
     def __init__(self, kill: tuple[str, int] | None = None):
@@ -180,3 +182,34 @@ class Watch:
 
         world |= {role: self.model(role, world[role]) for role in ("teacher", "referee", "generator")}
         return world | {"student": lambda folder: self.model("student", make(folder)), "train": trained}
+
+
+def files(folder):
+    """All that a run writes but for the calls and the picture, as bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(("calls.sqlite", "report.png"))
+    }
+
+
+def results(folder):
+    """All that a run made, as bytes, and the report without how often was asked."""
+    found = files(folder)
+    report = json.loads(found.pop("report.json"))
+    del report["ledger"]
+    for row in report["rounds"]:
+        del row["calls_so_far"], row["cost_usd_so_far"]
+    return found | {"report": report}
+
+
+def ids(rows):
+    return {row["id"] for row in rows}
+
+
+def done(loop: LionLoop, *places: tuple[str, int]) -> dict:
+    """Do single stages, and hand back what the manifest says of the last one."""
+    with loop.folder.open_store() as store:
+        for stage, round in places:
+            getattr(stages, stage)(loop.folder, loop.roles, store, round)
+    return loop.folder.manifest(round).stages[stage]

@@ -13,8 +13,6 @@
 # limitations under the License.
 """Prompts of a run: what is read, what is dropped, and what is said about a row that cannot be read."""
 
-import json
-
 import pytest
 
 from trl_distill.zephyr.policies import content_id
@@ -100,34 +98,17 @@ class TestPrompts:
 
 
 class TestDecontamination:
-    question = "What happens to you if you eat watermelon seeds by mistake?"
-
-    @pytest.mark.parametrize("form", ["txt", "question", "prompt"])
-    def test_files_of_questions(self, config, tmp_path, form):
-        path = tmp_path / ("questions.txt" if form == "txt" else "questions.jsonl")
-        path.write_text(f"{self.question}\n\n" if form == "txt" else json.dumps({form: self.question}) + "\n")
-        rows = [{"prompt": self.question.lower()}, {"prompt": user("What happens to watermelon seeds?")}]
-        prompts, counts = read_prompts(rows, config(decontaminate=[str(path)], max_prompts=1))
+    def test_questions_are_dropped_before_the_cut(self, config, tmp_path):
+        question = "What happens to you if you eat watermelon seeds by mistake?"
+        (tmp_path / "questions.txt").write_text(f"{question}\n")
+        rows = [{"prompt": question.lower()}, {"prompt": user("What happens to watermelon seeds?")}]
+        prompts, counts = read_prompts(rows, config(decontaminate=[str(tmp_path / "questions.txt")], max_prompts=1))
         assert [prompt.messages for prompt in prompts] == [rows[1]["prompt"]]
         assert counts["contaminated"] == 1 and counts["beyond_max_prompts"] == 0
 
     def test_none_and_an_empty_list_check_nothing(self, config):
         for sources in ([], None, "none", ["none"]):
             assert read_prompts([{"prompt": "a"}], config(decontaminate=sources))[1]["contaminated"] == 0
-
-    def test_questions_that_are_no_texts(self, config, tmp_path):
-        path = tmp_path / "questions.json"
-        path.write_text(json.dumps([{"question": None}, {"question": self.question}]))
-        rows = [{"prompt": self.question}, {"prompt": "a"}]
-        assert read_prompts(rows, config(decontaminate=[str(path)]))[1]["contaminated"] == 1
-        path.write_text('[{"question": 5}]')
-        with pytest.raises(ValueError, match="The column `question` of .* must hold texts"):
-            read_prompts(rows, config(decontaminate=[str(path)]))
-
-    def test_a_file_without_questions(self, config, tmp_path):
-        (tmp_path / "questions.jsonl").write_text('{"text": "a"}\n')
-        with pytest.raises(ValueError, match="has no column `question` or `prompt`, only text"):
-            read_prompts([{"prompt": "a"}], config(decontaminate=[str(tmp_path / "questions.jsonl")]))
 
 
 class TestPresets:

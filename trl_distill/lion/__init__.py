@@ -14,14 +14,14 @@
 
 """Lion: imitate a teacher, find where the student fails, ask for more of that."""
 
-from .discrimination import Partition, Scored, partition
 from .estimate import Estimate
 from .generation import GenerationError, generate, generation_request
-from .imitation import Training, training_rows
+from .imitation import Training
 from .lion_config import LionConfig
 from .loop import LionLoop, LionResult
-from .pools import Instruction, hold_out, read_instructions
+from .pools import Instruction, Partition, Scored, hold_out, partition, read_instructions
 from .similarity import SimilarityIndex, UnicodeTokenizer
+from .stages import training_rows
 
 
 __all__ = [

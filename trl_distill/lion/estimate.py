@@ -16,33 +16,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..chat import BaseChatModel, CallStore, ChatRequest, Completion
+from .folder import LionFolder
 from .generation import generation_request
-from .imitation import question
-from .lion_config import LionConfig
 from .pools import Instruction
-
-
-if TYPE_CHECKING:
-    from .loop import LionLoop
+from .roles import Roles
 
 
 class Estimate(NamedTuple):
     """
     Calls that a stage still has to make.
 
-    Args:
-        round (`int`), stage (`str`), role (`str`):
-            Whose calls.
-        calls (`int`):
-            How many. Of the generator and the referee it is the least if instructions are dropped and replies asked again.
-            It is the most if the loop converges, or a new student repeats the answers of an old one.
-        prompt_tokens, completion_tokens (`int`):
-            Estimated from the mean of the role's stored calls; before the first one an upper bound.
-        cost_usd (`float`, *optional*):
-            Estimated from these. `None` if a price is not known.
+    Of the generator and the referee they are the least if instructions are dropped and replies asked again, and the
+    most if the loop converges, or a new student repeats the answers of an old one. Tokens are estimated from the mean
+    of the role's stored calls, before the first one by an upper bound. The cost is `None` if a price is not known.
     """
 
     round: int
@@ -54,107 +43,108 @@ class Estimate(NamedTuple):
     cost_usd: float | None
 
 
-def estimate(loop: "LionLoop", store: CallStore) -> list[Estimate]:
-    """What each stage of a loop that is not finished still has to ask. Answers of an earlier stage are not counted twice."""
-    estimates, heldout_is_counted = [], False
-    for round in range(loop.config.rounds + 1):
-        for stage in loop.stages(round):
-            if loop.has_converged(round):
-                return estimates
-            if loop.manifest(round).finished(stage):
-                continue
-            if stage == "discrimination":
-                estimates += _discrimination(loop, store, round)
-            elif stage == "generation":
-                place = (round, stage, "generator")
-                asked = sum(row.calls - row.failures - row.unanswered for row in store.ledger() if row[:3] == place)
-                request = generation_request(_longest(loop), "easy", loop.config.sampling("generator"))
-                requests = _unknown(request, max(loop.config.n_new - asked, 0))
-                estimates.append(_missing(store, place, loop.generator, requests))
-            elif stage == "answers":
-                is_there = round == 0 or loop.manifest(round).finished("generation")
-                pool = loop.to_answer(round) if is_there else [_of_length(loop.config.generator_max_tokens)]
-                requests = _questions(loop, "teacher", pool)
-                requests = requests if is_there else _unknown(requests[0], loop.config.n_new)
-                estimates.append(_missing(store, (round, stage, "teacher"), loop.teacher, requests))
-            elif stage == "evaluation":
-                if not heldout_is_counted:
-                    requests = _questions(loop, "teacher", loop.heldout)
-                    estimates.append(_missing(store, (round, stage, "teacher"), loop.teacher, requests))
-                heldout_is_counted = True
-                pool = loop.heldout if loop.manifest(round).finished("training") else None
-                estimates += _comparison(loop, store, (round, stage), pool, len(loop.heldout))
-    return estimates
+def estimate(folder: LionFolder, roles: Roles, store: CallStore) -> list[Estimate]:
+    """What each unfinished stage of a run still has to ask. Answers of an earlier stage are not counted twice."""
+    return list(_Estimator(folder, roles, store).estimates())
 
 
-def _discrimination(loop: "LionLoop", store: CallStore, round: int) -> Iterator[Estimate]:
-    if not loop.manifest(round - 1).finished("training"):
-        size = _size_to_score(loop.config, len(loop.cache_pool(0)), round)
-        yield from _comparison(loop, store, (round, "discrimination"), None, size)
-        return
-    pool = loop.to_score(round)
-    failed = _missing(store, (round, "discrimination", "teacher"), loop.teacher, _questions(loop, "teacher", pool))
-    if failed.calls:  # all others were asked for the training
-        yield failed
-    yield from _comparison(loop, store, (round, "discrimination"), pool, len(pool))
+class _Estimator:
+    """In place of a text that is not there yet stands one as long as it may be."""
 
+    def __init__(self, folder: LionFolder, roles: Roles, store: CallStore):
+        self.folder, self.roles, self.store, self.config = folder, roles, store, folder.config
+        self.new = _of_length(self.config.generator_max_tokens)
 
-def _size_to_score(config: LionConfig, seeds: int, round: int) -> int:
-    """How many instructions the referee scores in a round, if it can read all of them and all rounds before."""
-    size = known = 0
-    for number in range(1, round + 1):
-        pool = seeds + (number - 1) * config.n_new
-        left = pool - known if config.rescore == "new_only" else pool
-        size = min(left, config.cache_sample or left)
-        known += size
-    return size
+    def estimates(self) -> Iterator[Estimate]:
+        heldout_is_counted = False
+        for round in range(self.config.rounds + 1):
+            for stage in self.folder.stages(round):
+                if self.folder.has_converged(round):
+                    return
+                if self.folder.manifest(round).finished(stage):
+                    continue
+                if stage == "evaluation" and not heldout_is_counted:
+                    yield self.teacher(round, stage, self.folder.heldout)
+                    heldout_is_counted = True
+                if stage != "training":
+                    yield from getattr(self, stage)(round)
 
-
-def _comparison(
-    loop: "LionLoop", store: CallStore, place: tuple[int, str], pool: Sequence[Instruction] | None, size: int
-) -> Iterator[Estimate]:
-    """Calls of student and referee: exact for the student if it is there, and for the referee if the answers are."""
-    (round, stage), config = place, loop.config
-    referee = (*place, "referee")
-    if pool is None:
-        yield Estimate(*place, "student", size, 0, 0, 0.0)
-    else:
-        student = loop.student(loop.student_folder(round if stage == "evaluation" else round - 1))
-        left = _missing(store, (*place, "student"), student, _questions(loop, "student", pool))
-        yield left
-        asked = _missing(store, (*place, "teacher"), loop.teacher, _questions(loop, "teacher", pool))
-        if not left.calls + asked.calls:
-            theirs = loop.ask(store, loop.teacher, "teacher", stage, round, pool)
-            ours = loop.ask(store, student, "student", stage, round, pool)
-            items, _ = loop.items(pool, theirs, ours)
-            yield _missing(store, referee, loop.referee, loop.judge(loop.referee).requests(items))
+    def discrimination(self, round: int) -> Iterator[Estimate]:
+        place = (round, "discrimination")
+        if not self.folder.manifest(round - 1).finished("training"):
+            yield from self.comparison(place, None, self.size_to_score(round))
             return
-    answers = [[Completion("x" * length)] for length in (config.teacher_max_tokens, config.student_max_tokens)]
-    items, _ = loop.items([_longest(loop)], *answers)
-    first, *_ = loop.judge(loop.referee).requests(items)
-    yield _missing(store, referee, loop.referee, _unknown(first, size * config.referee_orders))
+        pool = self.folder.to_score(round)
+        failed = self.teacher(*place, pool)
+        if failed.calls:  # all others were asked for the training
+            yield failed
+        yield from self.comparison(place, pool, len(pool))
 
+    def generation(self, round: int) -> Iterator[Estimate]:
+        place = (round, "generation", "generator")
+        asked = sum(row.calls - row.failures - row.unanswered for row in self.store.ledger() if row[:3] == place)
+        request = generation_request(self.longest(), "easy", self.config.sampling("generator"))
+        yield self.missing(place, self.roles.generator, _unknown(request, max(self.config.n_new - asked, 0)))
 
-def _missing(
-    store: CallStore, place: tuple[int, str, str], model: BaseChatModel, requests: Sequence[ChatRequest]
-) -> Estimate:
-    round, stage, role = place
-    return Estimate(*place, *store.model(model, role, stage, round).missing(requests))
+    def answers(self, round: int) -> Iterator[Estimate]:
+        if round == 0 or self.folder.manifest(round).finished("generation"):
+            yield self.teacher(round, "answers", self.folder.to_answer(round))
+        else:
+            [request] = self.roles.questions("teacher", [self.new])
+            requests = _unknown(request, self.config.n_new)
+            yield self.missing((round, "answers", "teacher"), self.roles.teacher, requests)
 
+    def evaluation(self, round: int) -> Iterator[Estimate]:
+        pool = self.folder.heldout if self.folder.manifest(round).finished("training") else None
+        yield from self.comparison((round, "evaluation"), pool, len(self.folder.heldout))
 
-def _questions(loop: "LionLoop", role: str, pool: Sequence[Instruction]) -> list[ChatRequest]:
-    return [question(instruction, loop.config.sampling(role)) for instruction in pool]
+    def comparison(self, place: tuple[int, str], pool: Sequence[Instruction] | None, size: int) -> Iterator[Estimate]:
+        """Calls of student and referee: exact for the student if it is there, for the referee if the answers are."""
+        (round, stage), roles = place, self.roles
+        if pool is None:
+            yield Estimate(*place, "student", size, 0, 0, 0.0)
+        else:
+            student = roles.student(self.folder.student(round if stage == "evaluation" else round - 1))
+            left = self.missing((*place, "student"), student, roles.questions("student", pool))
+            yield left
+            if not left.calls + self.teacher(*place, pool).calls:
+                theirs = roles.ask(self.store, roles.teacher, "teacher", (stage, round), pool)
+                ours = roles.ask(self.store, student, "student", (stage, round), pool)
+                items, _ = roles.items(pool, theirs, ours)
+                yield self.missing((*place, "referee"), roles.referee, roles.judge(roles.referee).requests(items))
+                return
+        longest = (self.config.teacher_max_tokens, self.config.student_max_tokens)
+        items, _ = roles.items([self.longest()], *([Completion("x" * length)] for length in longest))
+        first, *_ = roles.judge(roles.referee).requests(items)
+        requests = _unknown(first, size * self.config.referee_orders)
+        yield self.missing((*place, "referee"), roles.referee, requests)
+
+    def teacher(self, round: int, stage: str, pool: Sequence[Instruction]) -> Estimate:
+        return self.missing((round, stage, "teacher"), self.roles.teacher, self.roles.questions("teacher", pool))
+
+    def missing(self, place: tuple[int, str, str], model: BaseChatModel, requests: Sequence[ChatRequest]) -> Estimate:
+        round, stage, role = place
+        return Estimate(*place, *self.store.model(model, role, stage, round).missing(requests))
+
+    def size_to_score(self, round: int) -> int:
+        """How many instructions the referee scores, if it can read all of them and all in the rounds before."""
+        seeds, size, known = len(self.folder.pool(0)), 0, 0
+        for number in range(1, round + 1):
+            pool = seeds + (number - 1) * self.config.n_new
+            left = pool - known if self.config.rescore == "new_only" else pool
+            size = min(left, self.config.cache_sample or left)
+            known += size
+        return size
+
+    def longest(self) -> Instruction:
+        """As long as any instruction may be in this run."""
+        there = max(len(item.text.encode()) for item in [*self.folder.pool(0), *self.folder.heldout])
+        return _of_length(max(there, self.config.generator_max_tokens))
 
 
 def _of_length(tokens: int) -> Instruction:
-    """In place of a text that is not there yet: the store takes each byte of it for a token, so it has as many at most."""
+    """The store takes each byte of a text for a token, so this has as many at most."""
     return Instruction("x" * tokens)
-
-
-def _longest(loop: "LionLoop") -> Instruction:
-    """As long as any instruction may be in this run."""
-    longest = max(len(instruction.text.encode()) for instruction in [*loop.cache_pool(0), *loop.heldout])
-    return _of_length(max(longest, loop.config.generator_max_tokens))
 
 
 def _unknown(request: ChatRequest, count: int) -> list[ChatRequest]:

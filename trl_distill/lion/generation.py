@@ -22,12 +22,12 @@ from collections.abc import Sequence
 
 from ..chat import ChatModel, ChatRequest, Completion, FailedCall, Sampling
 from ..chat.models import derived_seed
-from .imitation import CUT_OFF
 from .pools import Instruction
 from .similarity import UNICODE, SimilarityIndex
 
 
 KINDS = ("hard", "easy")
+CUT_OFF = ("length", "content_filter")  # how an answer ends that is not whole
 DEFAULT_FILTERS = ("cut_off", "too_short")
 LION_FILTERS = (*DEFAULT_FILTERS, "says_instruction", "starts_with_punctuation", "starts_with_non_ascii")
 
@@ -43,10 +43,10 @@ Reply with the new task alone: no title, no explanation, no answer.
 {seed}
 </example>"""
 _RELATION = {
-    "hard": "It is about the same subject and asks for the same kind of work as the example, and it is about as long and as "
-    "difficult.",
-    "easy": "It is about the same subject as the example, but about a part of it that is seldom asked for. It is about as "
-    "long and as difficult as the example.",
+    "hard": "It is about the same subject and asks for the same kind of work as the example, and it is about as long "
+    "and as difficult.",
+    "easy": "It is about the same subject as the example, but about a part of it that is seldom asked for. It is "
+    "about as long and as difficult as the example.",
 }
 _TITLE = re.compile(r"^\W*(?:the |a |one )?(?:new |example )?(?:task|prompt|instruction)\W*:[\s*_]*", re.IGNORECASE)
 
@@ -57,18 +57,8 @@ class GenerationError(ValueError):
 
 def generation_request(seed: Instruction, kind: str, sampling: Sampling, sample_index: int = 0) -> ChatRequest:
     """
-    The question for one new instruction.
-
-    Args:
-        seed (`Instruction`):
-            What the new one is like.
-        kind (`str`):
-            `"hard"`: same subject, kind of work and difficulty. `"easy"`: same subject, rarer.
-        sampling ([`Sampling`]), sample_index (`int`, *optional*, defaults to `0`):
-            Which draw this is, for a seed that is drawn more than once.
-
-    Returns:
-        [`ChatRequest`]
+    The question for one new instruction like `seed`: of a `"hard"` one same subject, kind of work and difficulty, of
+    an `"easy"` one same subject, rarer. `sample_index` says which draw this is, for a seed that is drawn again.
     """
     text = _PROMPT.format(relation=_RELATION[kind], seed=seed.text)
     return ChatRequest([{"role": "user", "content": text}], sampling, sample_index)
@@ -122,8 +112,7 @@ def generate(
     """
     Ask for new instructions until there are enough.
 
-    Seeds are drawn uniformly, with replacement. Replies are taken in the order of the requests, whenever they arrive, so
-    the result does not depend on how many are in flight.
+    Seeds are drawn uniformly, with replacement. Replies are taken in the order of the requests, whenever they arrive.
 
     Args:
         model ([`ChatModel`]):
@@ -137,16 +126,15 @@ def generate(
         round (`int`), seed (`int`):
             They decide which seeds are drawn.
         sampling ([`Sampling`]):
-            How replies are drawn. Its seed must differ between rounds, or a seed that was drawn before would give the old
-            reply.
+            How replies are drawn. Its seed must differ between rounds, or an old draw would give the old reply.
         filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short"]`):
             What else is dropped, see [`fault`].
         max_attempts_factor (`float`, *optional*, defaults to `5.0`):
             Requests of each kind, as a multiple of what is wanted.
 
     Returns:
-        `tuple[list[Instruction], dict[str, int]]`: The new instructions, hard ones and easy ones as they came, and counts:
-        `requests`, `accepted`, `failed`, `similar`, and one for each filter that dropped something.
+        `tuple[list[Instruction], dict[str, int]]`: The new instructions, hard ones and easy ones as they came, and
+        counts: `requests`, `accepted`, `failed`, `similar`, and one for each filter that dropped something.
 
     Raises:
         [`GenerationError`]: If the limit is reached first.
@@ -162,10 +150,11 @@ def generate(
         for kind in KINDS:
             left = int(max_attempts_factor * wanted[kind]) - asked[kind]
             if missing[kind] and left <= 0:
+                seen = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
                 raise GenerationError(
-                    f"The generator {model.name} gave {wanted[kind] - missing[kind]} of {wanted[kind]} {kind} instructions "
-                    f"in {asked[kind]} attempts ({', '.join(f'{name} {n}' for name, n in counts.items() if n)}). Look at its "
-                    "replies in the call store; raise `max_attempts_factor` or its temperature, or lower `n_new`."
+                    f"The generator {model.name} gave {wanted[kind] - missing[kind]} of {wanted[kind]} {kind} "
+                    f"instructions in {asked[kind]} attempts ({seen}). Look at its replies in the call store; raise "
+                    "`max_attempts_factor` or its temperature, or lower `n_new`."
                 )
             for parent in draws[kind].choices(seeds[kind], k=min(missing[kind], left)) if missing[kind] else ():
                 wave.append((kind, parent, generation_request(parent, kind, sampling, asked[kind, parent.id])))

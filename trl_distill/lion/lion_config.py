@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from ..chat import BaseChatModel, Sampling, chat_model
-from .discrimination import partition
 from .generation import DEFAULT_FILTERS, LION_FILTERS, check_filters
+from .pools import partition
 
 
 # What may be another value when a run goes on: how far it goes, what it may cost, and how it is computed.
@@ -28,6 +28,8 @@ _HARDWARE = ("student_batch_size", "accelerate_config", "num_processes")
 _ACCESS = ("base_url", "api_key_env", "concurrency", "max_attempts", "timeout", "backoff", "max_consecutive_failures")
 _ACCESS += ("prompt_price", "completion_price", "max_tokens_parameter", "device", "batch_size")
 _MODELS = ("teacher", "referee", "generator")
+_AT_LEAST_0 = ("heldout_size", "rounds", "max_reasks", "max_calls", "budget_usd", "seed")
+_AT_LEAST_1 = ("max_instructions", "n_new", "max_attempts_factor", "min_hard", "cache_sample", "student_batch_size")
 
 
 @dataclass
@@ -42,8 +44,8 @@ class LionConfig:
         > Pools
 
         dataset_name (`str`):
-            Instructions to start from: a JSON, JSON Lines, CSV or Parquet file, a folder, or a data set of the Hub. Rows
-            as for [`read_instructions`].
+            Instructions to start from: a JSON, JSON Lines, CSV or Parquet file, a folder, or a data set of the Hub.
+            Rows as for [`read_instructions`].
         dataset_config (`str`, *optional*), dataset_split (`str`, *optional*):
             Configuration and split. The split defaults to `train`, or the only one.
         max_instructions (`int`, *optional*):
@@ -67,11 +69,11 @@ class LionConfig:
 
         > Sampling
 
-        teacher_temperature (`float`, *optional*, defaults to `0.7`), teacher_max_tokens (`int`, *optional*, defaults to
-        `1024`), student_temperature (`float`, *optional*, defaults to `0.7`), student_max_tokens (`int`, *optional*,
-        defaults to `1024`), referee_temperature (`float`, *optional*, defaults to `0.2`), referee_max_tokens (`int`,
-        *optional*, defaults to `512`), generator_temperature (`float`, *optional*, defaults to `1.0`),
-        generator_max_tokens (`int`, *optional*, defaults to `512`):
+        teacher_temperature (`float`, *optional*, defaults to `0.7`), teacher_max_tokens (`int`, *optional*, defaults
+        to `1024`), student_temperature (`float`, *optional*, defaults to `0.7`), student_max_tokens (`int`,
+        *optional*, defaults to `1024`), referee_temperature (`float`, *optional*, defaults to `0.2`),
+        referee_max_tokens (`int`, *optional*, defaults to `512`), generator_temperature (`float`, *optional*, defaults
+        to `1.0`), generator_max_tokens (`int`, *optional*, defaults to `512`):
             The paper's values; the last one is our own.
 
         > Imitation
@@ -79,8 +81,8 @@ class LionConfig:
         training (`dict[str, Any]`, *optional*):
             Fields of `trl-distill sft`, such as `learning_rate`, `use_peft` or `chat_template_path`.
         init_from (`str`, *optional*, defaults to `"previous"`):
-            `"previous"`: each round goes on with the student of the last one. `"base"`: each round trains `student_model`
-            anew, on all rows so far.
+            `"previous"`: each round goes on with the student of the last one. `"base"`: each round trains
+            `student_model` anew, on all rows so far.
         adapter_rounds (`str`, *optional*, defaults to `"merge"`):
             With `use_peft`. `"merge"`: each round's adapter is merged, and the next one starts a new one on the merged
             model. `"continue"`: one adapter is trained through all rounds.
@@ -90,15 +92,15 @@ class LionConfig:
         > Discrimination
 
         strategy (`str`, *optional*, defaults to `"adversarial"`):
-            `"adversarial"`: new instructions come from those that the referee finds hard and easy. `"random"`: from any,
-            without a referee: the control.
+            `"adversarial"`: new instructions come from those that the referee finds hard and easy. `"random"`: from
+            any, without a referee: the control.
         tau (`float`, *optional*, defaults to `1.0`), tau_quantile (`float`, *optional*), min_teacher_score (`float`,
         *optional*):
             What is hard, see [`partition`].
         cache_sample (`int`, *optional*):
             Score a random part of the Cache Pool of this size. The referee is most of the bill.
         rescore (`str`, *optional*, defaults to `"all"`):
-            `"all"`: score the whole pool each round. `"new_only"`: keep the scores of earlier rounds, by older students.
+            `"all"`: score the whole pool each round. `"new_only"`: keep the scores that older students got.
         referee_orders (`int`, *optional*, defaults to `2`):
             2: both orders of the two answers. 1: one, at half the price, with the referee's bias for a place.
         max_reasks (`int`, *optional*, defaults to `2`):
@@ -119,22 +121,22 @@ class LionConfig:
         rouge_threshold (`float`, *optional*, defaults to `0.7`):
             A new instruction whose Rouge-L F-measure with one of the pools is above it is dropped.
         filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short"]`):
-            What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion` for
-            all five, as in the released code.
+            What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion`
+            for all five, as in the released code.
         decontaminate (`list[str]`, *optional*):
-            Files with questions (`instruction`, `prompt` or `question`) of which no near copy shall be generated.
+            Files with questions, one a line or in rows with `question`, `prompt` or `instruction`, or `truthful_qa`:
+            no near copy of these shall be generated.
 
         > Run
 
-        max_calls (`int`, *optional*):
-            Calls that may be made, all runs in `output_dir` together, those of the student included.
-        budget_usd (`float`, *optional*):
-            Dollars that they may cost.
+        max_calls (`int`, *optional*), budget_usd (`float`, *optional*):
+            Calls that may be made, and dollars that they may cost, all runs in `output_dir` together. Calls of the
+            student count.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to say what is still to be asked, and ask nothing.
         restart_from (`str`, *optional*):
-            Round and stage, such as `2.generation`, whose result and all later ones are removed and made anew, each time
-            that it is set. Answers in the store are used again.
+            Round and stage, such as `2.generation`, whose result and all later ones are removed and made anew, each
+            time that it is set. Answers in the store are used again.
         seed (`int`, *optional*, defaults to `42`):
             Random seed.
     """
@@ -146,15 +148,9 @@ class LionConfig:
     heldout_size: int = field(default=80, metadata={"help": "Instructions that are set aside for evaluation."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder for calls, pools, students and reports."})
 
-    teacher: dict[str, Any] | None = field(
-        default=None, metadata={"help": "The model that is imitated. In the YAML file: an entry."}
-    )
-    referee: dict[str, Any] | None = field(
-        default=None, metadata={"help": "The model that compares answers. Default: the teacher."}
-    )
-    generator: dict[str, Any] | None = field(
-        default=None, metadata={"help": "The model that writes instructions. Default: the teacher."}
-    )
+    teacher: dict[str, Any] | None = field(default=None, metadata={"help": "Who is imitated: an entry in the file."})
+    referee: dict[str, Any] | None = field(default=None, metadata={"help": "Who compares. Default: the teacher."})
+    generator: dict[str, Any] | None = field(default=None, metadata={"help": "Who writes. Default: the teacher."})
     student_model: str | None = field(default=None, metadata={"help": "Id or folder of the model that learns."})
     student_dtype: str = field(default="auto", metadata={"help": "Data type of the student when it answers."})
     student_load_in_4bit: bool = field(default=False, metadata={"help": "Whether the student answers in 4 bit."})
@@ -170,7 +166,7 @@ class LionConfig:
     generator_max_tokens: int = field(default=512, metadata={"help": "Longest new instruction in tokens."})
 
     training: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Fields of `trl-distill sft`. In the YAML file: a section."}
+        default_factory=dict, metadata={"help": "Fields of `trl-distill sft`: a section."}
     )
     init_from: Literal["previous", "base"] = field(
         default="previous", metadata={"help": "Where each round's training starts: the last student, or the base."}
@@ -178,9 +174,7 @@ class LionConfig:
     adapter_rounds: Literal["merge", "continue"] = field(
         default="merge", metadata={"help": "Merge the adapter of each round, or train one through all rounds."}
     )
-    accelerate_config: str | None = field(
-        default=None, metadata={"help": "Accelerate config of the training: a name or a file."}
-    )
+    accelerate_config: str | None = field(default=None, metadata={"help": "Of the training: a name or a file."})
     num_processes: int | None = field(default=None, metadata={"help": "Processes of the training."})
 
     strategy: Literal["adversarial", "random"] = field(
@@ -188,9 +182,7 @@ class LionConfig:
     )
     tau: float = field(default=1.0, metadata={"help": "Gap of the scores from which on an instruction is hard."})
     tau_quantile: float | None = field(default=None, metadata={"help": "In place of tau: the share that is hard."})
-    min_teacher_score: float | None = field(
-        default=None, metadata={"help": "Leave out instructions on which the teacher scores less."}
-    )
+    min_teacher_score: float | None = field(default=None, metadata={"help": "Least score of the teacher."})
     cache_sample: int | None = field(default=None, metadata={"help": "Score a random part of the pool of this size."})
     rescore: Literal["all", "new_only"] = field(
         default="all", metadata={"help": "Score the whole pool each round, or only what has no score."}
@@ -202,9 +194,7 @@ class LionConfig:
     rounds: int = field(default=3, metadata={"help": "Rounds after the first imitation."})
     n_new: int = field(default=6000, metadata={"help": "New instructions a round."})
     hard_share: float = field(default=0.5, metadata={"help": "Share of new ones that is made from hard ones."})
-    max_attempts_factor: float = field(
-        default=5.0, metadata={"help": "Requests to the generator, as a multiple of what is wanted."}
-    )
+    max_attempts_factor: float = field(default=5.0, metadata={"help": "Requests, as a multiple of what is wanted."})
     rouge_threshold: float = field(default=0.7, metadata={"help": "Largest Rouge-L with an instruction of the pools."})
     filters: list[str] = field(
         default_factory=lambda: list(DEFAULT_FILTERS),
@@ -217,27 +207,12 @@ class LionConfig:
     max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
     budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
     dry_run: bool = field(default=False, metadata={"help": "Say what is still to be asked, and ask nothing."})
-    restart_from: str | None = field(
-        default=None, metadata={"help": "Round and stage, such as 2.generation, from which on all is made anew."}
-    )
+    restart_from: str | None = field(default=None, metadata={"help": "Make anew from here on, such as 2.generation."})
     seed: int = field(default=42, metadata={"help": "Random seed."})
 
     def __post_init__(self):
-        for name, least in (
-            ("max_instructions", 1),
-            ("heldout_size", 0),
-            ("rounds", 0),
-            ("n_new", 1),
-            ("max_attempts_factor", 1),
-            ("min_hard", 1),
-            ("max_reasks", 0),
-            ("cache_sample", 1),
-            ("max_calls", 0),
-            ("budget_usd", 0),
-            ("student_batch_size", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
+        for name in (*_AT_LEAST_0, *_AT_LEAST_1):
+            value, least = getattr(self, name), int(name in _AT_LEAST_1)
             if value is not None and not value >= least:
                 raise ValueError(f"`{name}` must be {least} or more, got {value}.")
         for name in ("hard_share", "rouge_threshold"):
@@ -262,8 +237,8 @@ class LionConfig:
             self.sampling(role)
         if self.dry_run and self.restart_from is not None:
             raise ValueError(
-                "`dry_run` asks and changes nothing, and `restart_from` removes results. Set one of them: what a restart "
-                "asks anew is only what is not in the store."
+                "`dry_run` asks and changes nothing, and `restart_from` removes results. Set one of them: what a "
+                "restart asks anew is only what is not in the store."
             )
 
     def sampling(self, role: str, seed: int | None = None) -> Sampling:

@@ -12,36 +12,30 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The pools of Lion: instructions, where they come from, and which of them are never trained on."""
+"""The pools of Lion: instructions, where they come from, which are never trained on, and which are hard."""
 
 import hashlib
-import json
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from ..chat.models import digest
 from ..files import read_rows, write_rows
 
 
 _NO_INPUT = ("", "<noinput>", "noinput", "none", "n/a")  # what stands in `input` where there is none
 _EXAMPLES = 5  # rows of each fault that are named
+_SLACK = 1e-9  # a mean over two orders may miss a boundary by its last bit
 
 
 @dataclass(frozen=True)
 class Instruction:
     """
-    An instruction of a pool.
-
-    Args:
-        text (`str`):
-            What is asked, with its input if it has one.
-        kind (`str`, *optional*, defaults to `"seed"`):
-            `"seed"` if it was given, `"hard"` or `"easy"` if it was generated from such an instruction.
-        round (`int`, *optional*, defaults to `0`):
-            Round in which it was generated.
-        parent (`str`, *optional*):
-            `id` of the instruction from which it was generated.
+    An instruction of a pool: what is asked, with its input if it has one. It is a `"seed"` if it was given, `"hard"`
+    or `"easy"` if it was generated in a `round` from such an instruction, whose `id` is `parent`.
     """
 
     text: str
@@ -68,15 +62,6 @@ def _text(row: dict[str, Any]) -> Any:
     return text
 
 
-def _can_be_written(text: str) -> bool:
-    """Whether a text is whole: half a surrogate pair, which JSON can hold, is in no file and no request."""
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
-
-
 def read_instructions(rows: Iterable[dict[str, Any]]) -> tuple[list[Instruction], dict[str, Any]]:
     """
     Instructions of a data set.
@@ -87,8 +72,8 @@ def read_instructions(rows: Iterable[dict[str, Any]]) -> tuple[list[Instruction]
             taken), or with a `prompt`: a text, or one message.
 
     Returns:
-        `tuple[list[Instruction], dict]`: The instructions in their order, and counts: `rows`, `kept`, `duplicate`, `empty`,
-        `not_text`, and under `examples` the first rows of each fault, from 0.
+        `tuple[list[Instruction], dict]`: The instructions in their order, and counts: `rows`, `kept`, `duplicate`,
+        `empty`, `not_text`, and under `examples` the first rows of each fault, from 0.
 
     Raises:
         `ValueError`: If no row is left.
@@ -100,7 +85,7 @@ def read_instructions(rows: Iterable[dict[str, Any]]) -> tuple[list[Instruction]
         counts["rows"] += 1
         columns |= row.keys()
         text = _text(row)
-        if not isinstance(text, str) or not _can_be_written(text):
+        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):  # half a pair can be in JSON, in no file
             fault = "not_text"
         elif not text.strip():
             fault = "empty"
@@ -124,40 +109,24 @@ def read_instructions(rows: Iterable[dict[str, Any]]) -> tuple[list[Instruction]
 
 def hold_out(pool: Sequence[Instruction], size: int, seed: int) -> tuple[list[Instruction], list[Instruction]]:
     """
-    Set instructions aside that are never trained on, scored for mining, or used as seeds.
-
-    Args:
-        pool (`list[Instruction]`):
-            All instructions.
-        size (`int`):
-            How many to set aside.
-        seed (`int`):
-            With an instruction's text it decides who is taken, so the order of the pool does not matter.
+    Set `size` instructions aside that are never trained on, scored for mining, or used as seeds. `seed` and the texts
+    decide who is taken, so the order of the pool does not matter.
 
     Returns:
-        `tuple[list[Instruction], list[Instruction]]`: What is left, and what is held out, both in the order of the pool.
-
-    Raises:
-        `ValueError`: If less than one instruction is left.
+        `tuple[list[Instruction], list[Instruction]]`: What is left, and what is held out, in the order of the pool.
     """
     if not 0 <= size < len(pool):
         raise ValueError(
             f"`heldout_size` is {size}, and the pool has {len(pool)} instructions: at least one must be left."
         )
     taken = {instruction.id for instruction in drawn(pool, size, seed, "held out")}
-    return (
-        [instruction for instruction in pool if instruction.id not in taken],
-        [instruction for instruction in pool if instruction.id in taken],
-    )
+    return [item for item in pool if item.id not in taken], [item for item in pool if item.id in taken]
 
 
 def drawn(pool: Sequence[Instruction], size: int, *key: int | str) -> list[Instruction]:
-    """`size` instructions of the pool at random, in the order of the pool. `key` and the texts decide, not the order."""
-
-    def place(instruction: Instruction) -> str:
-        return hashlib.sha256(json.dumps([*key, instruction.id]).encode()).hexdigest()
-
-    taken = {instruction.id for instruction in sorted(pool, key=place)[:size]}
+    """`size` instructions of the pool at random, in its order. `key` and the texts decide, not the order."""
+    in_order = sorted(pool, key=lambda instruction: digest(*key, instruction.id))
+    taken = {instruction.id for instruction in in_order[:size]}
     return [instruction for instruction in pool if instruction.id in taken]
 
 
@@ -172,3 +141,70 @@ def read_pool(path: str | PathLike) -> list[Instruction]:
         Instruction(**{name: value for name, value in row.items() if name in Instruction.__dataclass_fields__})
         for row in read_rows(path)
     ]
+
+
+class Scored(NamedTuple):
+    """What the referee gave for the two answers to one instruction, means over their orders."""
+
+    id: str
+    teacher: float
+    student: float
+
+    @property
+    def gap(self) -> float:
+        """How far the student is behind."""
+        return self.teacher - self.student
+
+
+class Partition(NamedTuple):
+    """
+    Ids of hard and easy instructions, of those on which the teacher itself scores too low to be followed, and the gap
+    from which on an instruction is hard.
+    """
+
+    hard: list[str]
+    easy: list[str]
+    below_floor: list[str]
+    tau: float
+
+
+def partition(
+    scored: Sequence[Scored],
+    tau: float = 1.0,
+    tau_quantile: float | None = None,
+    min_teacher_score: float | None = None,
+) -> Partition:
+    r"""
+    Split instructions by the gap \\( d \\) of the scores: hard if \\( d \geq \tau \\), easy otherwise, as in
+    [Lion](https://huggingface.co/papers/2305.12870).
+
+    Args:
+        scored (`list[Scored]`):
+            Instructions with a score of both answers. Those without one belong in neither set, so leave them out.
+        tau (`float`, *optional*, defaults to `1.0`):
+            The boundary, inclusive. The paper's value, tuned for scores of gpt-3.5-turbo on a scale of 1 to 10.
+        tau_quantile (`float`, *optional*):
+            In place of `tau`: the share of the instructions that is hard, largest gaps first. Equal gaps at the cut
+            are all in. Where the student is not behind, nothing is hard, whatever the share.
+        min_teacher_score (`float`, *optional*):
+            Instructions on which the teacher scores less are neither hard nor easy.
+
+    Returns:
+        [`Partition`]
+
+    Raises:
+        `ValueError`: If `tau` is not a number, or `tau_quantile` not in (0, 1].
+    """
+    if math.isnan(tau):
+        raise ValueError("`tau` must be a number, got NaN.")
+    if tau_quantile is not None and not 0 < tau_quantile <= 1:
+        raise ValueError(f"`tau_quantile` must be in (0, 1], got {tau_quantile}.")
+    floor = -math.inf if min_teacher_score is None else min_teacher_score - _SLACK
+    judged = [item for item in scored if item.teacher >= floor]
+    if tau_quantile is not None:
+        gaps = sorted((item.gap for item in judged), reverse=True)
+        tau = gaps[math.ceil(tau_quantile * len(gaps) - _SLACK) - 1] if gaps else math.inf
+    hard = [item.id for item in judged if item.gap >= tau - _SLACK and (tau_quantile is None or item.gap > _SLACK)]
+    hard_set = set(hard)
+    easy = [item.id for item in judged if item.id not in hard_set]
+    return Partition(hard, easy, [item.id for item in scored if item.teacher < floor], tau)

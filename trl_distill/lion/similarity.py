@@ -15,9 +15,8 @@
 """
 Is a new instruction a near copy of one that we have?
 
-Rouge-L against a whole pool takes a longest common subsequence for each pair, some 60 million for a round of the paper.
-Almost all of them can be skipped exactly: a common subsequence is no longer than the tokens that two texts share, however
-they are ordered, and shared tokens are counted for the whole pool at once.
+Rouge-L takes a longest common subsequence for each pair, some 60 million for a round of the paper. Almost all can be
+skipped exactly: it is no longer than the tokens that two texts share, which are counted for the whole pool at once.
 """
 
 import re
@@ -38,7 +37,7 @@ _SLACK = 1e-9  # more than the last bit in which two ways to compute one ratio m
 
 
 class UnicodeTokenizer:
-    """Tokens of `rouge_score`, in any script. Its own tokenizer keeps a-z and 0-9, so Chinese text has no token at all."""
+    """Tokens of `rouge_score` in any script. Its own tokenizer keeps a-z and 0-9, so Chinese text has none at all."""
 
     def tokenize(self, text: str) -> list[str]:
         return _TOKEN.findall(unicodedata.normalize("NFC", text).lower())
@@ -51,9 +50,9 @@ class SimilarityIndex:
     """
     Texts, and the question whether a further text is too similar to one of them.
 
-    The decision is that of `rouge_score` on all pairs: a text is a near copy if its Rouge-L F-measure with any text of the
-    index, without stemming, is above the threshold. Pairs are skipped only if they cannot be above it: of texts of m and
-    n tokens that share s, F is at most 2 s / (m + n).
+    The decision is that of `rouge_score` on all pairs: a text is a near copy if its Rouge-L F-measure with any text of
+    the index, without stemming, is above the threshold. Pairs are skipped only if they cannot be above it: of texts of
+    m and n tokens that share s, F is at most 2 s / (m + n).
 
     Args:
         texts (`Iterable[str]`):
@@ -90,7 +89,7 @@ class SimilarityIndex:
         return len(self._texts)
 
     def __contains__(self, text: str) -> bool:
-        """Whether just this text is there. Then it need not be a near copy: not at a threshold of 1, nor without a token."""
+        """Whether just this text is there. At a threshold of 1, or without a token, it is no near copy of itself."""
         return text in self._known
 
     def add(self, text: str) -> None:

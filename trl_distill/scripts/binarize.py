@@ -25,7 +25,7 @@ import argparse
 import sys
 from typing import get_args
 
-from ..files import load_rows, write_json, write_rows
+from ..files import evaluation_questions, load_rows, write_json, write_rows
 from .arguments import check_outputs, split_arguments, user_errors
 from .tables import count_table, show
 
@@ -113,7 +113,6 @@ def binarize(args: argparse.Namespace) -> dict[str, int]:
     """Write the pairs, and return the counts."""
     from ..zephyr.filters import decontaminate
     from ..zephyr.policies import preference_pairs, sft_rows
-    from ..zephyr.prompts import evaluation_questions
     from ..zephyr.ultrafeedback import scored_rows
 
     weights = _weights(args.weights)

@@ -26,7 +26,7 @@ import json
 import sys
 from typing import Any
 
-from ..files import load_rows, whole_file, write_json
+from ..files import evaluation_questions, load_rows, whole_file, write_json
 from .arguments import check_outputs, split_arguments, user_errors
 from .tables import count_table, show
 
@@ -77,7 +77,6 @@ def clean(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm.auto import tqdm
 
     from ..zephyr.filters import DialogueCleaner
-    from ..zephyr.prompts import evaluation_questions
 
     questions = evaluation_questions(args.decontaminate)
     cleaner = DialogueCleaner(truecase=not args.no_truecase, refusals=not args.no_refusals, against=questions)

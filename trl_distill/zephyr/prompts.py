@@ -14,19 +14,15 @@
 
 """The prompts of a run: read, checked, without repeats and without questions of an evaluation."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..chat import ChatRequest
-from ..files import load_split
+from ..files import evaluation_questions
 from .feedback_config import FeedbackConfig
 from .filters import decontaminate
 from .policies import as_messages, content_id
-
-
-TRUTHFUL_QA = "truthful_qa"
 
 
 @dataclass(frozen=True)
@@ -156,35 +152,3 @@ def _texts(value: Any, column: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"`{column}` must be a list of texts, got {value!r:.200}.")
     return value
-
-
-def evaluation_questions(sources: Iterable[str]) -> list[str]:
-    """All questions of the evaluations that `decontaminate` names; `none` names none."""
-    return [question for source in sources if source != "none" for question in _questions(source)]
-
-
-def _questions(source: str) -> list[str]:
-    """Questions of an evaluation: TruthfulQA by its name, or those of a file."""
-    if source == TRUTHFUL_QA:
-        from datasets import load_dataset
-
-        try:
-            return load_dataset("truthfulqa/truthful_qa", "generation", split="validation")["question"][:]
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"The questions of TruthfulQA cannot be loaded from the Hub ({error}). Without a network, put them into a "
-                "file and name it in `decontaminate`, or switch the check off with `decontaminate: []` (or `none`)."
-            ) from error
-    if not os.path.isfile(source):
-        raise ValueError(f"`decontaminate` must name files, or be {TRUTHFUL_QA}, got {source!r}.")
-    if source.endswith(".txt"):
-        with open(source, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
-    rows = load_split(source)
-    column = next((column for column in ("question", "prompt") if column in rows.column_names), None)
-    if column is None:
-        raise ValueError(f"{source} has no column `question` or `prompt`, only {', '.join(rows.column_names)}.")
-    questions = [question for question in rows[column][:] if question is not None]
-    if not all(isinstance(question, str) for question in questions):
-        raise ValueError(f"The column `{column}` of {source} must hold texts.")
-    return questions

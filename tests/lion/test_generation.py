@@ -41,7 +41,7 @@ def run(model, wanted=None, seeds=SEEDS, index=None, **settings):
 
 
 class Mixed(toy.Rule):
-    """A third of its replies echo the seed but for a word, a third are alike, a third are new; in any order of arrival."""
+    """A third of its replies echo the seed but for a word, a third are alike, a third are new, in any order."""
 
     def __init__(self, concurrency=1, jitter=0.0):
         super().__init__(self.write, "mixed")

@@ -11,85 +11,26 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which instructions are hard, and what the referee may say of them."""
+
+"""Teacher and student before the referee: its bias, and its replies."""
 
 import json
-import math
-import random
 
 import pytest
 import toy
 
 from trl_distill.chat import Completion
-from trl_distill.lion import Scored, partition
 
 
-def scored(gaps, teacher=8.0):
-    return [Scored(str(i), teacher, teacher - gap) for i, gap in enumerate(gaps)]
-
-
-def discriminated(loop):
-    """Do what comes before the first scores, and then these."""
-    with loop.open_store() as store:
-        loop.answers(store, 0)
-        loop.training(store, 0)
-        loop.discrimination(store, 1)
-    return loop.manifest(1).stages["discrimination"]
-
-
-class TestPartition:
-    def test_the_boundary_is_inclusive(self):
-        parts = partition(scored([-1, 0, 0.99, 1.0, 1.01, 3]), tau=1)
-        assert parts.hard == ["3", "4", "5"] and parts.easy == ["0", "1", "2"] and parts.below_floor == []
-
-    def test_a_mean_that_misses_the_boundary_by_its_last_bit(self):
-        assert 0.3 - 0.1 < 0.2 and partition([Scored("a", 0.3, 0.1)], tau=0.2).hard == ["a"]
-
-    def test_the_number_of_hard_ones_falls_with_tau(self):
-        draw = random.Random(0)
-        items = scored([draw.choice([-2, -0.5, 0, 0.5, 1, 1.5, 4]) for _ in range(200)])
-        counts = []
-        for tau in (-math.inf, -3, -1, 0, 0.5, 1, 2, 5, math.inf):
-            parts = partition(items, tau)
-            assert sorted(parts.hard + parts.easy) == sorted(item.id for item in items)
-            assert set(parts.hard) == {item.id for item in items if item.teacher - item.student >= tau}
-            counts.append(len(parts.hard))
-        assert counts == sorted(counts, reverse=True) and (counts[0], counts[-1]) == (200, 0) and len(set(counts)) > 4
-
-    @pytest.mark.parametrize(
-        ("gaps", "share", "hard"),
-        [
-            ([5, 4, 3, 2, 1, 1, 1, 1, 1, 1], 0.3, 3),
-            ([5, 4, 2, 2, 2, 1, 1, 1, 1, 1], 0.3, 5),  # equal gaps at the cut are all in
-            ([5, 4, 3, 2, 1, 1, 1, 1, 1, 1], 0.25, 3),  # 2.5 are 3
-            ([1, 1, 1, 1], 0.01, 4),
-            ([3, 2, 1], 1.0, 3),
-            ([3, 0, 0, -1], 0.9, 1),  # where the student is not behind, nothing is hard
-            ([0, -1], 0.5, 0),
-            ([], 0.5, 0),
-        ],
-    )
-    def test_a_share_in_place_of_tau(self, gaps, share, hard):
-        parts = partition(scored(gaps), tau_quantile=share)
-        assert len(parts.hard) == hard and len(parts.hard + parts.easy) == len(gaps)
-        assert set(parts.hard) == {str(i) for i in range(len(gaps)) if gaps[i] >= parts.tau and gaps[i] > 0}
-
-    def test_where_the_teacher_fails_nothing_is_hard_or_easy(self):
-        items = [Scored("a", 9, 2), Scored("b", 5, 1), Scored("c", 7, 7), Scored("d", 4.9, 9)]
-        parts = partition(items, min_teacher_score=5)
-        assert (parts.hard, parts.easy, parts.below_floor) == (["a", "b"], ["c"], ["d"])
-        assert partition(items, tau_quantile=0.5, min_teacher_score=6)[:3] == (["a"], ["c"], ["b", "d"])
-
-    @pytest.mark.parametrize(("setting", "said"), [({"tau_quantile": 0}, "tau_quantile"), ({"tau": math.nan}, "NaN")])
-    def test_what_is_no_boundary(self, setting, said):
-        with pytest.raises(ValueError, match=said):
-            partition([], **setting)
+def scores_of(loop):
+    """What the first discrimination is about."""
+    return toy.done(loop, ("answers", 0), ("training", 0), ("discrimination", 1))
 
 
 class TestBias:
     def gaps(self, world, read, folder, bias, orders, models=None):
         models = {"referee": toy.referee(bias)} | (models or {})
-        facts = discriminated(world(folder, models=models, referee_orders=orders))
+        facts = scores_of(world(folder, models=models, referee_orders=orders))
         rows = read("round_1/scores.jsonl", folder)
         return {row["id"]: row["teacher"] - row["student"] for row in rows}, facts["referee"]["position"]
 
@@ -112,7 +53,7 @@ class TestBias:
         def wrong(request):  # what the student of round 0 says
             return ours(student).function(request)
 
-        student = world("fair").student_folder(0)
+        student = world("fair").folder.student(0)
         models = {"teacher": toy.Rule(wrong, "teacher"), "student": right}
         exchanged, _ = self.gaps(world, read, "exchanged", 1, orders=2, models=models)
         assert exchanged == {id: -gap for id, gap in fair.items()} and any(fair.values())
@@ -152,7 +93,7 @@ class TestReplies:
             (first, a), (second, b) = scores.items()
             return layout.format(A=first, a=a, B=second, b=b)
 
-        facts = discriminated(world(models={"referee": toy.Rule(judge, "referee")}))
+        facts = scores_of(world(models={"referee": toy.Rule(judge, "referee")}))
         assert facts["counts"]["unscored"] == 0 and facts["counts"]["hard"] > 0
         assert {(row["teacher"], row["student"]) for row in read("round_1/scores.jsonl")} == {(8, 8), (8, 5)}
 
@@ -192,7 +133,7 @@ class TestReplies:
         with pytest.raises(ValueError, match=r"The referee mute scored none of 19 .*calls\.sqlite"):
             loop.run()
         assert not (tmp_path / "run" / "round_1" / "scores.jsonl").exists()
-        evaluation = loop.manifest(0).stages["evaluation"]
+        evaluation = loop.folder.manifest(0).stages["evaluation"]
         assert evaluation["counts"]["scored"] == 0 and "win_rate" not in evaluation
 
     def test_a_referee_that_always_says_the_same(self, world):

@@ -1,0 +1,145 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Who works in a run: teacher, student, referee and generator, who are asked, and who trains the student."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..chat import (
+    Aspect,
+    BaseChatModel,
+    CallStore,
+    ChatModel,
+    ChatRequest,
+    Completion,
+    FailedCall,
+    Judge,
+    JudgeItem,
+    LocalChatModel,
+    judge_report,
+)
+from .imitation import Training
+from .lion_config import LionConfig
+from .pools import Instruction
+
+
+REFEREE = Aspect(
+    "quality",
+    "How helpful, relevant and accurate the answer is, and whether it goes into as much detail as the request needs.",
+)
+Answers = Sequence[Completion | FailedCall]
+
+
+class Compared(NamedTuple):
+    """By id the scores of teacher and student or a reason; reasons counted; the referee's report; what it compared."""
+
+    scores: dict[str, tuple[float | None, float | None, str | None]]
+    unscored: Counter
+    report: dict[str, Any]
+    answers: list[list[str]]
+
+
+class Roles:
+    """The models of a run, and its training: those of the config, or as given. Arguments as for [`LionLoop`]."""
+
+    def __init__(
+        self,
+        config: LionConfig,
+        teacher: BaseChatModel | None = None,
+        referee: BaseChatModel | None = None,
+        generator: BaseChatModel | None = None,
+        student: Callable[[Path], BaseChatModel] | None = None,
+        train: Callable[[str, Path, Path], None] | None = None,
+    ):
+        self.config = config
+        self.teacher = teacher or config.make("teacher")
+        self.referee = referee or (teacher if teacher and not config.referee else config.make("referee"))
+        self.generator = generator or (teacher if teacher and not config.generator else config.make("generator"))
+        self.student = student or self._local_student
+        self.train = train or Training(
+            config.training, config.adapter_rounds == "merge", config.accelerate_config, config.num_processes
+        )
+
+    def _local_student(self, folder: Path) -> BaseChatModel:
+        config = self.config
+        return LocalChatModel(
+            str(folder),
+            name="student",
+            dtype=config.student_dtype,
+            load_in_4bit=config.student_load_in_4bit,
+            batch_size=config.student_batch_size,
+        )
+
+    def questions(self, role: str, pool: Sequence[Instruction]) -> list[ChatRequest]:
+        """Instructions as teacher or student are asked them."""
+        sampling = self.config.sampling(role)
+        return [ChatRequest([{"role": "user", "content": item.text}], sampling) for item in pool]
+
+    def ask(
+        self, store: CallStore, model: BaseChatModel, role: str, place: tuple[str, int], pool: Sequence[Instruction]
+    ) -> Answers:
+        """Answers of teacher or student to instructions, for a stage and a round."""
+        with model:
+            return store.model(model, role, *place).complete(self.questions(role, pool))
+
+    def compare(
+        self, store: CallStore, place: tuple[str, int], student: Path, pool: Sequence[Instruction]
+    ) -> Compared:
+        """Let teacher and student answer, then the referee score. One local model is in memory at a time."""
+        theirs = self.ask(store, self.teacher, "teacher", place, pool)
+        ours = self.ask(store, self.student(student), "student", place, pool)
+        items, reasons = self.items(pool, theirs, ours)
+        scores: dict[str, tuple] = {id: (None, None, reason) for id, reason in reasons.items()}
+        with self.referee as model:
+            judgements = self.judge(store.model(model, "referee", *place)).judge(items)
+        for item, judgement in zip(items, judgements, strict=True):
+            reason = next((reason for reason in judgement.unscored if reason is not None), None)
+            scores[item.id] = (*judgement.scores, None) if reason is None else (None, None, reason)
+        unscored = Counter(reason.partition(":")[0] for *_, reason in scores.values() if reason is not None)
+        report = judge_report(items, judgements, self.referee.name)
+        return Compared(scores, unscored, report, [item.answers for item in items])
+
+    def items(
+        self, pool: Sequence[Instruction], theirs: Answers, ours: Answers
+    ) -> tuple[list[JudgeItem], dict[str, str]]:
+        """What the referee compares, and by id why it cannot compare the others."""
+        items, reasons = [], {}
+        for instruction, teacher, student in zip(pool, theirs, ours, strict=True):
+            if isinstance(teacher, FailedCall):
+                reasons[instruction.id] = f"teacher failed: {teacher.error}"
+            elif isinstance(student, FailedCall):
+                reasons[instruction.id] = f"student failed: {student.error}"
+            elif not teacher.text.strip():
+                reasons[instruction.id] = "teacher empty: its answer has no text"
+            else:  # an empty answer of the student is a bad one
+                answers, models = [teacher.text, student.text], [self.teacher.name, "student"]
+                items.append(JudgeItem(instruction.id, instruction.text, answers, models))
+        return items, reasons
+
+    def judge(self, model: ChatModel) -> Judge:
+        """The referee: two answers, in both orders unless the config says one, one score each."""
+        config = self.config
+        return Judge(
+            model,
+            mode="listwise",
+            aspects=[REFEREE],
+            num_orders=config.referee_orders,
+            max_reasks=config.max_reasks,
+            temperature=config.referee_temperature,
+            max_tokens=config.referee_max_tokens,
+            seed=config.seed,
+        )
