@@ -33,7 +33,7 @@ from trl_distill.chat import (
 )
 from trl_distill.chat.models import BaseChatModel
 from trl_distill.zephyr import run_feedback, scored_rows
-from trl_distill.zephyr.assignment import assign
+from trl_distill.zephyr.answers import assign
 from trl_distill.zephyr.presets import Principle
 
 
@@ -125,13 +125,16 @@ class TestRun:
         assert calls == {("responder", m.name): len(m.requests) for m in models} | {("judge", "judge"): 12 * 2 * 4}
         assert report["answers"]["asked"] == report["answers"]["scored"] == 60
 
-    @pytest.mark.parametrize(("mode", "calls"), [("absolute", 12 * 2), ("pairwise", 12 * 2), ("listwise", 12 * 2)])
+    @pytest.mark.parametrize(("mode", "calls"), [("absolute", 12 * 3), ("listwise", 12 * 2)])
     def test_modes(self, config, mode, calls):
-        the_judge = judge()
-        run_feedback(
-            config(num_answers=2, judge_mode=mode), prompts=PROMPTS, responders=pool("a", "b"), judges=[the_judge]
-        )
+        """Alone, each answer is asked about; in a list, all of them in each order."""
+        the_judge, settings = judge(), config(num_answers=3, judge_mode=mode, judge_orders={"listwise": 2}.get(mode))
+        run_feedback(settings, prompts=PROMPTS, responders=pool("a", "b"), judges=[the_judge])
         assert len(the_judge.requests) == calls
+
+    def test_what_was_called_pairwise(self, config):
+        with pytest.raises(ValueError, match="got 'pairwise'. What was called pairwise is listwise with two answers"):
+            config(judge_mode="pairwise", num_answers=2)
 
     def test_a_second_run_asks_nothing_and_writes_the_same(self, config, tmp_path, picture):
         settings = dict(
