@@ -236,6 +236,15 @@ class TestCommand:
         feedback.run(["--config", path])
         assert "a[/b]: mean score" in (text := said(capsys)) and "b [red] :smile:: mean score" in text
 
+    def test_help_needs_neither_torch_nor_trl(self):
+        code = (
+            "import sys, trl_distill.zephyr; from trl_distill.scripts import binarize, clean, feedback; "
+            "assert all(command.make_parser().format_help() for command in (binarize, clean, feedback)); "
+            "print({'torch', 'trl', 'datasets'} & sys.modules.keys())"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout == "set()\n"
+
 
 class TestFaults:
     def test_a_busy_server(self, write, server, read):

@@ -89,7 +89,10 @@ class TestPrompts:
             ({"prompt": "a", "who": []}, "no column `drafts`"),
             ({"prompt": "a", "drafts": "b", "who": ["m"]}, "`drafts` must be a list of texts"),
             ({"prompt": "a", "drafts": [None], "who": ["m"]}, "`drafts` must be a list of texts"),
-            ({"prompt": "a", "drafts": ["b", "c"], "who": ["m"]}, "Row 1: Item .*: 1 `models` for 2 answers. Name one for each"),
+            (
+                {"prompt": "a", "drafts": ["b", "c"], "who": ["m"]},
+                "Row 1: Item .*: 1 `models` for 2 answers. Name one for each",
+            ),
         ],
     )
     def test_ready_answers_that_cannot_be_read(self, config, row, said):
