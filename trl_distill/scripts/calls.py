@@ -46,8 +46,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Show what is in a call store, also while a run writes it: calls, failures, retries, reused "
-        "answers, tokens and cost of each model in each round, stage and role. `unanswered` are calls in flight, now or "
-        "when a run was killed; they count with the most that they may cost.",
+        "answers, tokens and cost of each model in each round, stage and role. `unanswered` are calls in flight, now "
+        "or when a run was killed; they count with the most that they may cost.",
     )
     parser.add_argument("store", metavar="STORE", help="SQLite file with the calls of a run.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
