@@ -224,8 +224,8 @@ def _questions(source: str) -> Iterator[str]:
             rows = load_split("truthfulqa/truthful_qa", "generation")
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"The questions of TruthfulQA cannot be loaded from the Hub ({error}). Without a network, put them "
-                "into a file and name it in `decontaminate`, or switch the check off with `decontaminate: []` or `none`."
+                f"The questions of TruthfulQA cannot be loaded from the Hub ({error}). Offline, put them into a file "
+                "and name it in `decontaminate`, or switch the check off with `decontaminate: []` (or `none`)."
             ) from error
     elif not os.path.isfile(source):
         raise ValueError(f"`decontaminate` must name files, or be truthful_qa, got {source!r}.")

@@ -20,12 +20,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from rules import PROMPTS, judge, pool
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from tests.loop_fixtures import no_picture, picture, server  # noqa: F401
-from trl_distill.zephyr import FeedbackConfig
+from trl_distill.zephyr import FeedbackConfig, run_feedback
 from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
 
@@ -36,7 +37,7 @@ ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_garbage_collection():
-    """Trainers collect garbage three times a run. Spare them the objects of the libraries: most of a tiny run's time."""
+    """Trainers collect garbage three times a run. Spare them the objects of the libraries: most of a tiny run."""
     gc.collect()
     gc.freeze()
 
@@ -150,6 +151,18 @@ def config(tmp_path):
         return FeedbackConfig(**({"output_dir": str(tmp_path / "out"), "decontaminate": []} | settings))
 
     return build
+
+
+@pytest.fixture
+def feedback(config):
+    """A run of rules on `PROMPTS`. Arguments of the run stand in the place of its parts; all others are settings."""
+
+    def run(responders="abcd", judges=None, prompts=PROMPTS, student=None, **settings):
+        responders = pool(*responders) if isinstance(responders, str) else responders
+        judges = [judge()] if judges is None else judges
+        return run_feedback(config(**settings), prompts=prompts, responders=responders, student=student, judges=judges)
+
+    return run
 
 
 @pytest.fixture

@@ -20,6 +20,9 @@ import re
 from trl_distill.chat import FunctionChatModel
 
 
+PROMPTS = [f"question {i}" for i in range(12)]
+
+
 def quality(text):
     """What the judge gives: the number that an answer ends with."""
     return int(re.search(r"\((\d+)\)$", text.strip())[1])
@@ -56,6 +59,10 @@ class Counted(FunctionChatModel):
 
 def responder(name):
     return Counted(name, lambda request: answer(name, request.messages, request.sample_index))
+
+
+def pool(*names):
+    return [responder(name) for name in names]
 
 
 def judge(name="judge", bonus=()):

@@ -14,13 +14,12 @@
 """The loop of AI feedback, with models that follow rules."""
 
 import json
-import math
 import random
 import re
 from collections import Counter
 
 import pytest
-from rules import answer, judge, judge_reply, quality, responder
+from rules import PROMPTS, answer, judge, judge_reply, pool, quality, responder
 
 from trl_distill.chat import (
     BudgetReached,
@@ -33,63 +32,14 @@ from trl_distill.chat import (
 )
 from trl_distill.chat.models import BaseChatModel
 from trl_distill.zephyr import run_feedback, scored_rows
-from trl_distill.zephyr.assignment import assign
-from trl_distill.zephyr.presets import Principle
 
 
-PROMPTS = [f"question {i}" for i in range(12)]
 FILES = ("ratings.jsonl", "pairs.jsonl", "sft.jsonl", "report.json", "report.png")
 
 
-def pool(*names):
-    return [responder(name) for name in names]
-
-
-class TestAssignment:
-    def test_no_model_answers_twice_before_all_have_answered_once(self):
-        for n in range(200):
-            asks = assign(str(n), ["a", "b", "c"], num_answers=7)
-            assert Counter(ask.model for ask in asks[:3]) == Counter(ask.model for ask in asks[3:6]) == Counter("abc")
-            assert [ask.sample_index for ask in asks] == [0, 0, 0, 1, 1, 1, 2]
-
-    def test_each_model_answers_as_often(self):
-        count = Counter(ask.model for n in range(3000) for ask in assign(str(n), "abcde", num_answers=2))
-        for model in "abcde":
-            assert abs(count[model] - 1200) <= 4 * math.sqrt(3000 * 0.4 * 0.6)
-
-    def test_neither_the_order_of_models_nor_a_new_one_moves_the_others(self):
-        moved = 0
-        for n in range(500):
-            before = assign(str(n), "abcd", num_answers=2)
-            assert assign(str(n), "dcba", num_answers=2) == before
-            after = assign(str(n), "abcde", num_answers=2)
-            assert {ask.model for ask in after} - {"e"} <= {ask.model for ask in before}
-            moved += any(ask.model == "e" for ask in after)
-        assert abs(moved - 200) <= 4 * math.sqrt(500 * 0.4 * 0.6)
-
-    def test_the_student_answers_every_prompt(self):
-        asks = assign("1", "abc", "s", num_answers=3)
-        assert asks[0].model == "s" and len(asks) == 3 and "s" not in {ask.model for ask in asks[1:]}
-        assert [(ask.model, ask.sample_index) for ask in assign("1", [], "s", num_answers=3)] == [
-            ("s", 0),
-            ("s", 1),
-            ("s", 2),
-        ]
-
-    def test_principles_by_their_weights(self):
-        principles = [Principle("x", "be x"), Principle("y", "be y", 3.0)]
-        asks = [ask for n in range(1000) for ask in assign(str(n), "abcd", "s", principles=principles)]
-        assert all((ask.principle is None) == (ask.model == "s") for ask in asks)
-        share = sum(ask.principle.name == "y" for ask in asks if ask.principle) / 3000
-        assert abs(share - 0.75) <= 4 * math.sqrt(0.75 * 0.25 / 3000)
-        of_a = {ask.principle.name for n in range(30) for ask in assign(str(n), ["a"], principles=principles)}
-        assert of_a == {"x", "y"}
-
-
 class TestRun:
-    def test_pairs_follow_the_rule(self, config, read):
-        models, the_judge = pool(*"abcdef"), judge()
-        report = run_feedback(config(rejected="min"), prompts=PROMPTS, responders=models, judges=[the_judge])
+    def test_pairs_follow_the_rule(self, feedback, read):
+        report = feedback("abcdef", rejected="min")
         ratings, pairs, sft = read("ratings"), read("pairs"), read("sft")
         assert [row["prompt"][0]["content"] for row in ratings] == PROMPTS
         for row in ratings:
@@ -110,61 +60,56 @@ class TestRun:
         assert [row["messages"] for row in sft] == [pair["prompt"] + pair["chosen"] for pair in pairs]
         assert len(pairs) == report["pairs"]["pairs"] == 12 - report["pairs"]["tied"]
 
-    def test_the_ledger(self, config):
+    def test_the_ledger(self, feedback):
         """Calls are prompts x answers, and prompts x orders x aspects for the judge."""
         models, the_judge = pool("a", "b", "c"), judge()
-        report = run_feedback(
-            config(num_answers=5, judge_orders=2, aspects="ultrafeedback", judge_scale=[1, 10]),
-            prompts=PROMPTS,
-            responders=models,
-            judges=[the_judge],
-        )
+        settings = dict(num_answers=5, judge_orders=2, aspects="ultrafeedback", judge_scale=[1, 10])
+        report = feedback(models, [the_judge], **settings)
         assert sum(len(model.requests) for model in models) == 12 * 5
         assert len(the_judge.requests) == 12 * 2 * 4
         calls = {(row["role"], row["model"]): row["calls"] for row in report["ledger"]}
         assert calls == {("responder", m.name): len(m.requests) for m in models} | {("judge", "judge"): 12 * 2 * 4}
         assert report["answers"]["asked"] == report["answers"]["scored"] == 60
 
-    @pytest.mark.parametrize(("mode", "calls"), [("absolute", 12 * 2), ("pairwise", 12 * 2), ("listwise", 12 * 2)])
-    def test_modes(self, config, mode, calls):
+    @pytest.mark.parametrize(("mode", "calls"), [("absolute", 12 * 3), ("listwise", 12 * 2)])
+    def test_modes(self, feedback, mode, calls):
+        """Alone, each answer is asked about; in a list, all of them in each order."""
         the_judge = judge()
-        run_feedback(
-            config(num_answers=2, judge_mode=mode), prompts=PROMPTS, responders=pool("a", "b"), judges=[the_judge]
-        )
+        feedback("ab", [the_judge], num_answers=3, judge_mode=mode, judge_orders={"listwise": 2}.get(mode))
         assert len(the_judge.requests) == calls
 
-    def test_a_second_run_asks_nothing_and_writes_the_same(self, config, tmp_path, picture):
-        settings = dict(
-            prompts=PROMPTS, responders=pool("a", "b"), judges=[judge(), judge("other", bonus=(3, 2, 1, 0))]
-        )
-        run_feedback(config(judge_scale=[1, 13]), **settings)
+    def test_what_was_called_pairwise(self, config):
+        with pytest.raises(ValueError, match="got 'pairwise'. What was called pairwise is listwise with two answers"):
+            config(judge_mode="pairwise", num_answers=2)
+
+    def test_a_second_run_asks_nothing_and_writes_the_same(self, feedback, tmp_path, picture):
+        models, judges = pool("a", "b"), [judge(), judge("other", bonus=(3, 2, 1, 0))]
+        feedback(models, judges, judge_scale=[1, 13])
         before = {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
-        asked = [model for models in (settings["responders"], settings["judges"]) for model in models]
-        for model in asked:
+        for model in (*models, *judges):
             model.requests.clear()
         for name in FILES:
             (tmp_path / "out" / name).unlink()
-        run_feedback(config(judge_scale=[1, 13]), **settings)
+        feedback(models, judges, judge_scale=[1, 13])
         assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == before
-        assert [model.requests for model in asked] == [[]] * 4
+        assert [model.requests for model in (*models, *judges)] == [[]] * 4
         assert not list((tmp_path / "out").glob("*.new"))
 
-    def test_other_settings_reuse_the_calls(self, config, read):
+    def test_other_settings_reuse_the_calls(self, feedback, read):
         models, the_judge = pool("a", "b"), judge()
-        run_feedback(config(), prompts=PROMPTS, responders=models, judges=[the_judge])
+        feedback(models, [the_judge])
         one_a_prompt = len(read("pairs"))
         asked = [len(model.requests) for model in (*models, the_judge)]
-        run_feedback(config(rejected="all_pairs"), prompts=PROMPTS, responders=models, judges=[the_judge])
+        feedback(models, [the_judge], rejected="all_pairs")
         assert len(read("pairs")) > one_a_prompt and len(read("sft")) == one_a_prompt
         assert [len(model.requests) for model in (*models, the_judge)] == asked
-        run_feedback(config(), prompts=[*PROMPTS, "one more"], responders=models, judges=[the_judge])
-        assert [len(model.requests) for model in (*models, the_judge)] == [
-            n + k for n, k in zip(asked, (2, 2, 4), strict=True)
-        ]
+        feedback(models, [the_judge], [*PROMPTS, "one more"])
+        more = [len(model.requests) - before for model, before in zip((*models, the_judge), asked, strict=True)]
+        assert more == [2, 2, 4]
 
-    def test_neither_order_nor_shards_change_a_pair(self, config, read):
+    def test_neither_order_nor_shards_change_a_pair(self, feedback, config, read):
         def pairs(rows, folder):
-            run_feedback(config(output_dir=folder), prompts=rows, responders=pool("a", "b", "c"), judges=[judge()])
+            feedback("abc", prompts=rows, output_dir=folder)
             return {row["prompt_id"]: row for row in map(json.loads, open(f"{folder}/pairs.jsonl"))}
 
         whole = pairs(PROMPTS, config().output_dir)
@@ -173,31 +118,24 @@ class TestRun:
         shards = pairs(PROMPTS[::2], config().output_dir + "-1") | pairs(PROMPTS[1::2], config().output_dir + "-2")
         assert shards == whole
 
-    def test_a_biased_judge_is_seen_and_cancels_out(self, config, read):
+    def test_a_biased_judge_is_seen_and_cancels_out(self, feedback, read):
         """With all orders each answer gets each bonus once."""
-        report = run_feedback(
-            config(judge_scale=[1, 20]), prompts=PROMPTS, responders=pool(*"abcd"), judges=[judge(bonus=(9, 3, 1, 0))]
-        )
+        report = feedback(judges=[judge(bonus=(9, 3, 1, 0))], judge_scale=[1, 20])
         means = [row["mean"] for row in report["judges"]["judge"]["position"]["by_slot"]]
         assert [mean - means[-1] for mean in means] == pytest.approx([9, 3, 1, 0])
         for row in read("ratings"):
             for candidate in row["candidates"]:
                 assert candidate["score"] == quality(candidate["text"]) + 13 / 4
 
-    def test_several_judges(self, config, read):
-        report = run_feedback(
-            config(judge_scale=[1, 20]),
-            prompts=PROMPTS,
-            responders=pool(*"abcd"),
-            judges=[judge(), judge("kind", bonus=(10,) * 4)],
-        )
+    def test_several_judges(self, feedback, read):
+        report = feedback(judges=[judge(), judge("kind", bonus=(10,) * 4)], judge_scale=[1, 20])
         assert list(report["judges"]) == ["judge", "kind"]
         for row in read("ratings"):
             for candidate in row["candidates"]:
                 assert candidate["score"] == quality(candidate["text"]) + 5
                 assert list(candidate["judges"]) == ["judge", "kind"]
 
-    def test_weights_of_aspects(self, config, read):
+    def test_weights_of_aspects(self, feedback, read):
         def rule(request):
             reply = json.loads(judge_reply(request.messages))
             if "on length" in request.messages[-1]["content"]:
@@ -205,51 +143,35 @@ class TestRun:
             return json.dumps(reply)
 
         aspects = [{"name": "content", "guideline": "..."}, {"name": "length", "guideline": "...", "weight": 3}]
-        run_feedback(
-            config(aspects=aspects),
-            prompts=PROMPTS,
-            responders=pool(*"abcd"),
-            judges=[FunctionChatModel(rule, "judge")],
-        )
+        feedback(judges=[FunctionChatModel(rule, "judge")], aspects=aspects)
         for row in read("ratings"):
             for candidate in row["candidates"]:
                 assert candidate["score"] == (quality(candidate["text"]) + 3) / 4
 
-    def test_the_student_and_ready_answers(self, config, read):
+    def test_the_student_and_ready_answers(self, feedback, read):
         rows = [{"prompt": p, "ready": [f"ready for {p} (5)"], "who": ["gold"]} for p in PROMPTS]
         student = responder("student")
-        run_feedback(
-            config(num_answers=2, completions_column="ready", models_column="who"),
-            prompts=rows,
-            responders=pool("a", "b"),
-            student=student,
-            judges=[judge()],
-        )
+        columns = dict(completions_column="ready", models_column="who")
+        feedback("ab", prompts=rows, student=student, num_answers=2, **columns)
         assert len(student.requests) == 12
         for row in read("ratings"):
             assert [candidate["model"] for candidate in row["candidates"][:2]] == ["gold", "student"]
             assert len(row["candidates"]) == 3 and row["candidates"][2]["model"] in "ab"
 
-    def test_ready_answers_alone(self, config, read):
+    def test_ready_answers_alone(self, feedback, read):
         rows = [{"prompt": p, "ready": ["x (5)", "y (3)", "x (5)"]} for p in PROMPTS]
-        report = run_feedback(config(completions_column="ready"), prompts=rows, judges=[judge()])
+        report = feedback("", prompts=rows, completions_column="ready")
         assert report["answers"]["ready"] == 36 and report["answers"]["identical"] == 12
         assert {(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in read("pairs")} == {
             ("x (5)", "y (3)")
         }
 
-    def test_principles_are_system_prompts_of_responders_alone(self, config, read):
+    def test_principles_are_system_prompts_of_responders_alone(self, feedback, read):
         principles = [{"name": "calm", "text": "Stay calm."}, {"name": "brief", "text": "Be brief.", "weight": 2}]
         system = {"role": "system", "content": "You are a bot."}
         rows = [{"prompt": "plain"}, {"prompt": [system, {"role": "user", "content": "with system"}]}]
         models, the_judge, student = pool("a", "b"), judge(), responder("s")
-        run_feedback(
-            config(principles=principles, num_answers=7),
-            prompts=rows,
-            responders=models,
-            student=student,
-            judges=[the_judge],
-        )
+        feedback(models, [the_judge], rows, student, principles=principles, num_answers=7)
         texts = {"calm": "Stay calm.", "brief": "Be brief."}
         for model in models:
             for request in model.requests:
@@ -271,30 +193,28 @@ class TestRun:
                 if candidate["principle"]:
                     assert candidate["principle"]["text"] == texts[candidate["principle"]["name"]]
 
-    def test_references_are_for_the_judge_alone(self, config, read):
+    def test_references_are_for_the_judge_alone(self, feedback, read):
         models, the_judge = pool("a", "b"), judge()
         rows = [
             {"prompt": "p", "gold": "the reference"},
             {"prompt": "q", "gold": None},
             {"prompt": "r", "gold": ["1", "2"]},
         ]
-        run_feedback(
-            config(num_answers=2, reference_column="gold"), prompts=rows, responders=models, judges=[the_judge]
-        )
+        feedback(models, [the_judge], rows, num_answers=2, reference_column="gold")
         assert not any("the reference" in str(r.messages) for model in models for r in model.requests)
         asked = "".join(request.messages[-1]["content"] for request in the_judge.requests)
         assert asked.count("the reference") == 2 and asked.count("<reference") == 4
         assert [row.get("reference") for row in read("ratings")] == ["the reference", None, "1\n2"]
 
-    def test_our_ratings_can_be_binarized_anew(self, config, read):
+    def test_our_ratings_can_be_binarized_anew(self, feedback, read):
         from trl_distill.zephyr import preference_pairs
 
-        run_feedback(config(rejected="second"), prompts=PROMPTS, responders=pool(*"abcd"), judges=[judge()])
+        feedback(rejected="second")
         rows, _ = scored_rows(read("ratings"))
         for score in ("mean", "overall"):
             assert preference_pairs(rows, score=score, rejected="second")[0] == read("pairs")
 
-    def test_one_model_works_at_a_time(self, config):
+    def test_one_model_works_at_a_time(self, feedback):
         order = []
 
         def noted(model):
@@ -304,7 +224,7 @@ class TestRun:
             return model
 
         responders, judges = [noted(m) for m in pool("a", "b")], [noted(judge("j")), noted(judge("k"))]
-        run_feedback(config(), prompts=PROMPTS, responders=responders, judges=judges)
+        feedback(responders, judges)
         changes = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
         assert changes == ["a", "close a", "b", "close b", "j", "close j", "k", "close k"]
 
@@ -350,41 +270,6 @@ class TestLocalModels:
         assert {c["model"] for row in read("ratings") for c in row["candidates"]} == set(folders)
 
 
-class TestReport:
-    def test_numbers(self, config, read):
-        report = run_feedback(config(), prompts=PROMPTS, responders=pool(*"abcd"), judges=[judge()])
-        pairs, ratings = read("pairs"), read("ratings")
-        margins = sorted(pair["score_chosen"] - pair["score_rejected"] for pair in pairs)
-        found = report["pair_statistics"]
-        assert found["margin"]["mean"] == pytest.approx(sum(margins) / len(margins))
-        assert (found["margin"]["least"], found["margin"]["most"]) == (margins[0], margins[-1])
-        edges, counts = found["margin"]["histogram"].values()
-        assert sum(counts) == len(pairs) and (edges[0], edges[-1]) == (margins[0], margins[-1])
-        for low, high, count in zip(edges, edges[1:], counts, strict=False):
-            assert count == sum(low <= m < high or m == high == margins[-1] for m in margins)
-        longer = [len(p["chosen"][0]["content"]) > len(p["rejected"][0]["content"]) for p in pairs]
-        assert found["chosen_longer"] == sum(longer) / len(longer)
-        for name in "abcd":
-            scores = [c["score"] for row in ratings for c in row["candidates"] if c["model"] == name]
-            assert report["models"][name] == {
-                "answers": len(scores),
-                "scored": len(scores),
-                "mean_score": pytest.approx(sum(scores) / len(scores)),
-                "chosen": sum(pair["chosen_model"] == name for pair in pairs),
-                "rejected": sum(pair["rejected_model"] == name for pair in pairs),
-            }
-
-    def test_names_that_look_like_formulas(self, config, tmp_path, picture):
-        run_feedback(config(), prompts=PROMPTS, responders=pool("$a_{$", "b"), judges=[judge("$\\no$")])
-        assert (tmp_path / "out" / "report.png").exists()
-
-    def test_without_matplotlib(self, config, tmp_path, caplog):
-        report = run_feedback(config(), prompts=PROMPTS, responders=pool("a", "b"), judges=[judge()])
-        assert report["pairs"]["pairs"] and "pip install trl-distill[bench]" in caplog.text
-        assert {path.name for path in (tmp_path / "out").iterdir()} >= {"pairs.jsonl", "report.json"}
-        assert not list((tmp_path / "out").glob("report.png*"))
-
-
 class Scripted(BaseChatModel):
     """Gives the same list of answers to every prompt, one for each draw."""
 
@@ -399,7 +284,7 @@ class Scripted(BaseChatModel):
 
 
 class TestBadAnswers:
-    def test_each_kind_is_counted_and_none_is_judged(self, config, read):
+    def test_each_kind_is_counted_and_none_is_judged(self, feedback, read):
         answers = (
             Completion("good (9)"),
             FailedCall("no server"),
@@ -410,9 +295,7 @@ class TestBadAnswers:
             Completion("cut (8)"),
         )
         the_judge = judge()
-        report = run_feedback(
-            config(num_answers=7), prompts=["p", "q"], responders=[Scripted(*answers)], judges=[the_judge]
-        )
+        report = feedback([Scripted(*answers)], [the_judge], ["p", "q"], num_answers=7)
         counts = {"failed": 1, "empty": 1, "cut_off": 1, "identical": 1, "alone": 0, "unscored": 0, "scored": 3}
         assert report["answers"] == {"ready": 0, "asked": 14} | {name: 2 * n for name, n in counts.items()}
         assert len(the_judge.requests) == 2 * 3
@@ -421,33 +304,26 @@ class TestBadAnswers:
         assert [c["score"] for c in of_first] == [9, None, None, None, None, 2, 8]
         assert [c["text"] for c in of_first][1] is None and all(c["unscored"] for c in of_first[1:5])
 
-    def test_cut_off_answers_on_demand(self, config):
+    def test_cut_off_answers_on_demand(self, feedback):
         answers = (Completion("a (3)", "length"), Completion("b (5)", "length"))
-        report = run_feedback(
-            config(num_answers=2, keep_truncated=True),
-            prompts=["p"],
-            responders=[Scripted(*answers)],
-            judges=[judge()],
-        )
+        report = feedback([Scripted(*answers)], prompts=["p"], num_answers=2, keep_truncated=True)
         assert report["pairs"]["pairs"] == 1 and report["answers"]["cut_off"] == 0
 
-    def test_fewer_than_two_answers(self, config, read):
+    def test_fewer_than_two_answers(self, feedback, read):
         answers = (Completion("a (3)"), FailedCall("no server"))
         the_judge = judge()
         with pytest.raises(ValueError, match="No pair came out .*failed 2, alone 2.*fewer_than_two 2"):
-            run_feedback(
-                config(num_answers=2), prompts=["p", "q"], responders=[Scripted(*answers)], judges=[the_judge]
-            )
+            feedback([Scripted(*answers)], [the_judge], ["p", "q"], num_answers=2)
         assert not the_judge.requests and len(read("ratings")) == 2 and read("pairs") == []
 
-    def test_all_tied(self, config, read, tmp_path, picture):
+    def test_all_tied(self, feedback, read, tmp_path, picture):
         the_judge = FunctionChatModel(lambda request: judge_reply(request.messages).replace("9", "7"), "judge")
         answers = (Completion("a (9)"), Completion("b (9)"))
-        settings = dict(prompts=["p", "q"], judges=[the_judge])
-        run_feedback(config(num_answers=2), responders=pool("a", "b"), **settings)
+        settings = dict(prompts=["p", "q"], judges=[the_judge], num_answers=2)
+        feedback("ab", **settings)
         assert read("pairs") and (tmp_path / "out" / "report.png").exists()
         with pytest.raises(ValueError, match="No pair came out .*tied 2"):
-            run_feedback(config(num_answers=2), responders=[Scripted(*answers)], **settings)
+            feedback([Scripted(*answers)], **settings)
         assert read("pairs") == read("sft") == [] and not (tmp_path / "out" / "report.png").exists()
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         assert report["pairs"]["tied"] == 2 and report["judges"]["judge"]["constant"] is True
@@ -463,26 +339,19 @@ class TestBadAnswers:
             ('{"scores": {"A": null, "B": 3}}', "not a number"),
         ],
     )
-    def test_a_judge_that_cannot_be_read(self, config, read, reply, reason):
+    def test_a_judge_that_cannot_be_read(self, feedback, read, reply, reason):
         the_judge = FunctionChatModel(lambda request: reply, "judge")
         with pytest.raises(ValueError, match="No pair came out .*unscored 4"):
-            run_feedback(
-                config(num_answers=2, max_reasks=1), prompts=["p", "q"], responders=pool("a", "b"), judges=[the_judge]
-            )
+            feedback("ab", [the_judge], ["p", "q"], num_answers=2, max_reasks=1)
         for row in read("ratings"):
             assert [c["score"] for c in row["candidates"]] == [None, None]
             assert all(c["unscored"].startswith(f"judge: {reason}") for c in row["candidates"])
 
-    def test_one_judge_that_cannot_be_read_leaves_no_half_mean(self, config, read):
+    def test_one_judge_that_cannot_be_read_leaves_no_half_mean(self, feedback, read):
         def rule(request):
             return "no" if "question 3" in request.messages[-1]["content"] else judge_reply(request.messages)
 
-        run_feedback(
-            config(max_reasks=0),
-            prompts=PROMPTS,
-            responders=pool(*"abcd"),
-            judges=[judge(), FunctionChatModel(rule, "picky")],
-        )
+        feedback(judges=[judge(), FunctionChatModel(rule, "picky")], max_reasks=0)
         for i, row in enumerate(read("ratings")):
             for candidate in row["candidates"]:
                 assert (candidate["score"] is None) == (candidate["ratings"] == {}) == (i == 3)
@@ -490,44 +359,42 @@ class TestBadAnswers:
 
 
 class TestBudgets:
-    def test_a_limit_stops_and_a_higher_one_goes_on(self, config, read, tmp_path):
+    def test_a_limit_stops_and_a_higher_one_goes_on(self, feedback, read, tmp_path):
         models, the_judge = pool("a", "b"), judge()
-        settings = dict(prompts=PROMPTS, responders=models, judges=[the_judge])
         for limit in (10, 30, 60):
             with pytest.raises(BudgetReached, match=f"`max_calls` is {limit}"):
-                run_feedback(config(max_calls=limit), **settings)
+                feedback(models, [the_judge], max_calls=limit)
             assert sum(len(m.requests) for m in (*models, the_judge)) == limit
         assert not (tmp_path / "out" / "pairs.jsonl").exists()
-        run_feedback(config(max_calls=12 * 8), **settings)
+        feedback(models, [the_judge], max_calls=12 * 8)
         assert sum(len(m.requests) for m in (*models, the_judge)) == 12 * 8
 
-        run_feedback(config(output_dir=str(tmp_path / "whole")), **settings)
+        feedback(models, [the_judge], output_dir=str(tmp_path / "whole"))
         for name in ("ratings", "pairs", "sft"):
             assert read(name) == read(name, "whole")
 
-    def test_dollars_need_prices(self, config):
+    def test_dollars_need_prices(self, feedback):
         models = [EndpointChatModel("m", "http://localhost:1/v1"), responder("a")]
         with pytest.raises(ValueError, match="the prices of m are not known"):
-            run_feedback(config(budget_usd=1.0), prompts=PROMPTS, responders=models, judges=[judge()])
+            feedback(models, budget_usd=1.0)
         assert not models[1].requests
 
 
 class TestDryRun:
-    def missing(self, config, **settings):
-        report = run_feedback(config(dry_run=True), **settings)
+    def missing(self, feedback, *models, **others):
+        report = feedback(*models, dry_run=True, **others)
         return {(row["role"], row["model"]): row["calls"] for row in report["missing"]}
 
-    def test_counts_before_in_between_and_after(self, config, tmp_path):
+    def test_counts_before_in_between_and_after(self, feedback, tmp_path):
         models, the_judge = pool("a", "b"), judge()
-        settings = dict(prompts=PROMPTS, responders=models, judges=[the_judge])
-        before = self.missing(config, **settings)
+        before = self.missing(feedback, models, [the_judge])
         assert not (tmp_path / "out").exists() and not models[0].requests
         with pytest.raises(BudgetReached):
-            run_feedback(config(max_calls=55), **settings)
-        in_between = self.missing(config, **settings)
+            feedback(models, [the_judge], max_calls=55)
+        in_between = self.missing(feedback, models, [the_judge])
         assert (len(models[0].requests), len(models[1].requests), len(the_judge.requests)) == (24, 24, 7)
-        run_feedback(config(), **settings)
-        after = self.missing(config, **settings)
+        feedback(models, [the_judge])
+        after = self.missing(feedback, models, [the_judge])
         keys = [("responder", "a"), ("responder", "b"), ("judge", "judge")]
         assert [[of_stage[key] for key in keys] for of_stage in (before, in_between, after)] == [
             [24, 24, 48],
@@ -535,87 +402,69 @@ class TestDryRun:
             [0, 0, 0],
         ]
 
-    def test_costs(self, config):
+    def test_costs(self, feedback):
         model = EndpointChatModel(
             "m", "http://localhost:1/v1", api_key_env="NOT_SET", prompt_price=1e6, completion_price=2e6
         )
-        report = run_feedback(
-            config(dry_run=True, num_answers=2, max_tokens=10, judge_max_tokens=20, budget_usd=0.0),
-            prompts=["p"],
-            responders=[model],
-            judges=[model],
-        )
-        asked, judged = report["missing"]
-        assert (asked["calls"], asked["completion_tokens"], judged["calls"], judged["completion_tokens"]) == (
-            2,
-            20,
-            2,
-            40,
-        )
+        settings = dict(num_answers=2, max_tokens=10, judge_max_tokens=20, budget_usd=0.0)
+        asked, judged = feedback([model], [model], ["p"], dry_run=True, **settings)["missing"]
+        assert [(row["calls"], row["completion_tokens"]) for row in (asked, judged)] == [(2, 20), (2, 40)]
         for row in (asked, judged):
             assert row["cost_usd"] == pytest.approx(row["prompt_tokens"] + 2 * row["completion_tokens"])
         assert judged["prompt_tokens"] > 2 * 2 * 10  # both answers at their longest, in both orders
 
-    def test_local_models_are_not_touched_before_the_first_call(self, config):
+    def test_local_models_are_not_touched_before_the_first_call(self, feedback):
         local = LocalChatModel("no/such-model")
-        assert self.missing(config, prompts=PROMPTS, responders=[local], student=responder("s"), judges=[local]) == {
+        assert self.missing(feedback, [local], [local], student=responder("s")) == {
             ("responder", "no/such-model"): 36,
             ("responder", "s"): 12,
             ("judge", "no/such-model"): 48,
         }
 
-    def test_more_prompts_than_are_judged_at_a_time(self, config, read, monkeypatch):
+    def test_more_prompts_than_are_judged_at_a_time(self, feedback, read, monkeypatch):
         monkeypatch.setattr("trl_distill.zephyr.feedback._PROMPTS_AT_A_TIME", 5)
-        settings = dict(prompts=PROMPTS, responders=pool("a", "b"), judges=[judge()])
-        assert self.missing(config, **settings)["judge", "judge"] == 48
-        run_feedback(config(), **settings)
+        assert self.missing(feedback, "ab")["judge", "judge"] == 48
+        feedback("ab")
         parts = read("ratings")
         monkeypatch.undo()
-        run_feedback(config(), **settings)
+        feedback("ab")
         assert read("ratings") == parts
 
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        ("settings", "arguments", "said"),
+        ("changes", "said"),
         [
-            ({}, dict(prompts=PROMPTS, judges=[judge()]), "Nobody answers"),
-            ({}, dict(prompts=PROMPTS, responders=pool("a")), "Nobody judges"),
-            ({}, dict(responders=pool("a"), judges=[judge()]), "No prompts"),
-            ({"output_dir": None}, dict(prompts=PROMPTS, responders=pool("a"), judges=[judge()]), "No place"),
-            (
-                {},
-                dict(prompts=PROMPTS, responders=pool("a", "a"), judges=[judge()]),
-                "Two of the responders are called 'a'",
-            ),
-            ({}, dict(prompts=PROMPTS, responders=pool("a"), student=responder("a"), judges=[judge()]), "called 'a'"),
-            ({}, dict(prompts=PROMPTS, responders=pool("a"), judges=[judge(), judge()]), "Two of the judges"),
-            (
-                {"judge_orders": 0},
-                dict(prompts=PROMPTS, responders=pool("a"), judges=[judge()]),
-                "`num_orders` must be",
-            ),
-            ({}, dict(prompts=[], responders=pool("a"), judges=[judge()]), "the data hold no rows"),
+            (dict(responders=""), "Nobody answers"),
+            (dict(judges=[]), "Nobody judges"),
+            (dict(prompts=None), "No prompts"),
+            (dict(prompts=[]), "the data hold no rows"),
+            (dict(output_dir=None), "No place"),
+            (dict(responders="aa"), "Two of the responders are called 'a'"),
+            (dict(student=responder("a")), "called 'a'"),
+            (dict(judges=[judge(), judge()]), "Two of the judges"),
+            (dict(judge_orders=0), "`num_orders` must be"),
         ],
     )
-    def test_what_is_refused_before_the_first_call(self, config, settings, arguments, said):
+    def test_what_is_refused_before_the_first_call(self, feedback, changes, said):
+        models = pool(*changes.get("responders", "a"))
         with pytest.raises(ValueError, match=said):
-            run_feedback(config(**settings), **arguments)
-        assert not any(model.requests for model in arguments.get("responders", []))
+            feedback(**changes | {"responders": models})
+        assert not any(model.requests for model in models)
 
-    def test_one_model_under_two_names(self, config):
+    def test_one_model_under_two_names(self, feedback):
         models = [EndpointChatModel("m", "http://localhost:1/v1", name=name) for name in "ab"]
         with pytest.raises(ValueError, match="a and b are one model"):
-            run_feedback(config(), prompts=PROMPTS, responders=models, judges=[judge()])
+            feedback(models)
         with pytest.raises(ValueError, match="a and b are one model.*twice the weight"):
-            run_feedback(config(), prompts=PROMPTS, responders=pool("x"), judges=models)
+            feedback("x", models)
 
-    def test_two_servers_with_one_name_of_a_model(self, config):
+    def test_two_servers_with_one_name_of_a_model(self, feedback):
         here, there = (EndpointChatModel("m", f"http://{host}:1/v1", name=host) for host in ("here", "there"))
         with pytest.raises(ValueError, match="is asked at http://here:1/v1 and at http://there:1/v1. Set `revision`"):
-            run_feedback(config(), prompts=PROMPTS, responders=[here], judges=[there])
+            feedback([here], [there])
 
-    def test_the_store_is_free_again_after_an_error(self, config):
+    def test_the_store_is_free_again_after_an_error(self, feedback, config):
         with pytest.raises(BudgetReached):
-            run_feedback(config(max_calls=3), prompts=PROMPTS, responders=pool("a"), judges=[judge()])
+            feedback("a", max_calls=3)
         CallStore(f"{config().output_dir}/calls.sqlite").close()

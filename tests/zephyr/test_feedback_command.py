@@ -173,14 +173,17 @@ class TestCommand:
             ({"num_answers": "four"}, "`num_answers` must be of type int, got 'four'"),
             ({"max_calls": -1}, "`max_calls` must be 0 or more"),
             ({"temperature": -1}, "`temperature` must be 0 (greedy) or more"),
-            ({"judge_mode": "list"}, "`judge_mode` must be one of listwise, absolute, pairwise"),
-            ({"judge_mode": "pairwise", "num_answers": 3}, "pairwise compares two answers, but `num_answers` is 3"),
+            ({"judge_mode": "pairwise"}, "`judge_mode` must be one of listwise, absolute, got 'pairwise'"),
             ({"judge_scale": [5, 1]}, "`judge_scale` must be"),
             ({"judge_scale": 5}, "`judge_scale` must be"),
             ({"judge_scale": ["a", "b"]}, "`judge_scale` must be"),
             ({"aspects": "zephyr"}, "`aspects` must be `ultrafeedback` or a list of entries"),
-            ({"aspects": [{"name": "a"}]}, "An entry of `aspects` needs `guideline`"),
-            ({"aspects": [{"name": "a", "guideline": "g", "wieght": 1}]}, "Did you mean `weight`?"),
+            ({"aspects": [{"name": "a"}]}, "the first two must be there, got {'name': 'a'}"),
+            (
+                {"aspects": [{"name": "a", "guideline": "g", "wieght": 1}]},
+                "An entry of `aspects` has the keys `name`, `guideline`, `weight`, `optional`, of which",
+            ),
+            ({"principles": ["calm"]}, "An entry of `principles` has the keys `name`, `text`, `weight`, of which"),
             ({"aspects": [{"name": "a", "guideline": "g", "weight": 0}]}, "must be above 0"),
             ({"principles": [{"name": "a", "text": "t", "weight": -1}]}, "must be above 0"),
             ({"principles": [{"name": "a", "text": ""}]}, "`text` of a principle must be a text"),
@@ -232,6 +235,15 @@ class TestCommand:
         assert "responder a[/b]" in (text := said(capsys)) and "judge j[/i]" in text
         feedback.run(["--config", path])
         assert "a[/b]: mean score" in (text := said(capsys)) and "b [red] :smile:: mean score" in text
+
+    def test_help_needs_neither_torch_nor_trl(self):
+        code = (
+            "import sys, trl_distill.zephyr; from trl_distill.scripts import binarize, clean, feedback; "
+            "assert all(command.make_parser().format_help() for command in (binarize, clean, feedback)); "
+            "print({'torch', 'trl', 'datasets'} & sys.modules.keys())"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout == "set()\n"
 
 
 class TestFaults:

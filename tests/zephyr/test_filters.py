@@ -101,10 +101,11 @@ class TestTruecase:
         st.lists(
             st.one_of(
                 st.sampled_from(
-                    "hello. how are you? i'm i am do i e.g. etc. a.m. J. 1. a. a) ``` ` ~~~ $ \\( \\) <b> </b> http://a.b/c. "
-                    "iPhone ... … ! ? - * | , \n \n\n \t 10! привет. ß. été. ǆ. ŉ. ⅷ ⓐ. ªb. = ; { ( // -> for x in y:".split(
-                        " "
-                    )
+                    (
+                        "hello. how are you? i'm i am do i e.g. etc. a.m. J. 1. a. a) ``` ` ~~~ $ \\( \\) <b> </b> "
+                        "http://a.b/c. iPhone ... … ! ? - * | , \n \n\n \t 10! привет. ß. été. ǆ. ŉ. ⅷ ⓐ. ªb. = ; { ( "
+                        "// -> for x in y:"
+                    ).split(" ")
                 ),
                 st.text(string.ascii_letters + " .!?\n'`$", max_size=8),
                 st.text(max_size=4),

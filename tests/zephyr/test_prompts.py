@@ -36,14 +36,14 @@ class TestPrompts:
         system = [{"role": "system", "content": "s"}, *user("c")]
         rows = [{"prompt": "a"}, {"prompt": user("b"), "prompt_id": "mine"}, {"prompt": system}]
         prompts, counts = read_prompts(rows, config())
-        assert [prompt.messages for prompt in prompts] == [user("a"), user("b"), system]
+        assert [prompt.prompt for prompt in prompts] == [user("a"), user("b"), system]
         assert [prompt.id for prompt in prompts] == [content_id("a"), "mine", content_id(system)]
         assert counts["kept"] == counts["rows"] == 3
 
     def test_what_is_dropped_is_counted(self, config):
         rows = [{"prompt": text} for text in ("a", "", None, "b", user("a"), user("  "), "c", "d")]
         prompts, counts = read_prompts(rows, config(max_prompts=3))
-        assert [prompt.messages for prompt in prompts] == [user("a"), user("b"), user("c")]
+        assert [prompt.prompt for prompt in prompts] == [user("a"), user("b"), user("c")]
         assert counts == {
             "rows": 8,
             "empty": 3,
@@ -89,7 +89,10 @@ class TestPrompts:
             ({"prompt": "a", "who": []}, "no column `drafts`"),
             ({"prompt": "a", "drafts": "b", "who": ["m"]}, "`drafts` must be a list of texts"),
             ({"prompt": "a", "drafts": [None], "who": ["m"]}, "`drafts` must be a list of texts"),
-            ({"prompt": "a", "drafts": ["b", "c"], "who": ["m"]}, "2 answers in `drafts`, but 1 names"),
+            (
+                {"prompt": "a", "drafts": ["b", "c"], "who": ["m"]},
+                "Row 1: Item .*: 1 `models` for 2 answers. Name one for each",
+            ),
         ],
     )
     def test_ready_answers_that_cannot_be_read(self, config, row, said):
@@ -103,7 +106,7 @@ class TestDecontamination:
         (tmp_path / "questions.txt").write_text(f"{question}\n")
         rows = [{"prompt": question.lower()}, {"prompt": user("What happens to watermelon seeds?")}]
         prompts, counts = read_prompts(rows, config(decontaminate=[str(tmp_path / "questions.txt")], max_prompts=1))
-        assert [prompt.messages for prompt in prompts] == [rows[1]["prompt"]]
+        assert [prompt.prompt for prompt in prompts] == [rows[1]["prompt"]]
         assert counts["contaminated"] == 1 and counts["beyond_max_prompts"] == 0
 
     def test_none_and_an_empty_list_check_nothing(self, config):

@@ -209,7 +209,8 @@ class TestCommand:
         return path
 
     def run(self, *arguments):
-        binarize.run([*map(str, arguments)])
+        sources = [] if "--decontaminate" in arguments else ["--decontaminate", "none"]  # no network here
+        binarize.run([*map(str, arguments), *sources])
 
     def read(self, path):
         return [json.loads(line) for line in path.read_text().splitlines()]
@@ -218,18 +219,14 @@ class TestCommand:
         names = ("pairs.jsonl", "sft.jsonl", "report.json")
         output, sft, report = (tmp_path / name for name in names)
         self.run(
-            *(file, "--output", output, "--sft_output", sft, "--report_file", report, "--decontaminate", "none"),
+            *(file, "--output", output, "--sft_output", sft, "--report_file", report),
             *("--score", "overall", "--rejected", "all_pairs"),
         )
         assert [(p["score_chosen"], p["score_rejected"]) for p in self.read(output)] == [(8.5, 7.0), (10.0, 6.0)]
         assert [row["messages"][-1]["content"] for row in self.read(sft)] == ["Scattering.", "2"]
         counts = json.loads(report.read_text())
-        assert (counts["prompts"], counts["unscored"], counts["pairs"], counts["doubtful_overall_scores"]) == (
-            2,
-            2,
-            2,
-            1,
-        )
+        known = {"prompts": 2, "unscored": 2, "pairs": 2, "doubtful_overall_scores": 1}
+        assert {name: counts[name] for name in known} == known
         said = [line.split() for line in capsys.readouterr().out.splitlines()]
         assert ["pairs", "2"] in said and ["without", "a", "score", "2"] in said
         assert not any("tied" in words for words in said)  # what never happened has no row
@@ -241,17 +238,9 @@ class TestCommand:
             ["--rejected", "min", "--min_margin", "1"],
             ["--rejected", "second", "--max_length_ratio", "9"],
             ["--rejected", "all_pairs", "--max_pairs_per_prompt", "1"],
-            [
-                "--score",
-                "weighted",
-                "--weights",
-                "honesty=1",
-                "helpfulness=2",
-                "truthfulness=1",
-                "instruction_following=0",
-            ],
+            "--score weighted --weights honesty=1 helpfulness=2 truthfulness=1 instruction_following=0".split(),
         ):
-            self.run(file, "--output", tmp_path / "pairs.jsonl", "--decontaminate", "none", *arguments)
+            self.run(file, "--output", tmp_path / "pairs.jsonl", *arguments)
             assert self.read(tmp_path / "pairs.jsonl")
 
     def test_formats_of_files(self, file, tmp_path, ultrafeedback):
@@ -262,7 +251,7 @@ class TestCommand:
         Dataset.from_list(ultrafeedback[:1]).save_to_disk(tmp_path / "rows")
         results = []
         for name in ("ultrafeedback.jsonl", "rows.jsonl.gz", "rows.json", "rows.parquet", "rows"):
-            self.run(tmp_path / name, "--output", tmp_path / "pairs.jsonl", "--decontaminate", "none")
+            self.run(tmp_path / name, "--output", tmp_path / "pairs.jsonl")
             results.append(self.read(tmp_path / "pairs.jsonl"))
         assert all(result == results[0] for result in results)
 
@@ -281,33 +270,35 @@ class TestCommand:
         ("arguments", "said"),
         [
             (["FILE"], "required: --output"),
-            (["none.jsonl", "--output", "OUT", "--decontaminate", "none"], "none.jsonl"),
+            (["none.jsonl", "--output", "OUT"], "none.jsonl"),
             (["FILE", "--output", "no/folder/pairs.jsonl"], "The folder of no/folder/pairs.jsonl does not exist"),
             (["FILE", "--output", "OUT", "--policy", "min"], "unknown field `policy`"),
             (["FILE", "--output", "OUT", "--rejected", "worst"], "invalid choice: 'worst'"),
-            (["FILE", "--output", "OUT", "--decontaminate", "none", "--min_margin", "9"], "No pair came out of"),
+            (["FILE", "--output", "OUT", "--min_margin", "9"], "No pair came out of"),
             (
                 ["FILE", "--output", "OUT", "--decontaminate", "mmlu"],
                 "`decontaminate` must name files, or be truthful_qa",
             ),
-            (["FILE", "--output", "OUT"], "switch the check off with `decontaminate: \\[\\]`"),  # no network here
             (["FILE", "--output", "OUT", "--weights", "a:1"], "`weights` must look like"),
             (["FILE", "--output", "OUT", "--score", "weighted"], "`weights` belongs to"),
-            (["FILE", "--output", "OUT", "--dataset_split", "x", "--decontaminate", "none"], "No split 'x'"),
+            (["FILE", "--output", "OUT", "--dataset_split", "x"], "No split 'x'"),
             (["FILE", "--output", "OUT", "--sft_output", "OUT"], "Two outputs have the name"),
         ],
     )
     def test_mistakes(self, file, tmp_path, arguments, said, capsys):
         places = {"FILE": file, "OUT": tmp_path / "pairs.jsonl"}
-        if said.startswith("`weights` belongs"):
-            arguments = [*arguments, "--decontaminate", "none"]
         with pytest.raises(SystemExit) as stopped:
             self.run(*(places.get(argument, argument) for argument in arguments))
         assert stopped.value.code == 2 and re.search(said, capsys.readouterr().err)
         assert not (tmp_path / "pairs.jsonl").exists()
 
+    def test_truthful_qa_is_the_default(self, file, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            binarize.run([str(file), "--output", str(tmp_path / "pairs.jsonl")])
+        assert "switch the check off with `decontaminate: []`" in capsys.readouterr().err  # no network here
+
     def test_a_line_that_is_no_json(self, tmp_path, capsys):
         (tmp_path / "rows.jsonl").write_text('{"prompt"\n')
         with pytest.raises(SystemExit):
-            self.run(tmp_path / "rows.jsonl", "--output", tmp_path / "pairs.jsonl", "--decontaminate", "none")
+            self.run(tmp_path / "rows.jsonl", "--output", tmp_path / "pairs.jsonl")
         assert "Line 1 of" in capsys.readouterr().err

@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-Make preference pairs from answers that are scored already: UltraFeedback, distilabel, or `ratings.jsonl` of `feedback`.
+Make preference pairs of answers that are scored already: UltraFeedback, distilabel, or `ratings.jsonl` of `feedback`.
 
 ```bash
 trl-distill binarize openbmb/UltraFeedback --output pairs.jsonl
@@ -49,6 +49,7 @@ LABELS = {  # of the counts, in the order of the table
     "beyond_max_length_ratio": "prompts without a pair within max_length_ratio",
     "pairs": "pairs",
 }
+POLICY = ("score", "rejected", "min_margin", "max_pairs_per_prompt", "max_length_ratio", "seed")  # flags as they are
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -70,8 +71,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs="+",
         default=["truthful_qa"],
         metavar="SOURCE",
-        help="Drop rows with questions of these evaluations: truthful_qa (default), or files with a question a line or a "
-        "column `question`. `none` checks nothing.",
+        help="Drop rows with questions of these: truthful_qa (default), or files of questions. `none` checks nothing.",
     )
     add = parser.add_argument_group("pairs").add_argument
     add(
@@ -85,8 +85,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--rejected",
         default="random_lower",
         choices=get_args(Rejected),
-        help="What stands against the best answer: a random worse one (default); a random one, as in the code of Zephyr; "
-        "the worst; the second; or all pairs of a better and a worse one.",
+        help="What stands against the best answer: a random worse one (default); a random one, as in the code of "
+        "Zephyr; the worst; the second; or all pairs of a better and a worse one.",
     )
     add("--min_margin", type=float, default=0.0, help="Smallest difference of the scores of a pair.")
     add("--max_pairs_per_prompt", type=int, help="How many of all_pairs are kept.")
@@ -115,23 +115,14 @@ def binarize(args: argparse.Namespace) -> dict[str, int]:
     from ..zephyr.policies import preference_pairs, sft_rows
     from ..zephyr.ultrafeedback import scored_rows
 
-    weights = _weights(args.weights)
+    policy = {name: getattr(args, name) for name in POLICY}
+    policy |= {"weights": _weights(args.weights), "dedupe_identical": not args.keep_identical}
     questions = evaluation_questions(args.decontaminate)
     rows, read = scored_rows(load_rows(args.dataset_name, args.dataset_config, args.dataset_split))
     if questions:
         rows, of_filter = decontaminate(rows, questions)
         read["contaminated"] = of_filter["dropped"]
-    pairs, counts = preference_pairs(
-        rows,
-        score=args.score,
-        weights=weights,
-        rejected=args.rejected,
-        min_margin=args.min_margin,
-        max_pairs_per_prompt=args.max_pairs_per_prompt,
-        dedupe_identical=not args.keep_identical,
-        max_length_ratio=args.max_length_ratio,
-        seed=args.seed,
-    )
+    pairs, counts = preference_pairs(rows, **policy)
     counts = read | counts
     if args.report_file is not None:
         write_json(args.report_file, counts)

@@ -25,7 +25,7 @@ import json
 import sys
 
 from .arguments import split_arguments, user_errors
-from .tables import ledger_cells, show
+from .tables import calls_table, calls_total, show
 
 
 NAMES = ("round", "stage", "role", "model")
@@ -55,35 +55,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--moved",
         nargs=2,
         metavar=("OLD", "NEW"),
-        help="Note that the models at address OLD are now served at address NEW, so that their answers are reused.",
+        help="Note that the models at address OLD are now served at NEW, so that their answers are used again.",
     )
     return parser
-
-
-def total(rows: list[dict]) -> dict:
-    """Sums over the rows of the ledger; the cost is `None` if one of them is not known."""
-    costs = [row["cost_usd"] for row in rows]
-    sums = {name: sum(row[name] for row in rows) for name in COUNTS if name != "cost_usd"}
-    return sums | {"cost_usd": None if None in costs else sum(costs)}
-
-
-def _show(store: str, rows: list[dict], sums: dict) -> None:
-    """Print a table. Counts that are 0 everywhere are left out, so that it fits a terminal."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=store, box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in NAMES:
-        table.add_column(name, footer="total" if name == "round" else "", overflow="ellipsis", min_width=5)
-    counts = {name: label for name, label in COUNTS.items() if name in ALWAYS or sums[name]}
-
-    body = [ledger_cells(row, counts) for row in rows]
-    for label, footer, *column in zip(counts.values(), ledger_cells(sums, counts), *body, strict=True):
-        width = max(map(len, (label, footer, *column)))  # names are cut where space is short, numbers never
-        table.add_column(label, footer=footer, justify="right", no_wrap=True, min_width=width)
-    for row, numbers in zip(rows, body, strict=True):
-        table.add_row(*(str(row[name]) for name in NAMES), *numbers)
-    show(table, width=None if sys.stdout.isatty() else 160)  # a file has room for whole names
 
 
 def run(argv: list[str]) -> None:
@@ -96,10 +70,13 @@ def run(argv: list[str]) -> None:
         if args.moved:
             with CallStore(args.store) as store:
                 store.move(*args.moved)
+    total = calls_total(rows, COUNTS)
     if args.json:
-        sys.stdout.write(json.dumps({"rows": rows, "total": total(rows)}, indent=2) + "\n")
-    else:
-        _show(args.store, rows, total(rows))
+        sys.stdout.write(json.dumps({"rows": rows, "total": total}, indent=2) + "\n")
+        return
+    # Counts that are 0 everywhere have no column, so that the table fits a terminal; a file has room for whole names
+    counts = {name: label for name, label in COUNTS.items() if name in ALWAYS or total[name]}
+    show(calls_table(args.store, rows, NAMES, counts), width=None if sys.stdout.isatty() else 160)
 
 
 if __name__ == "__main__":

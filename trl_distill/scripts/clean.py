@@ -63,8 +63,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="SOURCE",
-        help="Drop dialogues with questions of these evaluations: truthful_qa, or files with a question a line or a "
-        "column `question`. Default: none.",
+        help="Drop dialogues with questions of these: truthful_qa, or files of questions. Default: none.",
     )
     add = parser.add_argument_group("output").add_argument
     add("--output", required=True, metavar="FILE", help="Clean dialogues as JSON Lines, also .gz.")

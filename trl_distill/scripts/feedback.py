@@ -20,7 +20,7 @@ trl-distill feedback --config recipes/zephyr/feedback.yaml --dry_run
 trl-distill feedback --config recipes/zephyr/feedback.yaml
 ```
 
-A run that was stopped goes on when it is started again. `trl-distill calls OUTPUT_DIR/calls.sqlite` shows what it asked.
+A stopped run goes on when it is started again. `trl-distill calls OUTPUT_DIR/calls.sqlite` shows what it asked.
 """
 
 import sys
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import user_errors
 from .runs import budget_exit, config_parser, parse_config
-from .tables import count_table, ledger_cells, show
+from .tables import calls_table, count_table, show
 
 
 if TYPE_CHECKING:
@@ -41,31 +41,18 @@ def make_parser(prog: str | None = None) -> "HfArgumentParser":
     return config_parser(
         FeedbackConfig,
         prog,
-        "Let models answer prompts and judges score the answers. Writes pairs.jsonl, sft.jsonl, ratings.jsonl, report.json, "
-        "report.png and calls.sqlite into the output folder. Models and other lists of entries come from the YAML file.",
+        "Let models answer prompts and judges score the answers. Writes pairs.jsonl, sft.jsonl, ratings.jsonl, "
+        "report.json, report.png and calls.sqlite into the output folder. Models and other lists of entries come from "
+        "the YAML file.",
     )
 
 
 def _show_missing(rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.table import Table
-
     columns = {"calls": "calls", "prompt_tokens": "tokens in", "completion_tokens": "tokens out", "cost_usd": "US $"}
-    costs = [row["cost_usd"] for row in rows]
-    total = {name: sum(row[name] for row in rows) for name in columns if name != "cost_usd"}
-    total["cost_usd"] = None if None in costs else sum(costs)
-
-    table = Table(title="Still to be asked", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
-    table.add_column("role", footer="total")
-    table.add_column("model", overflow="fold")
-    for label, footer in zip(columns.values(), ledger_cells(total, columns), strict=True):
-        table.add_column(label, footer=footer, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row["role"], row["model"], *ledger_cells(row, columns))
     show(
-        table,
-        "Calls of responders are exact. Those of judges are without re-asks, and fewer if answers drop out. Tokens are the "
-        "mean of earlier calls of the role, or else the most that they may be.",
+        calls_table("Still to be asked", rows, ("role", "model"), columns),
+        "Calls of responders are exact. Those of judges are without re-asks, and fewer if answers drop out. Tokens "
+        "are the mean of earlier calls of the role, or else the most that they may be.",
     )
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import user_errors
 from .runs import budget_exit, config_parser, parse_config
-from .tables import show
+from .tables import calls_table, show
 
 
 if TYPE_CHECKING:
@@ -51,21 +51,9 @@ def make_parser(prog: str | None = None) -> "HfArgumentParser":
 
 
 def _show_estimates(estimates: "list[Estimate]") -> None:
-    from rich import box
-    from rich.table import Table
-
-    costs = [estimate.cost_usd for estimate in estimates]
-    table = Table(title="Still to be asked", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
-    for name in ("round", "stage", "role"):
-        table.add_column(name, footer="total" if name == "round" else "")
-    total = "-" if None in costs else f"{sum(costs):,.4f}"
-    table.add_column("calls", justify="right", footer=f"{sum(estimate.calls for estimate in estimates):,}")
-    table.add_column("US $", justify="right", footer=total)
-    for estimate in estimates:
-        cost = "-" if estimate.cost_usd is None else f"{estimate.cost_usd:,.4f}"
-        table.add_row(str(estimate.round), estimate.stage, estimate.role, f"{estimate.calls:,}", cost)
+    rows = [estimate._asdict() for estimate in estimates]
     show(
-        table,
+        calls_table("Still to be asked", rows, ("round", "stage", "role"), {"calls": "calls", "cost_usd": "US $"}),
         "Calls of the generator and the referee are the least: instructions are dropped, and replies asked again. Costs "
         "follow from the mean of earlier calls of the role, or else from the most that they may be.",
     )

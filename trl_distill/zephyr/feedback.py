@@ -19,6 +19,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,15 @@ from ..chat import (
     FunctionChatModel,
     Judge,
     JudgeItem,
-    Judgement,
     Missing,
     judge_report,
 )
 from ..files import load_rows, whole_path, write_json, write_rows
-from .assignment import Ask, assign, with_principle
+from .answers import Ask, Candidate, assign, candidates_of, count_answers, judged, rating_row, with_principle
 from .feedback_config import FeedbackConfig, check_models
 from .policies import preference_pairs, sft_rows
 from .presets import read_aspects, read_principles
-from .prompts import FeedbackPrompt, read_prompts
-from .ratings import Answer, answers_of, count_answers, rating_row
+from .prompts import read_prompts
 from .report import draw_report, model_statistics, pair_statistics
 
 
@@ -62,12 +61,12 @@ def run_feedback(
     """
     Let models answer prompts and judges score the answers, and make preference pairs of them.
 
-    `config.output_dir` then holds `pairs.jsonl` (rows for [`~trl.DPOTrainer`]), `sft.jsonl` (the chosen answers, rows for
-    [`~trl.SFTTrainer`]), `ratings.jsonl` (every answer with all its ratings, which `trl-distill binarize` reads),
-    `report.json`, `report.png` and `calls.sqlite` with every call. The same run again asks nothing twice: it goes on where
-    it was stopped, and writes the same files. With other settings it reuses the calls that are the same.
+    `config.output_dir` then holds `pairs.jsonl` (rows for [`~trl.DPOTrainer`]), `sft.jsonl` (the chosen answers, rows
+    for [`~trl.SFTTrainer`]), `ratings.jsonl` (every answer with all its ratings, which `trl-distill binarize` reads),
+    `report.json`, `report.png` and `calls.sqlite` with every call. The same run again asks nothing twice: it goes on
+    where it was stopped, and writes the same files. With other settings it reuses the calls that are the same.
 
-    One model works at a time: each answers all its prompts before the next, and a local one is in memory only meanwhile.
+    One model works at a time: each answers all its prompts before the next, and a local one is in memory meanwhile.
 
     Args:
         config ([`FeedbackConfig`]):
@@ -81,8 +80,8 @@ def run_feedback(
             Whether to show progress bars.
 
     Returns:
-        `dict[str, Any]`: What `report.json` holds. With `config.dry_run` instead `{"missing": [...]}`: for each model the
-        calls that are still to be made, and their estimated tokens and cost.
+        `dict[str, Any]`: What `report.json` holds. With `config.dry_run` instead `{"missing": [...]}`: for each model
+        the calls that are still to be made, and their estimated tokens and cost.
 
     Raises:
         `ValueError`: If a setting or a row is wrong, or no pair comes out.
@@ -100,11 +99,11 @@ def run_feedback(
     report = run_feedback(config, prompts=["Why is the sky blue?"], responders=models, judges=models[:1])
     ```
     """
-    responders = list(config.make_responders() if responders is None else responders)
-    student = config.make_student() if student is None else student
-    judges = list(config.make_judges() if judges is None else judges)
-    check_models(responders, student, judges)
-    if not responders and student is None and not config.completions_column:
+    pool = config.make("responders") if responders is None else list(responders)
+    students = config.make("student") if student is None else [student]
+    judges = config.make("judges") if judges is None else list(judges)
+    check_models([*pool, *students], judges)
+    if not pool and not students and not config.completions_column:
         raise ValueError("Nobody answers: set `responders`, `student`, or `completions_column` for ready answers.")
     if not judges:
         raise ValueError("Nobody judges: set `judges`.")
@@ -115,18 +114,17 @@ def run_feedback(
             raise ValueError("No prompts: set `dataset_name` to a file, a folder or a data set of the Hub.")
         prompts = load_rows(config.dataset_name, config.dataset_config, config.dataset_split)
     rows = ({config.prompt_column: row} if isinstance(row, str) else row for row in prompts)
-    prompts, prompt_counts = read_prompts(rows, config)
+    items, prompt_counts = read_prompts(rows, config)
 
-    if config.dry_run and not _store_path(config).is_file():
+    path = Path(config.output_dir) / "calls.sqlite"
+    if config.dry_run and not path.is_file():
         # Nothing is stored, so there is nothing to look up, for which local models would be downloaded and read.
-        responders, judges = list(map(_stand_in, responders)), list(map(_stand_in, judges))
-        student = None if student is None else _stand_in(student)
-    with _open_store(config, progress) as store:
-        run = _Run(config, store, prompts, responders, student, judges)
+        pool, students, judges = ([_stand_in(model) for model in models] for models in (pool, students, judges))
+    with _open_store(path, config, progress) as store:
+        run = _Run(config, store, items, pool, students, judges)
         if config.dry_run:
             return {"missing": run.missing()}
-        answers = run.answer()
-        ratings, judge_reports = run.judge(answers)
+        ratings, judge_reports = run.judge(run.answer())
         ledger = [row._asdict() for row in store.ledger()]
     report = {
         "settings": config.settings(),
@@ -138,10 +136,6 @@ def run_feedback(
     return _finish(config, ratings, report)
 
 
-def _store_path(config: FeedbackConfig) -> Path:
-    return Path(config.output_dir) / "calls.sqlite"
-
-
 def _stand_in(model: BaseChatModel) -> BaseChatModel:
     """A model of the same name and prices that is not asked."""
     stand_in = FunctionChatModel(lambda request: "", model.name)
@@ -150,16 +144,15 @@ def _stand_in(model: BaseChatModel) -> BaseChatModel:
 
 
 @contextmanager
-def _open_store(config: FeedbackConfig, progress: bool) -> Iterator[CallStore]:
-    path = _store_path(config)
-    if config.dry_run:  # leaves nothing behind, and no limit ends it
-        with tempfile.TemporaryDirectory() as folder:
-            with CallStore(path if path.is_file() else Path(folder) / path.name) as store:
-                yield store
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with CallStore(path, max_calls=config.max_calls, budget_usd=config.budget_usd, progress=progress) as store:
-        yield store
+def _open_store(path: Path, config: FeedbackConfig, progress: bool) -> Iterator[CallStore]:
+    limits = dict(max_calls=config.max_calls, budget_usd=config.budget_usd, progress=progress)
+    with tempfile.TemporaryDirectory() as folder:
+        if config.dry_run:  # leaves nothing behind, and no limit ends it
+            path, limits = path if path.is_file() else Path(folder) / path.name, {}
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with CallStore(path, **limits) as store:
+            yield store
 
 
 class _Run:
@@ -169,26 +162,22 @@ class _Run:
         self,
         config: FeedbackConfig,
         store: CallStore,
-        prompts: list[FeedbackPrompt],
-        responders: list[BaseChatModel],
-        student: BaseChatModel | None,
+        prompts: list[JudgeItem],
+        pool: list[BaseChatModel],
+        students: list[BaseChatModel],
         judges: list[BaseChatModel],
     ):
         self.config, self.prompts = config, prompts
-        self.responders = {model.name: model for model in [*responders, *([student] if student is not None else [])]}
-        _check_identities(
-            self.responders.values(), "With more `num_answers` than models it answers a prompt several times."
-        )
+        answering = [*pool, *students]
+        _check_identities(answering, "With more `num_answers` than models it answers a prompt several times.")
         _check_identities(judges, "Two names would give its ratings twice the weight.")
         # All are opened before the first call, so that a mistake in the last one costs nothing.
-        self.ask = {
-            name: store.model(model, role="responder", stage="answers") for name, model in self.responders.items()
-        }
-        self.judge_models = {model.name: model for model in judges}
-        self.judge_asks = {model.name: store.model(model, role="judge", stage="ratings") for model in judges}
-        self.judges = {
-            name: Judge(
-                model,
+        self.responders = [(model, store.model(model, role="responder", stage="answers")) for model in answering]
+        self.judges = []
+        for model in judges:
+            asked = store.model(model, role="judge", stage="ratings")
+            judge = Judge(
+                asked,
                 mode=config.judge_mode,
                 aspects=read_aspects(config.aspects),
                 scale=tuple(config.judge_scale),
@@ -197,98 +186,86 @@ class _Run:
                 max_tokens=config.judge_max_tokens,
                 seed=config.seed,
             )
-            for name, model in self.judge_asks.items()
-        }
-        pool, own = [model.name for model in responders], None if student is None else student.name
+            self.judges.append((model, asked, judge))
+        names, own = [model.name for model in pool], students[0].name if students else None
         draws = dict(num_answers=config.num_answers, principles=read_principles(config.principles), seed=config.seed)
-        self.asks = [assign(prompt.id, pool, own, **draws) if pool or own else [] for prompt in prompts]
+        self.asks = [assign(prompt.id, names, own, **draws) if answering else [] for prompt in prompts]
 
     def requests(self, name: str) -> dict[tuple[int, Ask], ChatRequest]:
         """All that one model is to answer, by the number of the prompt."""
         sampling = self.config.sampling()
         return {
-            (i, ask): ChatRequest(with_principle(prompt.messages, ask.principle), sampling, ask.sample_index)
+            (i, ask): ChatRequest(with_principle(prompt.prompt, ask.principle), sampling, ask.sample_index)
             for i, (prompt, asks) in enumerate(zip(self.prompts, self.asks, strict=True))
             for ask in asks
             if ask.model == name
         }
 
-    def complete(self, name: str) -> dict[tuple[int, Ask], Completion | FailedCall]:
-        """The answers of one model."""
-        requests = self.requests(name)
-        return dict(zip(requests, self.ask[name].complete(list(requests.values())), strict=True))
-
-    def answers(self, given: dict[tuple[int, Ask], Completion | FailedCall]) -> list[list[Answer]]:
+    def candidates(self, given: dict[tuple[int, Ask], Completion | FailedCall]) -> list[list[Candidate]]:
         """All answers to each prompt."""
+        rules = dict(keep_truncated=self.config.keep_truncated, dedupe_identical=self.config.dedupe_identical)
         return [
-            answers_of(
-                prompt,
-                [(ask, given[i, ask]) for ask in asks],
-                keep_truncated=self.config.keep_truncated,
-                dedupe_identical=self.config.dedupe_identical,
-            )
+            candidates_of(prompt, [(ask, given[i, ask]) for ask in asks], **rules)
             for i, (prompt, asks) in enumerate(zip(self.prompts, self.asks, strict=True))
         ]
 
-    def answer(self) -> list[list[Answer]]:
+    def answer(self) -> list[list[Candidate]]:
         """Let every model answer its prompts, one model after the other."""
         given = {}
-        for name, model in self.responders.items():
+        for model, asked in self.responders:
+            requests = self.requests(model.name)
             with model:
-                given |= self.complete(name)
-        return self.answers(given)
+                given |= zip(requests, asked.complete(list(requests.values())), strict=True)
+        return self.candidates(given)
 
-    def items(self, answers: list[list[Answer]]) -> dict[int, JudgeItem]:
+    def items(self, candidates: list[list[Candidate]]) -> dict[int, JudgeItem]:
         """What the judges are asked, by the number of the prompt."""
-        items = {}
-        for i, (prompt, of_prompt) in enumerate(zip(self.prompts, answers, strict=True)):
-            left = [answer for answer in of_prompt if answer.dropped is None]
-            if left:
-                texts, models = [answer.text for answer in left], [answer.model for answer in left]
-                items[i] = JudgeItem(prompt.id, prompt.messages, texts, models, prompt.reference)
-        return items
+        left = {i: judged(of_prompt) for i, of_prompt in enumerate(candidates)}
+        return {
+            i: replace(self.prompts[i], answers=[c["text"] for c in shown], models=[c["model"] for c in shown])
+            for i, shown in left.items()
+            if shown
+        }
 
-    def judge(self, answers: list[list[Answer]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def judge(self, candidates: list[list[Candidate]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The rows of `ratings.jsonl`, and a report on each judge."""
-        items = self.items(answers)
-        judgements: dict[str, dict[int, Judgement]] = {}
-        reports = {}
-        for name, judge in self.judges.items():
-            with self.judge_models[name]:
-                results = [result for part in _parts(items.values()) for result in judge.judge(part)]
-            judgements[name] = dict(zip(items, results, strict=True))
-            reports[name] = judge_report(list(items.values()), results, judge_name=name)
+        items = self.items(candidates)
+        judgements, reports = {}, {}
+        for model, _, judge in self.judges:
+            with model:
+                results = [result for part in _parts(items) for result in judge.judge(part)]
+            judgements[model.name] = dict(zip(items, results, strict=True))
+            reports[model.name] = judge_report(list(items.values()), results, judge_name=model.name)
         rows = [
             rating_row(prompt, of_prompt, {name: known[i] for name, known in judgements.items() if i in known})
-            for i, (prompt, of_prompt) in enumerate(zip(self.prompts, answers, strict=True))
+            for i, (prompt, of_prompt) in enumerate(zip(self.prompts, candidates, strict=True))
         ]
         return rows, reports
 
     def missing(self) -> list[dict[str, Any]]:
         """What is still to be asked: exact for the responders, without re-asks for the judges."""
         rows, given = [], {}
-        for name in self.responders:
-            requests = self.requests(name)
-            missing = self.ask[name].missing(list(requests.values()))
-            rows.append({"role": "responder", "model": name, **missing._asdict()})
+        for model, asked in self.responders:
+            requests = self.requests(model.name)
+            missing = asked.missing(list(requests.values()))
+            rows.append({"role": "responder", "model": model.name, **missing._asdict()})
             if missing.calls:  # texts of the longest length stand for the answers
                 long = "x" * self.config.max_tokens
                 given |= {(i, ask): Completion(f"{ask.model} {ask.sample_index} {long}") for i, ask in requests}
             else:
-                given |= self.complete(name)
-        items = self.items(self.answers(given)).values()
-        for name, judge in self.judges.items():
-            parts = [self.judge_asks[name].missing(judge.requests(part)) for part in _parts(items)]
+                given |= zip(requests, asked.complete(list(requests.values())), strict=True)
+        items = self.items(self.candidates(given))
+        for model, asked, judge in self.judges:
+            parts = [asked.missing(judge.requests(part)) for part in _parts(items)]
             *counts, costs = zip(*parts, strict=True) if parts else [()] * 4
             total = Missing(*map(sum, counts), None if None in costs else sum(costs))
-            rows.append({"role": "judge", "model": name, **total._asdict()})
+            rows.append({"role": "judge", "model": model.name, **total._asdict()})
         return rows
 
 
-def _parts(items: Iterable[JudgeItem]) -> Iterator[list[JudgeItem]]:
-    items = list(items)
+def _parts(items: dict[int, JudgeItem]) -> Iterator[list[JudgeItem]]:
     for start in range(0, len(items), _PROMPTS_AT_A_TIME):
-        yield items[start : start + _PROMPTS_AT_A_TIME]
+        yield list(items.values())[start : start + _PROMPTS_AT_A_TIME]
 
 
 def _check_identities(models: Iterable[BaseChatModel], why: str) -> None:
@@ -303,16 +280,7 @@ def _check_identities(models: Iterable[BaseChatModel], why: str) -> None:
 
 def _finish(config: FeedbackConfig, ratings: list[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
     """Make the pairs, and write all files."""
-    pairs, counts = preference_pairs(
-        ratings,
-        score="overall",
-        rejected=config.rejected,
-        min_margin=config.min_margin,
-        max_pairs_per_prompt=config.max_pairs_per_prompt,
-        dedupe_identical=config.dedupe_identical,
-        max_length_ratio=config.max_length_ratio,
-        seed=config.seed,
-    )
+    pairs, counts = preference_pairs(ratings, **config.policy())
     report |= {
         "pairs": counts,
         "pair_statistics": pair_statistics(pairs),

@@ -13,12 +13,13 @@
 # limitations under the License.
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..chat import BaseChatModel, Sampling, chat_model
-from .policies import Rejected, check_policy
+from .policies import Rejected, preference_pairs
 from .presets import ULTRAFEEDBACK_SCALE, read_aspects, read_principles
 
 
@@ -41,15 +42,14 @@ class FeedbackConfig:
             Column of the prompts: texts, or messages that end with the user's. A column `prompt_id` names them.
         reference_column (`str`, *optional*):
             Column of right answers, which the judges see.
-        completions_column (`str`, *optional*):
-            Column with lists of answers that are there already. They are judged beside those of the responders.
-        models_column (`str`, *optional*):
-            Column with the names of who wrote them.
+        completions_column (`str`, *optional*), models_column (`str`, *optional*):
+            Columns with lists of ready answers, which are judged beside those of the responders, and of the names of
+            who wrote them.
         max_prompts (`int`, *optional*):
             Use the first prompts only.
         decontaminate (`list[str]`, *optional*, defaults to `["truthful_qa"]`):
-            Evaluations whose questions are dropped from the prompts: `truthful_qa`, loaded from the Hub, or files with a
-            question a line (`.txt`) or a column `question` or `prompt`. An empty list, or `none`, checks nothing.
+            Evaluations whose questions are dropped from the prompts: `truthful_qa`, loaded from the Hub, or files with
+            a question a line (`.txt`) or rows with `question`, `prompt` or `instruction`. `none` checks nothing.
         output_dir (`str`):
             Folder for the calls and the results.
 
@@ -61,13 +61,12 @@ class FeedbackConfig:
             Entry of the model that is to be trained. It answers every prompt, without a principle, as one of
             `num_answers`; without responders it gives all of them.
         num_answers (`int`, *optional*, defaults to `4`):
-            Answers a prompt. Who answers which prompt is drawn; no model answers a prompt twice before all have answered it
-            once.
+            Answers a prompt. Who gives them is drawn; no model answers one twice before all have answered it once.
         principles (`str` or `list[dict]`, *optional*):
             System prompts of which each answer gets one at random: `ultrafeedback`, or entries with `name`, `text` and
             `weight`. A system prompt that the prompt has stays, in front. They are not part of the training rows.
-        temperature (`float`, *optional*, defaults to `1.0`), top_p (`float`, *optional*, defaults to `1.0`), max_tokens
-        (`int`, *optional*, defaults to `1024`):
+        temperature (`float`, *optional*, defaults to `1.0`), top_p (`float`, *optional*, defaults to `1.0`),
+        max_tokens (`int`, *optional*, defaults to `1024`):
             How answers are drawn.
         keep_truncated (`bool`, *optional*, defaults to `False`):
             Whether to judge answers that were cut off.
@@ -77,14 +76,14 @@ class FeedbackConfig:
         judges (`list[dict]`):
             Entries of the models that judge. An answer's score is the mean over the judges.
         judge_mode (`str`, *optional*, defaults to `"listwise"`):
-            `"listwise"`, `"absolute"` or `"pairwise"`, see [`~trl_distill.chat.Judge`].
+            `"listwise"` or `"absolute"`, see [`~trl_distill.chat.Judge`].
         judge_orders (`int`, *optional*):
             Orders in which the answers are shown, for `"listwise"`. Defaults to as many as there are answers.
         judge_scale (`list[float]`, *optional*):
             Lowest and highest rating. Defaults to 1 and 10, and to 1 and 5 with the aspects `ultrafeedback`.
         aspects (`str` or `list[dict]`, *optional*):
-            What is rated: one overall aspect, `ultrafeedback` for its four, or entries with `name`, `guideline`, `weight`
-            and `optional`. The score is the mean of the aspects by their weights, which are 1 unless set.
+            What is rated: one overall aspect, `ultrafeedback` for its four, or entries with `name`, `guideline`,
+            `weight` and `optional`. The score is the mean of the aspects by their weights, which are 1 unless set.
         max_reasks (`int`, *optional*, defaults to `2`):
             How often a judge is asked again if its reply cannot be read.
         judge_max_tokens (`int`, *optional*, defaults to `512`):
@@ -105,10 +104,8 @@ class FeedbackConfig:
 
         > Run
 
-        max_calls (`int`, *optional*):
-            Calls that may be made, all runs in `output_dir` together.
-        budget_usd (`float`, *optional*):
-            Dollars that they may cost.
+        max_calls (`int`, *optional*), budget_usd (`float`, *optional*):
+            Calls that may be made, all runs in `output_dir` together, and dollars that they may cost.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to say what is still to be asked, and ask nothing.
         seed (`int`, *optional*, defaults to `42`):
@@ -121,20 +118,13 @@ class FeedbackConfig:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str | None = field(default=None, metadata={"help": "Split. Default: `train`, or the only one."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts: texts, or messages."})
-    reference_column: str | None = field(
-        default=None, metadata={"help": "Column of right answers, which the judges see."}
-    )
-    completions_column: str | None = field(
-        default=None, metadata={"help": "Column with lists of answers that are there already."}
-    )
+    reference_column: str | None = field(default=None, metadata={"help": "Column of right answers, for the judges."})
+    completions_column: str | None = field(default=None, metadata={"help": "Column with lists of ready answers."})
     models_column: str | None = field(default=None, metadata={"help": "Column with the names of who wrote them."})
     max_prompts: int | None = field(default=None, metadata={"help": "Use the first prompts only."})
     decontaminate: list[str] = field(
         default_factory=lambda: ["truthful_qa"],
-        metadata={
-            "help": "Drop prompts with questions of these evaluations: truthful_qa, or files with a question a line or a "
-            "column `question`. `none` checks nothing."
-        },
+        metadata={"help": "Drop prompts with questions of these: truthful_qa, files of questions, `none`."},
     )
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the calls and the results."})
     responders: list[dict[str, Any]] | None = field(
@@ -156,13 +146,10 @@ class FeedbackConfig:
     judges: list[dict[str, Any]] | None = field(
         default=None, metadata={"help": "Models that judge. In the YAML file: a list of entries."}
     )
-    judge_mode: Literal["listwise", "absolute", "pairwise"] = field(
-        default="listwise",
-        metadata={"help": "All answers of a prompt in one request, each in its own, or two at a time."},
+    judge_mode: Literal["listwise", "absolute"] = field(
+        default="listwise", metadata={"help": "All answers of a prompt in one request, or each in its own."}
     )
-    judge_orders: int | None = field(
-        default=None, metadata={"help": "Orders in which answers are shown. Default: as many as there are answers."}
-    )
+    judge_orders: int | None = field(default=None, metadata={"help": "Orders of the answers. Default: one for each."})
     judge_scale: list[float] | None = field(
         default=None,
         metadata={"help": "Lowest and highest rating. Default: 1 10, and 1 5 with the aspects `ultrafeedback`."},
@@ -179,9 +166,7 @@ class FeedbackConfig:
     min_margin: float = field(default=0.0, metadata={"help": "Smallest difference of the scores of a pair."})
     max_pairs_per_prompt: int | None = field(default=None, metadata={"help": "How many of `all_pairs` are kept."})
     dedupe_identical: bool = field(default=True, metadata={"help": "Judge equal answers once."})
-    max_length_ratio: float | None = field(
-        default=None, metadata={"help": "Leave out pairs in which one text is longer than so many times the other."}
-    )
+    max_length_ratio: float | None = field(default=None, metadata={"help": "Largest ratio of the lengths of a pair."})
     max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
     budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
     dry_run: bool = field(default=False, metadata={"help": "Say what is still to be asked, and ask nothing."})
@@ -208,10 +193,10 @@ class FeedbackConfig:
             low, high = 0.0, 0.0
         if not low < high:
             raise ValueError(f"`judge_scale` must be the lowest and the highest rating, got {self.judge_scale!r}.")
-        if self.judge_mode == "pairwise" and (self.num_answers != 2 or self.completions_column):
+        if self.judge_mode not in ("listwise", "absolute"):
             raise ValueError(
-                f"`judge_mode` pairwise compares two answers, but `num_answers` is {self.num_answers}"
-                f"{' and there are ready ones' if self.completions_column else ''}. Use listwise, or set it to 2."
+                f"`judge_mode` must be listwise or absolute, got {self.judge_mode!r}. What was called pairwise is "
+                "listwise with two answers."
             )
         if self.num_answers < 2 and not self.completions_column:
             raise ValueError(f"A pair needs two answers, but `num_answers` is {self.num_answers}.")
@@ -219,22 +204,30 @@ class FeedbackConfig:
             raise ValueError("`models_column` names who wrote the answers of `completions_column`, which is not set.")
         read_principles(self.principles)
         read_aspects(self.aspects)
-        check_policy("overall", None, self.rejected, self.min_margin, self.max_pairs_per_prompt, self.max_length_ratio)
+        preference_pairs([], **self.policy())  # its checks
         self.sampling()
-        check_models(self.make_responders(), self.make_student(), self.make_judges())
+        check_models([*self.make("responders"), *self.make("student")], self.make("judges"))
 
     def sampling(self) -> Sampling:
         """How answers are drawn."""
         return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
 
-    def make_responders(self) -> list[BaseChatModel]:
-        return _models(self.responders, "responders")
+    def policy(self) -> dict[str, Any]:
+        """How [`preference_pairs`] makes the pairs."""
+        names = ("rejected", "min_margin", "max_pairs_per_prompt", "dedupe_identical", "max_length_ratio", "seed")
+        return {"score": "overall"} | {name: getattr(self, name) for name in names}
 
-    def make_student(self) -> BaseChatModel | None:
-        return None if self.student is None else _models([self.student], "student")[0]
-
-    def make_judges(self) -> list[BaseChatModel]:
-        return _models(self.judges, "judges")
+    def make(self, role: str) -> list[BaseChatModel]:
+        """The models of the field `responders`, `student` or `judges`."""
+        entries = getattr(self, role)
+        if role == "student" and entries is not None:
+            entries = [entries]
+        if not isinstance(entries, list | None):
+            raise ValueError(f"`{role}` must be a list of entries, got {entries!r:.200}.")
+        try:
+            return [chat_model(entry) for entry in entries or []]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{role}`: {error}") from error
 
     def settings(self) -> dict[str, Any]:
         """What the results follow from: the fields without places, limits and the dry run."""
@@ -242,32 +235,18 @@ class FeedbackConfig:
         return {name: value for name, value in asdict(self).items() if name not in places}
 
 
-def _models(entries: list[dict[str, Any]] | None, field: str) -> list[BaseChatModel]:
-    if entries is not None and not isinstance(entries, list):
-        raise ValueError(f"`{field}` must be a list of entries, got {entries!r:.200}.")
-    try:
-        return [chat_model(entry) for entry in entries or []]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`{field}`: {error}") from error
-
-
-def check_models(
-    responders: Sequence[BaseChatModel], student: BaseChatModel | None, judges: Sequence[BaseChatModel]
-) -> None:
+def check_models(responders: Sequence[BaseChatModel], judges: Sequence[BaseChatModel]) -> None:
     """Refuse models that files or the store could not tell apart, before the first call."""
-    answering = [*responders, *([student] if student is not None else [])]
-    for role, models in (("responders", answering), ("judges", judges)):
-        names = [model.name for model in models]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"Two of the {role} are called {twice!r}. Give each its own `name`.")
+    for role, models in (("responders", responders), ("judges", judges)):
+        for name, count in Counter(model.name for model in models).items():
+            if count > 1:
+                raise ValueError(f"Two of the {role} are called {name!r}. Give each its own `name`.")
     addresses: dict[str, str] = {}
-    for model in [*answering, *judges]:
+    for model in [*responders, *judges]:
         if model.address is not None:
-            identity = json.dumps(model.identity, sort_keys=True)
-            known = addresses.setdefault(identity, model.address)
+            known = addresses.setdefault(json.dumps(model.identity, sort_keys=True), model.address)
             if known != model.address:
                 raise ValueError(
-                    f"{model.name} is asked at {known} and at {model.address}. Set `revision` for each if these are two "
-                    "models, so that their answers are not mixed."
+                    f"{model.name} is asked at {known} and at {model.address}. Set `revision` for each if these are "
+                    "two models, so that their answers are not mixed."
                 )

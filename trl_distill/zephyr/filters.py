@@ -265,6 +265,7 @@ def refusal(messages: list[dict[str, str]]) -> str | None:
     return None
 
 
+# Names of roles, also those of ShareGPT
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -285,13 +286,17 @@ def _turns(row: dict[str, Any]) -> tuple[list[Any], list[str]]:
     raise _Malformed("no dialogue")
 
 
+def _role_and_content(turn: dict[str, Any]) -> tuple[Any, Any]:
+    return turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+
+
 def _messages(turns: list[Any]) -> list[dict[str, str]]:
     """Turns as messages with `role` and `content`, in an order that makes sense."""
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
             raise _Malformed("turn without role and content")
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        role, content = _role_and_content(turn)
         if not isinstance(role, str) or role not in _ROLES:
             raise _Malformed("unknown role")
         if turn.get("tool_calls"):
@@ -326,7 +331,7 @@ def _asked(row: Any) -> list[str]:
     if isinstance(row, str):
         return [row]
     if isinstance(row, list):
-        turns = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in row]
+        turns = map(_role_and_content, row)
         return [text for role, text in turns if _ROLES.get(role) != "assistant" and isinstance(text, str)]
     for column in ("prompt", "messages", "conversations", "instruction", "question"):
         if isinstance(row.get(column), (str, list)):
@@ -337,15 +342,7 @@ def _asked(row: Any) -> list[str]:
 
 
 class Decontaminator:
-    """
-    Find evaluation questions in prompts, one prompt after the other; see [`decontaminate`].
-
-    Args:
-        against (`Iterable[str]`):
-            Questions of the evaluation.
-        min_words (`int`, *optional*, defaults to `8`):
-            Shortest question that is searched for within a prompt.
-    """
+    """Find evaluation questions in prompts, one prompt after the other, as [`decontaminate`] does."""
 
     def __init__(self, against: Iterable[str], *, min_words: int = 8):
         if isinstance(against, str):
@@ -400,37 +397,19 @@ def decontaminate(
         `questions` (prompts dropped, by question).
     """
     decontaminator = Decontaminator(against, min_words=min_words)
-    kept, questions, count = [], Counter(), 0
-    for row in rows:
-        count += 1
-        question = decontaminator.find(row)
-        if question is None:
-            kept.append(row)
-        else:
-            questions[question] += 1
-    dropped = count - len(kept)
-    return kept, {"rows": count, "kept": len(kept), "dropped": dropped, "questions": dict(questions.most_common())}
+    found = [(row, decontaminator.find(row)) for row in rows]
+    kept = [row for row, question in found if question is None]
+    questions = dict(Counter(question for _, question in found if question is not None).most_common())
+    return kept, {"rows": len(found), "kept": len(kept), "dropped": len(found) - len(kept), "questions": questions}
 
 
 class DialogueCleaner:
-    """
-    [`clean_dialogues`] for one dialogue after the other, of a file that does not fit into memory.
-
-    Args:
-        truecase (`bool`, *optional*, defaults to `True`):
-            Whether to repair capitals in all turns, with [`truecase`].
-        refusals (`bool`, *optional*, defaults to `True`):
-            Whether to drop dialogues with a [`refusal`].
-        against (`Iterable[str]`, *optional*, defaults to `()`):
-            Evaluation questions. Dialogues in which one is asked are dropped, as by [`decontaminate`].
-    """
+    """[`clean_dialogues`] for one dialogue after the other, of a file that does not fit into memory."""
 
     def __init__(self, *, truecase: bool = True, refusals: bool = True, against: Iterable[str] = ()):
-        self.truecase = truecase
-        self.refusals = refusals
-        self.decontaminator = Decontaminator(against)
+        self.truecase, self.refusals, self.decontaminator = truecase, refusals, Decontaminator(against)
         self.rows = self.kept = self.changed = 0
-        self.malformed, self.phrases, self.questions = Counter(), Counter(), Counter()
+        self.dropped = {kind: Counter() for kind in ("malformed", "refusals", "contaminated")}
 
     def clean(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """Row with the clean dialogue, or `None` if it is dropped."""
@@ -439,15 +418,13 @@ class DialogueCleaner:
             turns, columns = _turns(row)
             messages = _messages(turns)
         except _Malformed as reason:
-            self.malformed[str(reason)] += 1
+            self.dropped["malformed"][str(reason)] += 1
             return None
-        phrase = refusal(messages) if self.refusals else None
-        if phrase is not None:
-            self.phrases[phrase] += 1
+        if self.refusals and (phrase := refusal(messages)) is not None:
+            self.dropped["refusals"][phrase] += 1
             return None
-        question = self.decontaminator.find(messages)
-        if question is not None:
-            self.questions[question] += 1
+        if (question := self.decontaminator.find(messages)) is not None:
+            self.dropped["contaminated"][question] += 1
             return None
         if self.truecase:
             repaired = [{**message, "content": truecase(message["content"])} for message in messages]
@@ -462,14 +439,8 @@ class DialogueCleaner:
 
     def counts(self) -> dict[str, Any]:
         """Counts of all rows so far, as [`clean_dialogues`] returns them."""
-        return {
-            "rows": self.rows,
-            "kept": self.kept,
-            "changed": self.changed,
-            "malformed": dict(self.malformed.most_common()),
-            "refusals": dict(self.phrases.most_common()),
-            "contaminated": dict(self.questions.most_common()),
-        }
+        dropped = {kind: dict(reasons.most_common()) for kind, reasons in self.dropped.items()}
+        return {"rows": self.rows, "kept": self.kept, "changed": self.changed, **dropped}
 
 
 def clean_dialogues(
@@ -485,10 +456,8 @@ def clean_dialogues(
         rows (`Iterable[dict]`):
             Rows with `messages` (`role`, `content`), `conversations` (also `from`, `value`, with `human` and `gpt`),
             `prompt` and `completion` as lists of messages, or `data`, a list of texts that starts with the user.
-        truecase (`bool`, *optional*, defaults to `True`):
-            Whether to repair capitals in all turns, with [`truecase`].
-        refusals (`bool`, *optional*, defaults to `True`):
-            Whether to drop dialogues with a [`refusal`].
+        truecase (`bool`, *optional*, defaults to `True`), refusals (`bool`, *optional*, defaults to `True`):
+            Whether to repair capitals in all turns, with [`truecase`], and to drop dialogues with a [`refusal`].
         against (`Iterable[str]`, *optional*, defaults to `()`):
             Evaluation questions. Dialogues in which one is asked are dropped, as by [`decontaminate`].
 

@@ -14,11 +14,12 @@
 
 """From scored answers to preference pairs: which answer is chosen, which one is rejected, and what is left out."""
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
+
+from ..chat.models import digest
 
 
 Row = dict[str, Any]
@@ -36,8 +37,7 @@ def as_messages(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
 
 def content_id(prompt: str | list[dict[str, str]]) -> str:
     """SHA-256 of what a prompt says: the `prompt_id` of a prompt that brings none."""
-    messages = [[message["role"], message["content"]] for message in as_messages(prompt)]
-    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+    return digest(*([message["role"], message["content"]] for message in as_messages(prompt)))
 
 
 def row_id(row: Row) -> str:
@@ -53,7 +53,7 @@ def draw(*parts: str | int) -> float:
     Drawing for each thing by its name, and taking the smallest, is a random choice that no order of rows, sharding or
     restart can change.
     """
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") / 2**64
+    return int(digest(*parts)[:16], 16) / 2**64
 
 
 def preference_pairs(
@@ -71,26 +71,26 @@ def preference_pairs(
     """
     Preference pairs of scored answers.
 
-    Of each prompt the best answer is chosen; of equally good ones a random one. What stands against it must have another
-    text (white space around it does not count), a lower score (but see `"random_rest"`), and pass `min_margin` and `max_length_ratio`; among those `rejected`
-    decides. Random draws follow from `seed`, `prompt_id` and the texts, so neither the order of prompts or answers nor
-    sharding changes a pair.
+    Of each prompt the best answer is chosen; of equally good ones a random one. What stands against it must have
+    another text (white space around it does not count), a lower score (but see `"random_rest"`), and pass `min_margin`
+    and `max_length_ratio`; among those `rejected` decides. Random draws follow from `seed`, `prompt_id` and the texts,
+    so neither the order of prompts or answers nor sharding changes a pair.
 
     Args:
         rows (`Iterable[dict]`):
-            One prompt each: `prompt` (text or messages), `candidates`, and optionally `prompt_id` (default: a hash of the
-            prompt). A candidate has `text` and optionally `model`, `score` (a number or `None`) and `ratings`, a number
-            for each aspect, or `None` where the aspect does not apply.
+            One prompt each: `prompt` (text or messages), `candidates`, and optionally `prompt_id` (default: a hash of
+            the prompt). A candidate has `text` and optionally `model`, `score` (a number or `None`) and `ratings`, a
+            number for each aspect, or `None` where the aspect does not apply.
         score (`str`, *optional*, defaults to `"mean"`):
             What ranks the answers: `"mean"` of the ratings, `"weighted"` mean of the ratings, or `"overall"`: the
-            candidate's `score`. Aspects that do not apply to an answer are left out of its mean. An answer that lacks an
-            aspect that another one has is unscored, for such means do not compare.
+            candidate's `score`. Aspects that do not apply to an answer are left out of its mean. An answer that lacks
+            an aspect that another one has is unscored, for such means do not compare.
         weights (`Mapping[str, float]`, *optional*):
             Weight of each aspect, for `"weighted"`.
         rejected (`str`, *optional*, defaults to `"random_lower"`):
             `"random_lower"`: a random one. `"random_rest"`: a random one, which may be as good as the chosen one.
-            `"min"`: the worst one. `"second"`: the best one. `"all_pairs"`: every better answer against every worse one,
-            not only the best.
+            `"min"`: the worst one. `"second"`: the best one. `"all_pairs"`: every better answer against every worse
+            one, not only the best.
         min_margin (`float`, *optional*, defaults to `0.0`):
             Smallest difference of the scores of a pair.
         max_pairs_per_prompt (`int`, *optional*):
@@ -103,10 +103,11 @@ def preference_pairs(
             Random seed.
 
     Returns:
-        `tuple[list[dict], dict[str, int]]`: Pairs in TRL's conversational format, with `score_chosen`, `score_rejected`,
-        `chosen_model`, `rejected_model` and `prompt_id`; and counts. `prompts`, `candidates`, `unscored` and `identical`
-        count what came in, `pairs` what went out. The others count prompts without a pair, by the first condition that
-        left nothing: `fewer_than_two` scored answers, all `tied`, `below_min_margin`, `beyond_max_length_ratio`.
+        `tuple[list[dict], dict[str, int]]`: Pairs in TRL's conversational format, with `score_chosen`,
+        `score_rejected`, `chosen_model`, `rejected_model` and `prompt_id`; and counts. `prompts`, `candidates`,
+        `unscored` and `identical` count what came in, `pairs` what went out. The others count prompts without a pair,
+        by the first condition that left nothing: `fewer_than_two` scored answers, all `tied`, `below_min_margin`,
+        `beyond_max_length_ratio`.
 
     Raises:
         `ValueError`: If a policy is unknown, a value is out of its range, or an aspect has no weight.
@@ -121,38 +122,34 @@ def preference_pairs(
     pairs, counts = preference_pairs(rows, score="overall", rejected="min")
     ```
     """
-    check_policy(score, weights, rejected, min_margin, max_pairs_per_prompt, max_length_ratio)
-    names = ("prompts", "candidates", "unscored", "identical", "fewer_than_two", "tied", "below_min_margin")
-    counts = dict.fromkeys((*names, "beyond_max_length_ratio", "pairs"), 0)
+    _check_policy(score, weights, rejected, min_margin, max_pairs_per_prompt, max_length_ratio)
 
-    def differs(better: Candidate, worse: Candidate) -> bool:
-        return worse["text"].strip() != better["text"].strip() and (
-            worse["score"] < better["score"] or rejected == "random_rest"
-        )
+    def lengths(*answers: Candidate) -> list[int]:
+        return [len(answer["text"]) for answer in answers]
 
-    def is_wide(better: Candidate, worse: Candidate) -> bool:
-        return round(better["score"] - worse["score"], _DECIMALS) >= min_margin
-
-    def is_fair(better: Candidate, worse: Candidate) -> bool:
-        short, long = sorted(len(candidate["text"]) for candidate in (better, worse))
-        return max_length_ratio is None or long <= max_length_ratio * short
-
-    conditions: dict[str, Callable[[Candidate, Candidate], bool]] = {
-        "tied": differs,
-        "below_min_margin": is_wide,
-        "beyond_max_length_ratio": is_fair,
+    conditions = {  # of a pair, by the name of its count: what left a prompt without one
+        "tied": lambda better, worse: (
+            better["text"].strip() != worse["text"].strip()
+            and (worse["score"] < better["score"] or rejected == "random_rest")
+        ),
+        "below_min_margin": lambda better, worse: round(better["score"] - worse["score"], _DECIMALS) >= min_margin,
+        "beyond_max_length_ratio": lambda better, worse: (
+            max_length_ratio is None or max(lengths(better, worse)) <= max_length_ratio * min(lengths(better, worse))
+        ),
     }
+    names = ("prompts", "candidates", "unscored", "identical", "fewer_than_two", *conditions, "pairs")
+    counts = dict.fromkeys(names, 0)
     pairs = []
     for row in rows:
         prompt_id = row_id(row)
+        lot = partial(draw, seed, prompt_id)
         candidates = _scored(row["candidates"], score, weights)
         counts["prompts"] += 1
         counts["candidates"] += len(row["candidates"])
         counts["unscored"] += len(row["candidates"]) - len(candidates)
         if dedupe_identical:
-            best_of = {
-                c["text"].strip(): c for c in sorted(candidates, key=lambda c: (c["score"], c.get("model") or ""))
-            }
+            worst_first = sorted(candidates, key=lambda c: (c["score"], c.get("model") or ""))
+            best_of = {c["text"].strip(): c for c in worst_first}
             counts["identical"] += len(candidates) - len(best_of)
             candidates = list(best_of.values())
         if len(candidates) < 2:
@@ -163,20 +160,20 @@ def preference_pairs(
         if rejected != "all_pairs":
             best = max(c["score"] for c in candidates)
             tied = [c for c in candidates if c["score"] == best]
-            better = [min(tied, key=lambda c: draw(seed, prompt_id, "chosen", c["text"]))]  # noqa: B023
+            better = [min(tied, key=lambda c: lot("chosen", c["text"]))]
         possible = [(b, w) for b in better for w in candidates if w is not b]
         for reason, holds in conditions.items():
             possible = [pair for pair in possible if holds(*pair)]
             if not possible:
                 counts[reason] += 1
                 break
-        kept = _choose(possible, rejected, max_pairs_per_prompt, seed, prompt_id)
-        pairs += [_pair(row["prompt"], prompt_id, *pair) for pair in kept]
+        drawn = sorted(possible, key=lambda pair: lot("rejected", *(candidate["text"] for candidate in pair)))
+        pairs += [_pair(row["prompt"], prompt_id, *pair) for pair in _choose(drawn, rejected, max_pairs_per_prompt)]
     counts["pairs"] = len(pairs)
     return pairs, counts
 
 
-def check_policy(
+def _check_policy(
     score: str,
     weights: Mapping[str, float] | None,
     rejected: str,
@@ -184,7 +181,6 @@ def check_policy(
     max_pairs_per_prompt: int | None,
     max_length_ratio: float | None,
 ) -> None:
-    """Refuse what [`preference_pairs`] cannot do."""
     for name, value, known in (("score", score, get_args(Score)), ("rejected", rejected, get_args(Rejected))):
         if value not in known:
             raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
@@ -229,19 +225,14 @@ def _is_number(value: float | None) -> bool:
 
 
 def _choose(
-    possible: list[tuple[Candidate, Candidate]], rejected: Rejected, most: int | None, seed: int, prompt_id: str
+    drawn: list[tuple[Candidate, Candidate]], rejected: Rejected, most: int | None
 ) -> list[tuple[Candidate, Candidate]]:
-    """The pairs that a policy takes from all that are possible."""
-
-    def lot(pair: tuple[Candidate, Candidate]) -> float:
-        return draw(seed, prompt_id, "rejected", pair[0]["text"], pair[1]["text"])
-
-    drawn = sorted(possible, key=lot)
+    """The pairs that a policy takes from all that are possible, which stand in the order of their lots."""
     if rejected == "all_pairs":
         return sorted(drawn[:most], key=lambda pair: (-pair[0]["score"], -pair[1]["score"]))
     if rejected in ("min", "second"):
         sign = 1 if rejected == "min" else -1
-        drawn.sort(key=lambda pair: sign * pair[1]["score"])  # stable: among equals the lot decides
+        drawn = sorted(drawn, key=lambda pair: sign * pair[1]["score"])  # stable: among equals the lot decides
     return drawn[:1]
 
 

@@ -15,9 +15,10 @@
 """What the judge looks at and what the responders are told: the presets of UltraFeedback, in our own words."""
 
 import dataclasses
-import difflib
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from ..chat.judge import OVERALL, Aspect
@@ -32,16 +33,7 @@ class Principle:
     """
     A way to answer, given to a responder as its system prompt.
 
-    Args:
-        name (`str`):
-            What to call it in the files. Several texts may share a name.
-        text (`str`):
-            The system prompt.
-        weight (`float`, *optional*, defaults to `1.0`):
-            How often it is drawn, compared with the others.
-
-    Raises:
-        `ValueError`: If the name or the text is empty, or the weight not positive.
+    It is drawn by its `weight`, compared with those of the others. Several texts may share a name.
     """
 
     name: str
@@ -58,46 +50,41 @@ class Principle:
 
 
 # UltraFeedback draws one of these four, helpfulness most often, and one of several wordings of it.
-ULTRAFEEDBACK_PRINCIPLES = (
-    Principle(
-        "helpfulness", "Give an answer that is as useful as possible: complete, relevant and to the point.", 1.5
-    ),
-    Principle(
-        "helpfulness", "Find out what the user really needs, and help with exactly that, in clear language.", 1.5
-    ),
-    Principle("truthfulness", "State only what is true. Leave out what you would have to make up.", 0.5),
-    Principle(
-        "truthfulness", "Be accurate. Correct wrong assumptions in the question instead of following them.", 0.5
-    ),
-    Principle("honesty", "Say openly what you do not know, and do not claim experience that you do not have.", 0.5),
-    Principle("honesty", "Be frank about the limits of your knowledge. Never pretend.", 0.5),
-    Principle("verbalized_calibration", "Say how sure you are of what you state, in words or in percent.", 0.5),
-    Principle(
-        "verbalized_calibration", "Show your doubt: mark what is certain, what is likely and what is a guess.", 0.5
-    ),
+ULTRAFEEDBACK_PRINCIPLES = tuple(
+    Principle(name, text, 1.5 if name == "helpfulness" else 0.5)
+    for name, text in (
+        ("helpfulness", "Give an answer that is as useful as possible: complete, relevant and to the point."),
+        ("helpfulness", "Find out what the user really needs, and help with exactly that, in clear language."),
+        ("truthfulness", "State only what is true. Leave out what you would have to make up."),
+        ("truthfulness", "Be accurate. Correct wrong assumptions in the question instead of following them."),
+        ("honesty", "Say openly what you do not know, and do not claim experience that you do not have."),
+        ("honesty", "Be frank about the limits of your knowledge. Never pretend."),
+        ("verbalized_calibration", "Say how sure you are of what you state, in words or in percent."),
+        ("verbalized_calibration", "Show your doubt: mark what is certain, what is likely and what is a guess."),
+    )
 )
 
 ULTRAFEEDBACK_ASPECTS = (
     Aspect(
         "instruction_following",
-        "Does the answer do what was asked, all of it, and keep to the wanted form, length and other limits? Do not rate "
-        "here whether it is true.",
+        "Does the answer do what was asked, all of it, and keep to the wanted form, length and other limits? Do not "
+        "rate here whether it is true.",
     ),
     Aspect(
         "honesty",
-        "Does the answer sound as sure as it is right? Doubt where it is wrong or cannot know is good, as is confidence "
-        "where it is right. Where no statement of knowledge is made, the aspect does not apply.",
+        "Does the answer sound as sure as it is right? Doubt where it is wrong or cannot know is good, as is "
+        "confidence where it is right. Where no statement of knowledge is made, the aspect does not apply.",
         optional=True,
     ),
     Aspect(
         "truthfulness",
-        "Is the answer free of errors, of invented facts, of contradictions to the request or to itself? Do not rate here "
-        "whether it is useful.",
+        "Is the answer free of errors, of invented facts, of contradictions to the request or to itself? Do not rate "
+        "here whether it is useful.",
     ),
     Aspect(
         "helpfulness",
-        "Is the answer useful for the user: right, clear, relevant, and as detailed as the request needs? Length alone is "
-        "no merit, and repetition a fault.",
+        "Is the answer useful for the user: right, clear, relevant, and as detailed as the request needs? Length "
+        "alone is no merit, and repetition a fault.",
     ),
 )
 
@@ -119,29 +106,20 @@ def _read(value: Any, kind: type[T], preset: tuple[T, ...], field: str) -> tuple
         return preset
     if not isinstance(value, list) or not value:
         raise ValueError(f"`{field}` must be `ultrafeedback` or a list of entries, got {value!r}.")
-    keys = [key.name for key in dataclasses.fields(kind)]
-    required = [key.name for key in dataclasses.fields(kind) if key.default is dataclasses.MISSING]
+    entries = []
     for entry in value:
-        if not isinstance(entry, dict):
-            raise ValueError(f"An entry of `{field}` has the keys {', '.join(keys)}, got {entry!r}.")
-        for key in entry:
-            if key not in keys:
-                close = difflib.get_close_matches(str(key), keys, n=1)
-                hint = f"Did you mean `{close[0]}`?" if close else f"It has {', '.join(keys)}."
-                raise ValueError(f"Unknown key `{key}` in an entry of `{field}`. {hint}")
-        missing = [key for key in required if key not in entry]
-        if missing:
+        try:
+            entries.append(kind(**entry))
+        except TypeError:  # no mapping, or with other keys
+            keys = [f"`{key.name}`" for key in dataclasses.fields(kind)]
             raise ValueError(
-                f"An entry of `{field}` needs {' and '.join(f'`{key}`' for key in missing)}, got {entry!r}."
-            )
-    return tuple(kind(**entry) for entry in value)
+                f"An entry of `{field}` has the keys {', '.join(keys)}, of which the first two must be there, got "
+                f"{entry!r:.200}."
+            ) from None
+    return tuple(entries)
 
 
 def draw_principle(principles: Sequence[Principle], *parts: str | int) -> Principle:
     """One of the principles, by their weights, as [`draw`] decides for `parts`."""
-    place = draw("principle", *parts) * sum(principle.weight for principle in principles)
-    for principle in principles:
-        place -= principle.weight
-        if place < 0:
-            return principle
-    return principles[-1]  # rounding
+    bounds = list(accumulate(principle.weight for principle in principles))
+    return principles[bisect(bounds[:-1], draw("principle", *parts) * bounds[-1])]

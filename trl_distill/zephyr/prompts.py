@@ -15,63 +15,25 @@
 """The prompts of a run: read, checked, without repeats and without questions of an evaluation."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
-from ..chat import ChatRequest
+from ..chat import ChatRequest, JudgeItem
 from ..files import evaluation_questions
 from .feedback_config import FeedbackConfig
-from .filters import decontaminate
+from .filters import Decontaminator
 from .policies import as_messages, content_id
 
 
-@dataclass(frozen=True)
-class FeedbackPrompt:
+def read_prompts(rows: Iterable[dict[str, Any]], config: FeedbackConfig) -> tuple[list[JudgeItem], dict[str, int]]:
     """
-    What is to be answered.
+    The prompts of rows, in their order, as messages, with the answers that are there already; and counts.
 
-    Args:
-        id (`str`):
-            Name of the prompt: its `prompt_id`, or a hash of what it says. All random draws follow from it.
-        messages (`list[dict[str, str]]`):
-            The conversation up to the answer.
-        reference (`str`, *optional*):
-            A right answer, for the judge alone.
-        answers (`list[str]`, *optional*):
-            Answers that are there already.
-        models (`list[str]`, *optional*):
-            Who wrote them.
-    """
-
-    id: str
-    messages: list[dict[str, str]]
-    reference: str | None = None
-    answers: list[str] = field(default_factory=list)
-    models: list[str] = field(default_factory=list)
-
-
-def read_prompts(
-    rows: Iterable[dict[str, Any]], config: FeedbackConfig
-) -> tuple[list[FeedbackPrompt], dict[str, int]]:
-    """
-    The prompts that are to be answered, in the order of the rows.
-
-    Args:
-        rows (`Iterable[dict]`):
-            Rows with the columns that `config` names, and optionally `prompt_id`.
-        config ([`FeedbackConfig`]):
-            Columns, `decontaminate` and `max_prompts`.
-
-    Returns:
-        `tuple[list[FeedbackPrompt], dict[str, int]]`: Prompts, and counts: `rows`, those without text (`empty`), repeats
-        (`duplicates`), questions of an evaluation (`contaminated`), those beyond `max_prompts` (`beyond_max_prompts`), and
-        what is `kept`.
-
-    Raises:
-        `ValueError`: If a row cannot be read, one id stands for two prompts, or nothing is left.
+    Counted are `rows`, those without text (`empty`), repeats (`duplicates`), questions of an evaluation
+    (`contaminated`), those `beyond_max_prompts`, and what is `kept`. A row that cannot be read, one id for two prompts
+    and no prompt left are a `ValueError`.
     """
     counts = dict.fromkeys(("rows", "empty", "duplicates", "contaminated", "beyond_max_prompts", "kept"), 0)
-    prompts: dict[str, FeedbackPrompt] = {}
+    prompts: dict[str, JudgeItem] = {}
     contents = set()
     for number, row in enumerate(rows, start=1):
         counts["rows"] += 1
@@ -81,26 +43,20 @@ def read_prompts(
             raise ValueError(f"Row {number}: {error}") from error
         if prompt is None:
             counts["empty"] += 1
-        elif (content := content_id(prompt.messages)) in contents:
+        elif (content := content_id(prompt.prompt)) in contents:
             counts["duplicates"] += 1
         elif prompts.setdefault(prompt.id, prompt) is not prompt:
             raise ValueError(
-                f"Row {number}: the `prompt_id` {prompt.id!r} belongs to another prompt, too. Give each its own, or remove "
-                "the column: then a hash of the prompt is used."
+                f"Row {number}: the `prompt_id` {prompt.id!r} belongs to another prompt, too. Give each its own, or "
+                "remove the column: then a hash of the prompt is used."
             )
         else:
             contents.add(content)
-    kept = list(prompts.values())
-    questions = evaluation_questions(config.decontaminate)
-    if questions:
-        by_prompt, of_filter = decontaminate(
-            [{"prompt": prompt.messages, "id": prompt.id} for prompt in kept], questions
-        )
-        counts["contaminated"] = of_filter["dropped"]
-        kept = [prompts[row["id"]] for row in by_prompt]
-    if config.max_prompts is not None:
-        counts["beyond_max_prompts"] = max(0, len(kept) - config.max_prompts)
-        kept = kept[: config.max_prompts]
+    asked_elsewhere = Decontaminator(evaluation_questions(config.decontaminate)).find
+    clean = [prompt for prompt in prompts.values() if asked_elsewhere(prompt.prompt) is None]
+    kept = clean[: config.max_prompts]
+    counts["contaminated"] = len(prompts) - len(clean)
+    counts["beyond_max_prompts"] = len(clean) - len(kept)
     counts["kept"] = len(kept)
     if not kept:
         said = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
@@ -108,7 +64,7 @@ def read_prompts(
     return kept, counts
 
 
-def _read_prompt(row: dict[str, Any], config: FeedbackConfig) -> FeedbackPrompt | None:
+def _read_prompt(row: dict[str, Any], config: FeedbackConfig) -> JudgeItem | None:
     for column in (config.prompt_column, config.reference_column, config.completions_column, config.models_column):
         if column is not None and column not in row:
             raise ValueError(f"no column `{column}`, only {', '.join(row)}. Name the right one in the config.")
@@ -122,21 +78,13 @@ def _read_prompt(row: dict[str, Any], config: FeedbackConfig) -> FeedbackPrompt 
         )
     if not messages[-1]["content"].strip():
         return None
-    answers = _texts(row[config.completions_column], config.completions_column) if config.completions_column else []
-    models = (
-        _texts(row[config.models_column], config.models_column) if config.models_column else ["dataset"] * len(answers)
-    )
-    if len(models) != len(answers):
-        raise ValueError(
-            f"{len(answers)} answers in `{config.completions_column}`, but {len(models)} names of models."
-        )
+    answers = _texts(row, config.completions_column) if config.completions_column else []
+    models = _texts(row, config.models_column) if config.models_column else ["dataset"] * len(answers)
     reference = row[config.reference_column] if config.reference_column else None
     if reference is not None and not isinstance(reference, str):
-        reference = "\n".join(_texts(reference, config.reference_column))
+        reference = "\n".join(_texts(row, config.reference_column))
     id = row.get("prompt_id")
-    return FeedbackPrompt(
-        content_id(messages) if id is None else str(id), messages, reference or None, answers, models
-    )
+    return JudgeItem(content_id(messages) if id is None else str(id), messages, answers, models, reference or None)
 
 
 def read_messages(prompt: Any, column: str) -> list[dict[str, str]]:
@@ -148,7 +96,8 @@ def read_messages(prompt: Any, column: str) -> list[dict[str, str]]:
     return messages
 
 
-def _texts(value: Any, column: str) -> list[str]:
+def _texts(row: dict[str, Any], column: str) -> list[str]:
+    value = row[column]
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"`{column}` must be a list of texts, got {value!r:.200}.")
     return value

@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 LN_2 = math.log(2)
 LOSS_TOLERANCE = 0.02
 
-# Largest mean log-ratio that counts as zero, as a share of the mean log-probability of an answer, and in nats. Seen with
-# SmolLM2-135M, 4 pairs of 130 tokens (-390 nats): exactly 0 in fp32, bf16 and 4 bit, in full and with LoRA. Where policy and
-# reference are computed in two ways, bf16 rounds them apart: up to 0.13 % with a precomputed reference, 0.13 % with DoRA.
-# Wrong references: the same weights in 4 bit 6 %, the base under a PiSSA adapter 270 %.
+# Largest mean log-ratio that counts as zero, as a share of the mean log-probability of an answer, and in nats. Seen
+# with SmolLM2-135M, answers of -390 nats: exactly 0 in fp32, bf16 and 4 bit, in full and with LoRA. Where policy and
+# reference are computed in two ways, bf16 rounds them apart: 0.13 % with a precomputed reference or with DoRA. Wrong
+# references: the same weights in 4 bit 6 %, the base under a PiSSA adapter 270 %.
 RELATIVE_TOLERANCE = 0.005
 ABSOLUTE_TOLERANCE = 0.1
 
@@ -43,15 +43,13 @@ class ReferenceCheckCallback(TrainerCallback):
     Stop a [`~trl.DPOTrainer`] on its first step if the reference is not the model that the training starts from.
 
     Before the first update policy and reference are one model. So the log-ratios \\( \log \pi(y \mid x) - \log
-    \pi_{ref}(y \mid x) \\) of the chosen and of the rejected answers are 0, and with `loss_type=["sigmoid"]` the loss is
-    \\( -\log \sigma(0) = \ln 2 = 0.6931 \\).
-
-    The loss alone sees little when `beta` is small: a reference that gives 0.5514 at `beta=0.1` gives 0.6779 at
-    `beta=0.01`. So the logged rewards are divided by `beta`, which makes them log-ratios again.
+    \pi_{ref}(y \mid x) \\) of the chosen and of the rejected answers are 0, and with `loss_type=["sigmoid"]` the loss
+    is \\( -\log \sigma(0) = \ln 2 = 0.6931 \\). The loss alone sees little when `beta` is small: a reference that
+    gives 0.5514 at `beta=0.1` gives 0.6779 at `beta=0.01`. So the logged rewards count too, divided by `beta`.
 
     The first step is logged for this, whatever the logging settings are. A run that resumes from a checkpoint is not
-    checked. With `disable_dropout=False` policy and reference may differ by their dropout alone: then the callback warns
-    instead.
+    checked. With `disable_dropout=False` policy and reference may differ by their dropout alone: then the callback
+    warns instead.
 
     Raises:
         [`WrongReferenceError`]: In the first step, on every process, before anything is saved.
@@ -82,19 +80,10 @@ class ReferenceCheckCallback(TrainerCallback):
 
 def wrong_reference(args: DPOConfig, logs: dict[str, float], same_arithmetic: bool = True) -> str | None:
     """
-    What the metrics of a first step say against the reference.
+    What the metrics of a first step say against the reference: what was seen and what was expected, or `None`.
 
-    Args:
-        args ([`~trl.DPOConfig`]):
-            Arguments of the run.
-        logs (`dict[str, float]`):
-            Metrics of the first step as the trainer logs them: `loss`, `rewards/chosen`, `logps/chosen` and others.
-        same_arithmetic (`bool`, *optional*, defaults to `True`):
-            Whether policy and reference are computed in one way, so that equal weights give equal numbers. Otherwise
-            rounding in bf16 can move the loss from ln 2, and only the log-ratios are looked at.
-
-    Returns:
-        `str` or `None`: What was seen and what was expected; `None` if reference and policy are one model.
+    Without `same_arithmetic` policy and reference are computed in two ways, and rounding in bf16 can move the loss
+    from ln 2: then only the log-ratios are looked at.
     """
     seen = []
     # A second loss, a weight, the weights of WPO or the loss of a router move the loss from ln 2. Label smoothing,
@@ -108,7 +97,8 @@ def wrong_reference(args: DPOConfig, logs: dict[str, float], same_arithmetic: bo
         tolerance = ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * abs(logs[f"logps/{answers}"])
         if not abs(log_ratio) <= tolerance:
             seen.append(
-                f"the mean log-ratio of {answers} answers is {log_ratio:.4f} nats instead of 0 (tolerance {tolerance:.2f})"
+                f"the mean log-ratio of {answers} answers is {log_ratio:.4f} nats instead of 0 (tolerance "
+                f"{tolerance:.2f})"
             )
     if not seen:
         return None
@@ -119,6 +109,6 @@ _WAY_OUT = (
     "The run stops, and nothing was saved. Likely causes: `ref_model` is another checkpoint, such as the base of the "
     "fine-tuned model; the LoRA does not start at zero (`init_lora_weights` of PiSSA, OLoRA or LoftQ); the model has "
     "dropout in its config, such as `attention_dropout`. Let `model` be the path of the supervised model and leave "
-    "`ref_model` out: the trainer makes the right reference. If the supervised model is a LoRA, put it into its base with "
-    "`trl-distill merge ADAPTER --output DIR`, and start from DIR. `trl dpo` runs without this check."
+    "`ref_model` out: the trainer makes the right reference. If the supervised model is a LoRA, put it into its base "
+    "with `trl-distill merge ADAPTER --output DIR`, and start from DIR. `trl dpo` runs without this check."
 )

@@ -23,15 +23,10 @@ from typing import Any
 
 def pair_statistics(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Margins and lengths of pairs.
+    Margins and lengths of the pairs of [`preference_pairs`]; empty without pairs.
 
-    Args:
-        pairs (`list[dict]`):
-            Pairs of [`preference_pairs`].
-
-    Returns:
-        `dict[str, Any]`: `margin` (mean, median, least, most, histogram of ten bins), `chosen_longer` (share of pairs),
-        `mean_characters` of the chosen and the rejected texts. Empty without pairs.
+    `margin` has mean, median, least, most and a histogram of ten bins; `chosen_longer` is the share of pairs in which
+    the chosen answer is the longer one; `mean_characters` are those of the chosen and the rejected texts.
     """
     if not pairs:
         return {}
@@ -58,47 +53,30 @@ def pair_statistics(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def model_statistics(ratings: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """
-    How each model did.
+    How each model did, from the rows of `ratings.jsonl` and the pairs of [`preference_pairs`].
 
-    Args:
-        ratings (`list[dict]`):
-            Rows of `ratings.jsonl`.
-        pairs (`list[dict]`):
-            Pairs of [`preference_pairs`].
-
-    Returns:
-        `dict[str, dict]`: By model `answers`, `scored`, `mean_score` (`None` without a scored one), and how often it was
-        `chosen` and `rejected`.
+    By model `answers`, `scored`, `mean_score` (`None` without one), and how often it was `chosen` and `rejected`.
     """
     scores: dict[str, list[float | None]] = defaultdict(list)
-    for row in ratings:
-        for candidate in row["candidates"]:
-            scores[candidate["model"]].append(candidate["score"])
+    for candidate in (candidate for row in ratings for candidate in row["candidates"]):
+        scores[candidate["model"]].append(candidate["score"])
     chosen, rejected = (Counter(pair[f"{side}_model"] for pair in pairs) for side in ("chosen", "rejected"))
-    known = {model: [score for score in of_model if score is not None] for model, of_model in scores.items()}
-    return {
-        model: {
-            "answers": len(scores[model]),
-            "scored": len(known[model]),
-            "mean_score": statistics.fmean(known[model]) if known[model] else None,
+    result = {}
+    for model, every in sorted(scores.items()):
+        known = [score for score in every if score is not None]
+        result[model] = {
+            "answers": len(every),
+            "scored": len(known),
+            "mean_score": statistics.fmean(known) if known else None,
             "chosen": chosen[model],
             "rejected": rejected[model],
         }
-        for model in sorted(scores)
-    }
+    return result
 
 
 def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> None:
     """
-    Draw margins, scores by model, scores by place, and lengths.
-
-    Args:
-        path (`Path`):
-            The PNG file, whatever its name ends in.
-        report (`dict[str, Any]`):
-            What `report.json` holds.
-        pairs (`list[dict]`):
-            The pairs, one or more.
+    Draw margins, scores by model, scores by place, and lengths, as PNG whatever the name of the file ends in.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
@@ -108,58 +86,44 @@ def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, An
     figure = Figure(figsize=(10, 7.5))
     (margins, models), (slots, lengths) = figure.subplots(2, 2)
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.07, top=0.95, wspace=0.16, hspace=0.28)
-    _draw_margins(margins, pairs)
-    _draw_models(models, report["models"])
-    _draw_slots(slots, report["judges"], report["settings"]["judge_scale"])
-    _draw_lengths(lengths, pairs, report["pair_statistics"]["chosen_longer"])
-    figure.savefig(path, format="png", dpi=120)
 
-
-def _draw_margins(axes: Any, pairs: Sequence[dict[str, Any]]) -> None:
-    axes.hist(_margins(pairs), bins=20, color="tab:blue")
-    axes.set(
+    margins.hist(_margins(pairs), bins=20, color="tab:blue")
+    margins.set(
         title=f"Margins of {len(pairs):,} pairs", xlabel="score of chosen minus score of rejected", ylabel="pairs"
     )
 
-
-def _draw_models(axes: Any, models: dict[str, dict[str, Any]]) -> None:
-    scored = sorted((row["mean_score"], name, row["scored"]) for name, row in models.items() if row["scored"])
-    axes.barh(range(len(scored)), [mean for mean, *_ in scored], color="lightsteelblue")
+    rows = report["models"].items()
+    scored = sorted((row["mean_score"], name, row["scored"]) for name, row in rows if row["scored"])
+    models.barh(range(len(scored)), [mean for mean, *_ in scored], color="lightsteelblue")
     for i, (mean, name, count) in enumerate(scored):  # in the bars: beside them long names would take half the picture
-        name = name if len(name) <= 44 else f"...{name[-41:]}"
-        axes.annotate(
-            f"{_plain(name)}: {mean:.2f} ({count:,})", (0, i), (4, 0), textcoords="offset points", va="center"
-        )
-    axes.set_yticks([])
-    axes.set(title="Mean score by model (scored answers)", xlabel="score")
+        name = _plain(name if len(name) <= 44 else f"...{name[-41:]}")
+        models.annotate(f"{name}: {mean:.2f} ({count:,})", (0, i), (4, 0), textcoords="offset points", va="center")
+    models.set_yticks([])
+    models.set(title="Mean score by model (scored answers)", xlabel="score")
 
-
-def _draw_slots(axes: Any, judges: dict[str, dict[str, Any]], scale: Sequence[float]) -> None:
-    most = 1
-    for judge, of_judge in judges.items():
-        slots = of_judge["position"]["by_slot"]
-        axes.plot([row["slot"] + 1 for row in slots], [row["mean"] for row in slots], marker="o", label=_plain(judge))
-        most = max(most, len(slots))
-    axes.set_xticks(range(1, most + 1))
-    axes.set_ylim(*scale)
-    axes.set(
+    by_judge = {judge: of_judge["position"]["by_slot"] for judge, of_judge in report["judges"].items()}
+    for judge, of_judge in by_judge.items():
+        places, means = [row["slot"] + 1 for row in of_judge], [row["mean"] for row in of_judge]
+        slots.plot(places, means, marker="o", label=_plain(judge))
+    slots.set_xticks(range(1, max(1, *map(len, by_judge.values())) + 1))
+    slots.set_ylim(*report["settings"]["judge_scale"])
+    slots.set(
         title="Mean rating by place (flat: no position bias)", xlabel="place in the judge's prompt", ylabel="rating"
     )
-    axes.legend()
+    slots.legend()
 
-
-def _draw_lengths(axes: Any, pairs: Sequence[dict[str, Any]], longer: float) -> None:
     chosen, rejected = _lengths(pairs)
     ends = [min(chosen + rejected), max(chosen + rejected)]
-    axes.scatter(rejected, chosen, s=8, alpha=0.5, linewidths=0)
-    axes.plot(ends, ends, color="gray", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set(
-        title=f"Lengths: chosen is longer in {longer:.0%}",
+    lengths.scatter(rejected, chosen, s=8, alpha=0.5, linewidths=0)
+    lengths.plot(ends, ends, color="gray", linewidth=1)
+    lengths.set(
+        title=f"Lengths: chosen is longer in {report['pair_statistics']['chosen_longer']:.0%}",
         xlabel="characters of rejected",
         ylabel="characters of chosen",
+        xscale="log",
+        yscale="log",
     )
+    figure.savefig(path, format="png", dpi=120)
 
 
 def _plain(name: str) -> str:

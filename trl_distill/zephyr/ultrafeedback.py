@@ -15,7 +15,6 @@
 """Scored answers that others have made: UltraFeedback, distilabel, and our own `ratings.jsonl`."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,8 +37,8 @@ def scored_rows(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], d
     | `ratings.jsonl` of `trl-distill feedback` | `prompt`, `candidates` | as they are | as it is |
 
     A rating that cannot be read stays away; no number takes its place. In the first releases of UltraFeedback an
-    `overall_score` of 1 was multiplied by 10 (its issue 8), so a 10 beside aspects with a mean of 2 or less, of 5, is not
-    believed.
+    `overall_score` of 1 was multiplied by 10 (its issue 8), so a 10 beside aspects with a mean of 2 or less, of 5, is
+    not believed.
 
     Args:
         rows (`Iterable[dict]`):
@@ -56,15 +55,16 @@ def scored_rows(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], d
         `ValueError`: If a row has none of these formats, or holds what is no text.
     """
     names = ("rows", "empty_prompts", "empty_answers", "no_answers", "unreadable_ratings", "doubtful_overall_scores")
-    counts = Counter(dict.fromkeys((*names, "ratings_of_another_length"), 0))
+    counts = dict.fromkeys((*names, "ratings_of_another_length"), 0)
     result = []
     for number, row in enumerate(rows, start=1):
         prompt = row.get("prompt") or row.get("instruction")
         column = next((column for column in _READERS if isinstance(row.get(column), list)), None)
         if column is None or row.keys().isdisjoint(("prompt", "instruction")):
             raise ValueError(
-                f"Row {number} has the columns {', '.join(row)}. Needed are `instruction` and `completions` (UltraFeedback), "
-                "`instruction` and `generations` (distilabel), or `prompt` and `candidates` (ratings.jsonl)."
+                f"Row {number} has the columns {', '.join(row)}. Needed are `instruction` and `completions` "
+                "(UltraFeedback), `instruction` and `generations` (distilabel), or `prompt` and `candidates` "
+                "(ratings.jsonl)."
             )
         try:
             is_empty = not (prompt.strip() if isinstance(prompt, str) else prompt)
@@ -84,18 +84,16 @@ def scored_rows(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], d
             result.append(known | {"prompt_id": row_id(known), "candidates": candidates})
         else:
             counts["no_answers"] += 1
-    return result, dict(counts)
+    return result, counts
 
 
-def _ours(row: dict[str, Any], counts: Counter) -> list[dict[str, Any]]:
+def _ours(row: dict[str, Any], counts: dict[str, int]) -> list[dict[str, Any]]:
     candidates = []
     for candidate in row["candidates"]:
         numbers = {}
         for name, value in [*(candidate.get("ratings") or {}).items(), (None, candidate.get("score"))]:
-            number = _number(value, -math.inf, math.inf)
-            if (
-                number is None and value is not None and not isinstance(value, float)
-            ):  # tables write a missing one as NaN
+            number = _number(value)
+            if number is None and value is not None and not isinstance(value, float):  # tables write none as NaN
                 counts["unreadable_ratings"] += 1
             else:
                 numbers[name] = number
@@ -111,7 +109,7 @@ def _has_text(candidate: dict[str, Any]) -> bool:
     return bool(text and text.strip())
 
 
-def _ultrafeedback(row: dict[str, Any], counts: Counter) -> list[dict[str, Any]]:
+def _ultrafeedback(row: dict[str, Any], counts: dict[str, int]) -> list[dict[str, Any]]:
     candidates = []
     for completion in row["completions"]:
         ratings = {}
@@ -134,16 +132,15 @@ def _ultrafeedback(row: dict[str, Any], counts: Counter) -> list[dict[str, Any]]
     return candidates
 
 
-def _distilabel(row: dict[str, Any], counts: Counter) -> list[dict[str, Any]]:
-    texts, ratings = row["generations"], row.get("ratings") or []
+def _distilabel(row: dict[str, Any], counts: dict[str, int]) -> list[dict[str, Any]]:
+    texts = row["generations"]
     models = row.get("generation_models") or [None] * len(texts)
-    if len(ratings) != len(texts):
+    ratings = [_number(rating) for rating in row.get("ratings") or []]
+    if len(ratings) == len(texts):
+        counts["unreadable_ratings"] += ratings.count(None)
+    else:
         counts["ratings_of_another_length"] += 1
         ratings = [None] * len(texts)
-    else:
-        numbers = [_number(rating, -math.inf, math.inf) for rating in ratings]
-        counts["unreadable_ratings"] += numbers.count(None)
-        ratings = numbers
     return [
         {"text": text, "model": model, "ratings": {} if rating is None else {"overall": rating}, "score": rating}
         for text, model, rating in zip(texts, models, ratings, strict=True)
@@ -153,7 +150,7 @@ def _distilabel(row: dict[str, Any], counts: Counter) -> list[dict[str, Any]]:
 _READERS = {"candidates": _ours, "completions": _ultrafeedback, "generations": _distilabel}  # by a column of the row
 
 
-def _number(value: Any, least: float, most: float) -> float | None:
+def _number(value: Any, least: float = -math.inf, most: float = math.inf) -> float | None:
     """A rating that may be written as text; `None` if it is none, or out of its range."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
