@@ -33,7 +33,7 @@ from transformers import set_seed
 from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.gpu.correctness import DEVICE, correctness, options
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from benchmarks.smollm2 import SMOLLM2_SHAPE, prune, random_model, smollm2
 from benchmarks.speed import rollout, training_step
 from trl_distill import MiniLLMConfig, MiniLLMTrainer

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from transformers import MistralConfig, MistralForCausalLM, TrainerCallback
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from benchmarks.smollm2 import byte_tokenizer, smollm2
 from trl_distill.scripts import dpo, sft
 from trl_distill.scripts.arguments import parse_strictly, resolve

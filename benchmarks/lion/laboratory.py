@@ -17,18 +17,16 @@
 import hashlib
 import json
 import shutil
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.rationales.intervals import pack
+from benchmarks.laboratory import EOS, PAD, Clock, pack, train_quietly, training_arguments, word_tokenizer
 from trl_distill import LionConfig, LionLoop
 from trl_distill.chat import ChatRequest, LocalChatModel, Sampling
 
@@ -47,7 +45,7 @@ ARMS: dict[str, dict | None] = {
     "random, from the base": {"init_from": "base", "strategy": "random"},
     "adversarial, one order": {"referee_orders": 1},
 }
-SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
+ROLES = ["<user>", "<assistant>"]
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -63,17 +61,7 @@ def _read(file: Path) -> list[dict]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *VOCABULARY])}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        additional_special_tokens=SPECIAL[2:],
-        chat_template=TEMPLATE,
-        padding_side="left",
-    )
+    return word_tokenizer(VOCABULARY, ROLES, TEMPLATE)
 
 
 @dataclass(frozen=True)
@@ -93,8 +81,10 @@ class Laboratory:
             The training of each round.
         hidden_size, num_hidden_layers (`int`, *optional*, defaults to `128` and `4`):
             The student.
-        drills (`int`, *optional*, defaults to `51200`), drill_learning_rate (`float`, *optional*, defaults to `1.5e-3`):
-            Rows that the base model has read, in batches of 64, and its learning rate.
+        drills (`int`, *optional*, defaults to `51200`):
+            Rows that the base model has read, in batches of 64.
+        drill_learning_rate (`float`, *optional*, defaults to `1.5e-3`):
+            Its learning rate.
         test_size (`int`, *optional*, defaults to `60`):
             Tasks of the test for each family.
     """
@@ -131,32 +121,16 @@ class Laboratory:
         """Fine-tune with TRL, and put model and tokenizer at `output` when it is done."""
         work = output.with_name(f"{output.name}.partial")
         shutil.rmtree(work, ignore_errors=True)
-        args = SFTConfig(
-            output_dir=str(work),
-            lr_scheduler_type="linear",
-            warmup_steps=20,
-            weight_decay=0.0,
-            seed=seed,
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            **options,
-        )
+        settings = training_arguments(work, seed, lr_scheduler_type="linear", warmup_steps=20, **options)
         data = Dataset.from_list([{name: row[name] for name in ("prompt", "completion")} for row in rows])
-        trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer())
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        trainer = SFTTrainer(model, args=SFTConfig(**settings), train_dataset=data, processing_class=tokenizer())
+        train_quietly(trainer)
         trainer.save_model()
         output.parent.mkdir(parents=True, exist_ok=True)
         work.rename(output)
 
     def base(self) -> Path:
-        """The model that all students start from, one for all seeds: it can use a code book, and knows none of the pool's."""
+        """The model that all students start from: it can use a code book, and knows none of the pool's."""
         sizes = [self.hidden_size, self.num_hidden_layers, self.drills, self.drill_learning_rate]
         folder = self.cache / f"base-{self._name(sizes)}"
         if not folder.exists():
@@ -180,7 +154,7 @@ class Laboratory:
         torch.manual_seed(0)
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=len(SPECIAL) + len(VOCABULARY),
+                vocab_size=2 + len(ROLES) + len(VOCABULARY),
                 hidden_size=self.hidden_size,
                 intermediate_size=4 * self.hidden_size,
                 num_hidden_layers=self.num_hidden_layers,
@@ -190,8 +164,8 @@ class Laboratory:
                 attention_bias=True,  # without it, this model learns to look up a letter only after many more steps
                 tie_word_embeddings=False,
                 bos_token_id=None,
-                eos_token_id=SPECIAL.index("<eos>"),
-                pad_token_id=SPECIAL.index("<pad>"),
+                eos_token_id=EOS,
+                pad_token_id=PAD,
             )
         )
 
@@ -263,10 +237,10 @@ class Laboratory:
         One arm.
 
         Returns:
-            `dict`: By round the score of the student, how many new rows are of weak families, of strong ones and of none, and
-            what was mined; and the calls by role.
+            `dict`: By round the score of the student, how many new rows are of weak families, of strong ones and of
+            none, and what was mined; and the calls by role.
         """
-        start, cpu_start = time.perf_counter(), time.process_time()
+        clock = Clock()
         world, loop = self.world(seed), self.loop(arm, seed)
         result = loop.run()
         rounds = [{"round": 0, **self.score(loop.student_folder(0), seed)}]
@@ -293,8 +267,7 @@ class Laboratory:
             "status": result.status,
             "rounds": rounds,
             "calls": dict(calls),
-            "seconds": time.perf_counter() - start,
-            "cpu_seconds": time.process_time() - cpu_start,
+            **clock.facts(),
         }
 
     def _mined(self, loop: LionLoop, world: World, round: int) -> dict:

@@ -38,7 +38,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from benchmarks.serving import served
 from benchmarks.smollm2 import prune, smollm2
 

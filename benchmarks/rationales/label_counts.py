@@ -29,7 +29,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from trl_distill.evaluation.answers import extract_answer, reference_answer
 from trl_distill.evaluation.equality import math_string
 from trl_distill.rationales.labels import Labeller, Rationales, judge_rationales, read_rationales

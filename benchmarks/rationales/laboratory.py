@@ -23,7 +23,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.quality.models import student_of, teacher_of, tokenizer_of
+from benchmarks.laboratory import student_of, teacher_of, word_tokenizer
 from trl_distill.generation import Samples, sample_completions
 
 from .world import DRILLS, PUPIL, Drills, Pupil
@@ -73,7 +73,7 @@ class Laboratory:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        return tokenizer_of(self.pupil)
+        return word_tokenizer(self.pupil.vocabulary)
 
     def folder(self, seed: int, name: str) -> Path:
         return self.cache / str(seed) / name.replace(" ", "-")
@@ -119,7 +119,7 @@ class Laboratory:
         return [drawn[i] for i in range(len(questions))]
 
     def label(self, questions: Sequence[str], drawn: Sequence[Samples]) -> list[dict]:
-        """Rows `prompt`, `completion` and `label`. Repeats within a question and texts without an answer are dropped."""
+        """Rows `prompt`, `completion`, `label`. Repeats within a question and texts without an answer are dropped."""
         return [
             # The space keeps prompt and completion apart when TRL joins them
             {"prompt": question, "completion": f" {text}", "label": self.pupil.correct(question, text)}

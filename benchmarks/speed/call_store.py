@@ -31,7 +31,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from benchmarks.speed.measuring import in_turns, ratio, spread
 from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, FunctionChatModel
 

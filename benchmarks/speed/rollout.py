@@ -29,7 +29,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.utils import logging
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from benchmarks.smollm2 import prune, smollm2
 from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
 from trl_distill.minillm.mixed_sampling import mixed_generate

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
 from trl_distill.lion import SimilarityIndex, UnicodeTokenizer
 

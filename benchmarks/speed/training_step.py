@@ -36,7 +36,7 @@ from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from benchmarks.smollm2 import byte_tokenizer
 from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
 from trl_distill import MiniLLMConfig, MiniLLMTrainer

@@ -18,14 +18,13 @@ import hashlib
 import json
 import shutil
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from benchmarks.laboratory import Clock, train_quietly, training_arguments
 from trl_distill.chat import BaseChatModel, Completion
 from trl_distill.zephyr import FeedbackConfig, preference_pairs, run_feedback, scored_rows
 
@@ -106,8 +105,8 @@ class Student(BaseChatModel):
     """
     The model of dSFT as one that answers.
 
-    [`~trl_distill.chat.LocalChatModel`] would do the same, but for the architecture of our models transformers takes its
-    own byte-level tokenizer, whatever the folder holds.
+    [`~trl_distill.chat.LocalChatModel`] would do the same, but for the architecture of our models transformers takes
+    its own byte-level tokenizer, whatever the folder holds.
     """
 
     name = "student"
@@ -216,41 +215,32 @@ def train(laboratory: Laboratory, name: str, seed: int, learning_rate: float | N
     rows = rows_of(laboratory, arm, seed)
     output = folder_of(laboratory, name, seed, learning_rate)
     shutil.rmtree(output, ignore_errors=True)  # of a run that was stopped
-    settings = {
-        "output_dir": str(output),
-        "per_device_train_batch_size": laboratory.batch_size,
-        "num_train_epochs": arm.epochs,
-        "learning_rate": learning_rate,
-        "warmup_steps": 0.1,
-        "weight_decay": 0.0,
-        "seed": seed,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 5,
-        "logging_first_step": True,
-        "disable_tqdm": True,
-    }
+    settings = training_arguments(
+        output,
+        seed,
+        per_device_train_batch_size=laboratory.batch_size,
+        num_train_epochs=arm.epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine" if arm.method == "sft" else "linear",
+        warmup_steps=0.1,
+        logging_strategy="steps",
+        logging_steps=5,
+        logging_first_step=True,
+    )
     common = {"train_dataset": rows, "processing_class": laboratory.tokenizer}
-    start, cpu_start = time.perf_counter(), time.process_time()
+    clock = Clock()
     model = str(folder_of(laboratory, arm.start, seed))
     if arm.method == "sft":
-        trainer = SFTTrainer(model, args=SFTConfig(**settings, lr_scheduler_type="cosine"), **common)
+        trainer = SFTTrainer(model, args=SFTConfig(**settings), **common)
     else:
-        args = DPOConfig(**settings, lr_scheduler_type="linear", beta=arm.beta)
-        trainer = DPOTrainer(model, args=args, **common)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+        trainer = DPOTrainer(model, args=DPOConfig(**settings, beta=arm.beta), **common)
+    train_quietly(trainer)
     trainer.save_model()
     facts = {
         "learning_rate": learning_rate,
         "rows": len(rows),
         "optimizer_steps": trainer.state.global_step,
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu_start,
+        **clock.facts(),
     }
     if arm.method == "dpo":
         logs = [log for log in trainer.state.log_history if "loss" in log]

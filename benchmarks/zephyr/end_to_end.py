@@ -41,7 +41,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance
 from benchmarks.serving import served
 from benchmarks.smollm2 import prune, smollm2
 from trl_distill.chat import ChatRequest, EndpointChatModel, LocalChatModel, Sampling

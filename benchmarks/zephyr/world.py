@@ -13,11 +13,13 @@
 # limitations under the License.
 
 """
-The world of the laboratory: animals and what is said of them, people who ask, and writers who answer more or less well.
+The world of the laboratory: animals and what is said of them, people who ask, and writers who answer more or less
+well.
 
 A base model has read texts such as `the home of the bako : the bako lives in the barn . its food is rye .` Titles name
-what comes first, and the text goes on. It has seen neither questions nor answers. A prompt is `tell me the home and the
-food of the bako`, and `the bako lives in the barn . it eats rye .` is the best answer: what was asked, right, and no more.
+what comes first, and the text goes on. It has seen neither questions nor answers. A prompt is `tell me the home and
+the food of the bako`, and `the bako lives in the barn . it eats rye .` is the best answer: what was asked, right, and
+no more.
 """
 
 import json
@@ -166,8 +168,8 @@ class Animals:
 
     def quality(self, prompt: str, answer: str) -> float:
         """
-        Share of the asked aspects that are answered rightly, less a fifth for each fault: a sentence that is wrong, that
-        was not asked for, that repeats an aspect, or that is none.
+        Share of the asked aspects that are answered rightly, less a fifth for each fault: a sentence that is wrong,
+        that was not asked for, that repeats an aspect, or that is none.
         """
         animal, aspects = self.asked(prompt)
         right, seen, faults, of = set(), set(), 0, animal  # what `it` stands for
