@@ -15,6 +15,7 @@
 """What the laboratories share: results saved as they come, models of small worlds, intervals, and tables."""
 
 import argparse
+import gzip
 import json
 import logging
 import math
@@ -148,6 +149,23 @@ def in_processes(
                 yield task, future.result(), minutes / count * (len(todo) + len(running))
     if todo:
         print(f"Not done, for want of what they need: {', '.join(map(str, todo))}", flush=True)
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Rows of a JSON Lines file, compressed or not."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_lines(path: Path, rows: Iterable[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def turn(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
+    """A dialogue of one turn, or its beginning."""
+    said = [{"role": "user", "content": prompt}]
+    return said if answer is None else [*said, {"role": "assistant", "content": answer}]
 
 
 class Clock:

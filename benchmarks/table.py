@@ -93,12 +93,10 @@ def training_step(result: dict) -> str:
         for row in result["rows"]
     ]
     heads = ["vocabulary", "rollout", "arm", "tokens/s", "time, multiple of TRL's", "peak MiB (multiple of TRL's)"]
-    settings = result["settings"]
     about = (
-        f"Tokens of {settings['batch_size']} x {settings['completion_tokens']} a step; memory above the loaded models, "
-        f"at {settings['memory_batch_size']} x {settings['completion_tokens']}. Student {settings['layers']} layers of "
-        f"width {settings['hidden']}, teacher {settings['teacher_layers']} of {settings['teacher_hidden']}."
-    )
+        "Tokens of {batch_size} x {completion_tokens} a step; memory above the loaded models, at {memory_batch_size} x "
+        "{completion_tokens}. Student {layers} layers of width {hidden}, teacher {teacher_layers} of {teacher_hidden}."
+    ).format(**result["settings"])
     chunks = [
         [
             row["chunk_tokens"],

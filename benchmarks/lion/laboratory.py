@@ -26,7 +26,17 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.laboratory import EOS, PAD, Clock, pack, train_quietly, training_arguments, word_tokenizer
+from benchmarks.laboratory import (
+    EOS,
+    PAD,
+    Clock,
+    pack,
+    read_lines,
+    train_quietly,
+    training_arguments,
+    turn,
+    word_tokenizer,
+)
 from trl_distill import LionConfig, LionLoop
 from trl_distill.chat import ChatRequest, LocalChatModel, Sampling
 
@@ -56,53 +66,28 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def tokenizer() -> PreTrainedTokenizerFast:
     return word_tokenizer(VOCABULARY, ROLES, TEMPLATE)
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """
-    The sizes of everything. A test makes a minute laboratory.
+    """The sizes of everything. A test makes a minute laboratory."""
 
-    Args:
-        cache (`pathlib.Path`):
-            Folder in which models and runs are kept.
-        weak, strong_rows, weak_rows (`int`, *optional*, defaults to `6`, `60` and `5`):
-            The pool, see [`World`].
-        rounds, n_new (`int`, *optional*, defaults to `2` and `160`):
-            Rounds after the first imitation, and new instructions of each.
-        epochs (`int`, *optional*, defaults to `5`), batch_size (`int`, *optional*, defaults to `32`), learning_rate
-        (`float`, *optional*, defaults to `1e-3`):
-            The training of each round.
-        hidden_size, num_hidden_layers (`int`, *optional*, defaults to `128` and `4`):
-            The student.
-        drills (`int`, *optional*, defaults to `51200`):
-            Rows that the base model has read, in batches of 64.
-        drill_learning_rate (`float`, *optional*, defaults to `1.5e-3`):
-            Its learning rate.
-        test_size (`int`, *optional*, defaults to `60`):
-            Tasks of the test for each family.
-    """
-
-    cache: Path
-    weak: int = 6
+    cache: Path  # where models and runs are kept
+    weak: int = 6  # families of which the pool has few tasks, see `World`
     strong_rows: int = 60
     weak_rows: int = 5
-    rounds: int = 2
-    n_new: int = 160
-    epochs: int = 5
+    rounds: int = 2  # after the first imitation
+    n_new: int = 160  # new instructions of each round
+    epochs: int = 5  # of each round, like the next two
     batch_size: int = 32
     learning_rate: float = 1e-3
-    hidden_size: int = 128
+    hidden_size: int = 128  # of the student
     num_hidden_layers: int = 4
-    drills: int = 51_200
+    drills: int = 51_200  # rows that the base model has read, in batches of 64
     drill_learning_rate: float = 1.5e-3
-    test_size: int = 60
+    test_size: int = 60  # tasks of the test for each family
 
     def sizes(self) -> dict:
         return {name: value for name, value in asdict(self).items() if name != "cache"}
@@ -136,13 +121,8 @@ class Laboratory:
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             world = self.world(0)
-            rows = [
-                {
-                    "prompt": [{"role": "user", "content": text}],
-                    "completion": [{"role": "assistant", "content": world.answer(text)}],
-                }
-                for text in world.drills(self.drills)
-            ]
+            dialogues = [turn(text, world.answer(text)) for text in world.drills(self.drills)]
+            rows = [{"prompt": said[:1], "completion": said[1:]} for said in dialogues]
             options = {"per_device_train_batch_size": 64, "num_train_epochs": 1}
             self._fit(self._fresh(), rows, folder, seed=0, learning_rate=self.drill_learning_rate, **options)
         return folder
@@ -178,7 +158,7 @@ class Laboratory:
             kept.parent.mkdir(parents=True, exist_ok=True)
             options = {"num_train_epochs": self.epochs, "max_steps": max_steps}
             options |= {"per_device_train_batch_size": self.batch_size, "learning_rate": self.learning_rate}
-            self._fit(AutoModelForCausalLM.from_pretrained(model), _read(rows), kept, seed, **options)
+            self._fit(AutoModelForCausalLM.from_pretrained(model), read_lines(rows), kept, seed, **options)
         shutil.copytree(kept, output)
 
     # ------------------------------------------------------------------------------------------------------ the arms
@@ -214,7 +194,7 @@ class Laboratory:
         """Greedy answers of a student."""
         sampling = Sampling(0.0, max_tokens=LENGTH + 3)
         with self.student(folder) as model:
-            replies = model.complete([ChatRequest([{"role": "user", "content": text}], sampling) for text in tasks])
+            replies = model.complete([ChatRequest(turn(text), sampling) for text in tasks])
         return [reply.text for reply in replies]
 
     def score(self, folder: Path, seed: int) -> dict:
@@ -281,7 +261,7 @@ class Laboratory:
         facts["generation"] = stages["generation"]["counts"]
         if "discrimination" in stages:
             pool = {item.id: item.text for item in loop.cache_pool(round - 1)}
-            scores = _read(loop.folder / f"round_{round}" / "scores.jsonl")
+            scores = read_lines(loop.folder / f"round_{round}" / "scores.jsonl")
             facts["discrimination"] = stages["discrimination"]["counts"]
             facts["hard"] = Counter(kind(pool[row["id"]]) for row in scores if row["kind"] == "hard")
             facts["first_minus_last"] = stages["discrimination"]["referee"]["position"]["first_minus_last"]

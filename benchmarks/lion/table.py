@@ -39,7 +39,7 @@ KINDS = ("weak", "strong", "all")
 
 
 def accuracies(results: dict, runs: list[dict], round: int, kind: str) -> dict[int, list[float]]:
-    """By seed, as a list of one, the accuracy of the student of a round on tasks of weak or of strong families, or on all."""
+    """By seed, as a list of one, the accuracy in a round on tasks of weak or of strong families, or on all."""
     found = {}
     for run in runs:
         if round < len(run["rounds"]):
@@ -136,8 +136,8 @@ def facts(results: dict) -> str:
     weak, strong = len(world["weak"]), len(world["families"]) - len(world["weak"])
     return (
         f"Seeds {', '.join(map(str, seeds))}. Student of {base['parameters']:,} parameters, whose base is right on "
-        f"{100 * base['right on drills']:.1f} % of the drills. Pool: {strong} strong families of {sizes['strong_rows']} "
-        f"rows, {weak} weak ones of {sizes['weak_rows']}; {sizes['n_new']} new rows a round."
+        f"{100 * base['right on drills']:.1f} % of the drills. Pool: {strong} strong families of "
+        f"{sizes['strong_rows']} rows, {weak} weak ones of {sizes['weak_rows']}; {sizes['n_new']} new rows a round."
     )
 
 
@@ -149,8 +149,8 @@ def real_run(result: dict) -> str:
     parameters = result["models"]["parameters"]
     about = (
         f"Teacher, referee and generator: {result['models']['teacher, referee, generator']}, "
-        f"{parameters['teacher']:,} parameters, behind a server. Student: {result['models']['student']}, {parameters['student']:,}. "
-        f"{result['seconds']['the command'] / 60:.1f} minutes."
+        f"{parameters['teacher']:,} parameters, behind a server. Student: {result['models']['student']}, "
+        f"{parameters['student']:,}. {result['seconds']['the command'] / 60:.1f} minutes."
         + (f" Stopped: {result['error']}" if result["error"] else "")
     )
     rows = []

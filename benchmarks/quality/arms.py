@@ -105,29 +105,13 @@ def train(
     points: int = 6,
 ) -> dict:
     """
-    Trains `student` in place by one method.
+    Trains `student` in place by one method of `ARMS`, and measures it `points` times on the way.
 
-    Args:
-        arm (`str`):
-            One of `ARMS`.
-        world ([`TextWorld`]):
-            Where the prompts come from.
-        student, teacher ([`~transformers.PreTrainedModel`]):
-            The models.
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Tokenizer of the world.
-        seed (`int`):
-            Seed of prompts, samples and order.
-        output (`pathlib.Path`):
-            Folder for the trainer; nothing is saved there.
-        learning_rate (`float`):
-            At the start; it falls linearly to 0.
-        points (`int`, *optional*, defaults to `6`):
-            How often the student is measured during training.
+    The seed is that of prompts, samples and order; the learning rate falls linearly to 0. Nothing is saved in the
+    trainer's folder `output`.
 
-    Returns:
-        `dict`: Learning rate, optimizer steps, wall and processor seconds (data that the teacher writes included,
-        measurements excluded), and the curve.
+    Returns the learning rate, optimizer steps, seconds (data that the teacher writes included, measurements excluded),
+    and the curve.
     """
     generator = random.Random(2000 + seed)
     rows = [world.sample(generator) for _ in range(world.rollouts * BATCH_SIZE)]

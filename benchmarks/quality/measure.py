@@ -105,20 +105,10 @@ def measure(
     world: TextWorld, student: PreTrainedModel, teacher: PreTrainedModel, tokenizer, samples: int = 2048
 ) -> dict:
     """
-    All columns of the table but the wall time, on prompts that no arm has trained on.
+    All columns of the table but the wall time, on prompts that no arm has trained on, one completion each.
 
-    Args:
-        world (`World`):
-            The world.
-        student, teacher ([`~transformers.PreTrainedModel`]):
-            The models.
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Tokenizer of the world.
-        samples (`int`, *optional*, defaults to `2048`):
-            Completions drawn from each model, one a prompt. Rouge-L and distinct-4 take the first 512.
-
-    Returns:
-        `dict`: Divergences in nats a sequence; shares between 0 and 1; Rouge-L and ExAccErr in percent.
+    Divergences are in nats a sequence, shares between 0 and 1, Rouge-L and ExAccErr in percent. Rouge-L and distinct-4
+    take the first 512 samples.
     """
     generator = random.Random(-2)
     prompts = prompts_of(world, samples, seed=-2)

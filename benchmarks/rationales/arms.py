@@ -197,18 +197,10 @@ def train(laboratory: Laboratory, arm: str, seed: int, learning_rate: float) -> 
     """
     Trains one arm and keeps its adapters.
 
-    Args:
-        laboratory ([`Laboratory`]):
-            World, models and sizes.
-        arm (`str`):
-            One of `ARMS`.
-        seed (`int`):
-            Seed of the questions, the teacher's samples, the adapters and the order of the rows.
-        learning_rate (`float`):
-            At the start of each stage; it falls linearly to 0.
+    The seed is that of the questions, of the teacher's samples, the adapters and the order of the rows. The learning
+    rate is that at the start of each stage; it falls linearly to 0.
 
-    Returns:
-        `tuple[PeftModel, dict]`: The student, and what it took: trainable parameters, optimizer steps, and seconds.
+    Returns the student and what it took: trainable parameters, optimizer steps, and seconds.
     """
     clock, trainer = Clock(), trainer_of(laboratory, arm, seed, learning_rate)
     train_quietly(trainer)

@@ -15,7 +15,6 @@
 """The arms that are compared: what each starts from, and what it is trained on by TRL's trainers."""
 
 import hashlib
-import json
 import shutil
 import statistics
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from benchmarks.laboratory import Clock, train_quietly, training_arguments
+from benchmarks.laboratory import Clock, read_lines, train_quietly, training_arguments
 from trl_distill.chat import BaseChatModel, Completion
 from trl_distill.zephyr import FeedbackConfig, preference_pairs, run_feedback, scored_rows
 
@@ -34,28 +33,13 @@ from .world import POOL, judge_model, writer_model
 
 @dataclass(frozen=True)
 class Arm:
-    """
-    One training.
+    """One training."""
 
-    Args:
-        start (`str`):
-            Arm whose model it starts from, or `"base"`.
-        data (`str`):
-            `"dialogues"` of the teacher, or answers from the feedback: `"chosen"` alone, or the policy by which the
-            `rejected` ones are drawn.
-        epochs (`int`, *optional*, defaults to `1`):
-            Passes over the data.
-        beta (`float`, *optional*, defaults to `0.1`):
-            Beta of DPO.
-        answers (`str`, *optional*, defaults to `"pool"`):
-            Whose answers are judged, one of `FEEDBACK`.
-    """
-
-    start: str
-    data: str
+    start: str  # the arm whose model it starts from, or "base"
+    data: str  # "dialogues" of the teacher; of the feedback "chosen" alone, or the policy that draws `rejected`
     epochs: int = 1
-    beta: float = 0.1
-    answers: str = "pool"
+    beta: float = 0.1  # of DPO
+    answers: str = "pool"  # whose answers are judged, one of `FEEDBACK`
 
     @property
     def method(self) -> str:
@@ -148,8 +132,7 @@ def feedback(laboratory: Laboratory, seed: int, answers: str) -> list[dict]:
             responders=[] if answers == "student alone" else [writer_model(world, *item) for item in POOL.items()],
             judges=[judge_model(world)],
         )
-    lines = (folder / "ratings.jsonl").read_text().splitlines()
-    return scored_rows(map(json.loads, lines))[0]
+    return scored_rows(read_lines(folder / "ratings.jsonl"))[0]
 
 
 def describe(laboratory: Laboratory, seed: int, answers: str) -> dict:
@@ -195,20 +178,9 @@ def rows_of(laboratory: Laboratory, arm: Arm, seed: int) -> Dataset:
 
 def train(laboratory: Laboratory, name: str, seed: int, learning_rate: float | None = None) -> dict:
     """
-    Trains an arm and keeps its model. The arm that it starts from must be there.
+    Trains an arm from the model of the one that it starts from, which must be there, and keeps it.
 
-    Args:
-        laboratory ([`Laboratory`]):
-            World, models and sizes.
-        name (`str`):
-            One of `ARMS`.
-        seed (`int`):
-            Seed of dialogues, feedback and the order of the rows.
-        learning_rate (`float`, *optional*):
-            Defaults to that of `LEARNING_RATES`.
-
-    Returns:
-        `dict`: What it took, and for DPO the first and the last metrics.
+    Returns what it took, and for DPO the first and the last metrics.
     """
     arm = ARMS[name]
     learning_rate = learning_rate or arm.learning_rate

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.laboratory import build, fit, word_tokenizer
+from benchmarks.laboratory import build, fit, turn, word_tokenizer
 from trl_distill.generation import sample_completions
 
 from .world import ASSISTANT, TEACHER, Animals
@@ -36,44 +36,18 @@ TEMPLATE = (
 SIZE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
-def turn(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
-    """A dialogue of one turn, or its beginning."""
-    said = [{"role": "user", "content": prompt}]
-    return said if answer is None else [*said, {"role": "assistant", "content": answer}]
-
-
 @dataclass(frozen=True)
 class Laboratory:
-    """
-    The world and the sizes of everything. A test makes a minute one.
+    """The world and the sizes of everything. A test makes a minute one."""
 
-    Args:
-        cache (`pathlib.Path`):
-            Folder in which models and feedback are kept.
-        world ([`Animals`], *optional*):
-            Facts, writers and the quality of answers.
-        size (`dict`, *optional*):
-            Size of the model, keywords of [`~transformers.Qwen2Config`].
-        base_steps (`int`, *optional*, defaults to `2000`):
-            Batches of 64 texts that the base model reads.
-        dialogues (`int`, *optional*, defaults to `4000`):
-            Prompts that the teacher answers for dSFT.
-        prompts (`int`, *optional*, defaults to `2000`):
-            Other prompts, those of the feedback.
-        test_prompts (`int`, *optional*, defaults to `1000`):
-            Prompts of the test, about animals that are in no other prompt.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Dialogues or pairs of an optimizer step.
-    """
-
-    cache: Path
+    cache: Path  # where models and feedback are kept
     world: Animals = field(default_factory=Animals)
-    size: dict = field(default_factory=lambda: dict(SIZE))
-    base_steps: int = 2000
-    dialogues: int = 4000
-    prompts: int = 2000
-    test_prompts: int = 1000
-    batch_size: int = 32
+    size: dict = field(default_factory=lambda: dict(SIZE))  # of the model
+    base_steps: int = 2000  # batches of 64 texts that the base model reads
+    dialogues: int = 4000  # prompts that the teacher answers for dSFT
+    prompts: int = 2000  # other prompts, those of the feedback
+    test_prompts: int = 1000  # about animals that are in no other prompt
+    batch_size: int = 32  # dialogues or pairs of an optimizer step
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:

@@ -48,24 +48,12 @@ FAULT = 0.8  # what is left of the quality after each fault
 
 @dataclass(frozen=True)
 class Writer:
-    """
-    How often a writer does what.
+    """How often a writer does what, as probabilities."""
 
-    Args:
-        wrong (`float`):
-            Probability that a sentence states something else than the truth.
-        omitted (`float`):
-            Probability that something asked is left out.
-        extra (`float`):
-            Probability of a sentence that nobody asked for, and then of one more, three at most.
-        garbled (`float`, *optional*, defaults to `0.0`):
-            Probability that a sentence loses one of its words.
-    """
-
-    wrong: float
-    omitted: float
-    extra: float
-    garbled: float = 0.0
+    wrong: float  # a sentence states something else than the truth
+    omitted: float  # something asked is left out
+    extra: float  # a sentence that nobody asked for, and then one more, three at most
+    garbled: float = 0.0  # a sentence loses one of its words
 
 
 # Tells the truth, and more than it was asked for

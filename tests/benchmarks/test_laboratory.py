@@ -46,7 +46,7 @@ SHARED = {"laboratory", "smollm2", "serving", "speed.measuring"}
 ALLOWED = {"gpu": {"speed.rollout", "speed.training_step"}}
 
 
-# ----------------------------------------------------------------------------------------------------- who imports whom
+# ---------------------------------------------------------------------------------------------------- who imports whom
 
 
 def strangers(path: Path, root: Path = BENCHMARKS) -> set[str]:
@@ -87,7 +87,7 @@ def test_a_laboratory_that_imports_another_is_seen(tmp_path, line, expected):
     assert strangers(tmp_path / "lion" / "arms.py", tmp_path) == expected
 
 
-# ----------------------------------------------------------------------------------------------------------- the tasks
+# ---------------------------------------------------------------------------------------------------------- the tasks
 
 
 def half(number: int) -> int:
@@ -124,7 +124,7 @@ def test_every_kind_of_result_has_a_table():
     assert all(text.startswith(f"## {name}\n\n") and ("| " in text or name == "demo") for name, text in shown.items())
 
 
-# ------------------------------------------------------------------------------------------------------------ the words
+# ----------------------------------------------------------------------------------------------------------- the words
 
 
 def test_rows_are_encoded_with_their_end():
@@ -145,7 +145,7 @@ def test_roles_are_special_tokens():
     )
 
 
-# -------------------------------------------------------------------------------------------------------- the intervals
+# ------------------------------------------------------------------------------------------------------- the intervals
 
 
 def test_intervals_are_those_of_student_and_of_the_normal_distribution():

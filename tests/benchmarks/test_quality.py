@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The laboratory of MiniLLM: what its worlds claim of themselves, its sampled divergence, a short run of each method."""
+"""The laboratory of MiniLLM: what its worlds claim, its sampled divergence, and a short run of each method."""
 
 import itertools
 import math
