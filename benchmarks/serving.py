@@ -14,6 +14,7 @@
 
 """A real server on this machine: `transformers serve`."""
 
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -23,6 +24,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def check_server() -> None:
+    """Ends a script that needs the server, before it has worked for minutes."""
+    if importlib.util.find_spec("fastapi") is None:
+        raise SystemExit("`transformers serve` needs fastapi and uvicorn: pip install trl-distill[serving].")
 
 
 @contextmanager

@@ -12,17 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Models that no laboratory trains: SmolLM2, its pruned copies, and models of random weights."""
+"""Models that no laboratory trains: SmolLM2, its pruned copies, models of random weights; and the demo's prompts."""
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from examples.demo import PROMPTS, prune, smollm2  # noqa: F401
 
 
+NAME = "SmolLM2-135M-Instruct"
 SMOLLM2_SHAPE = {
     "vocab_size": 49152,
     "hidden_size": 576,
@@ -64,3 +66,25 @@ def random_model(folder: Path, seed: int, **shape) -> str:
         Qwen2ForCausalLM(Qwen2Config(**sizes | heads | shape, initializer_range=0.2, **ids)).save_pretrained(path)
         tokenizer.save_pretrained(path)
     return str(path)
+
+
+def demo_prompts(split: str = "") -> list[str]:
+    """The demo's prompts, of a split or all."""
+    rows = map(json.loads, PROMPTS.read_text(encoding="utf-8").splitlines())
+    return [row["prompt"] for row in rows if row["split"].startswith(split)]
+
+
+def save_pruned(teacher: str, folder: Path, rows: list[dict], layers: int) -> tuple[list[int], dict[str, int]]:
+    """
+    Leaves out the layers that a teacher misses least in `rows` of `input_ids` and `labels`, and saves the rest.
+
+    Returns the layers that were kept, and how many parameters both have.
+    """
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16),
+        AutoTokenizer.from_pretrained(teacher),
+    )
+    student, kept = prune(model, tokenizer, rows, layers)
+    student.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return kept, {"teacher": model.num_parameters(), "student": student.num_parameters()}

@@ -14,7 +14,6 @@
 
 """Is the package right on this device: chunked kernels, the fixed point, a few steps, accelerate configurations."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import is_deepspeed_available
 from datasets import Dataset
 
+from benchmarks.laboratory import write_lines
 from benchmarks.smollm2 import random_model
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.divergence import LMHead, token_divergence, token_logps
@@ -114,8 +114,7 @@ def few_steps(args, folder: Path) -> list[float]:
 def accelerate_configs(folder: Path) -> dict[str, str]:
     """Parse every configuration, and train two steps with each that this machine can run."""
     outcome, gpus = {}, torch.cuda.device_count()
-    data = folder / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"{i} and {i + 1} make"}) + "\n" for i in range(64)))
+    data = write_lines(folder / "prompts.jsonl", ({"prompt": f"{i} and {i + 1} make"} for i in range(64)))
     for name in ("cpu", "single_gpu", "ddp", "fsdp2", "zero2", "zero3"):
         path = accelerate_config_path(name)
         kind = load_config_from_file(path).distributed_type

@@ -14,14 +14,14 @@
 
 """
 Everything that needs a GPU, for a person with one: is it correct there, how fast is it there, and is a real student
-better for it. Each finished part is a JSON file in `--output` (speed: two), and
-what has its file is not run again.
+better for it. Each finished part is a JSON file in `--output` (speed: two), and what has its file is not
+run again.
 
-With `--smoke` all of it runs on tiny models in minutes, also on a CPU, and nothing is kept: those numbers mean nothing.
+With `--smoke` all of it runs on tiny models in minutes, also on a CPU, and nothing is kept: those numbers mean
+nothing.
 """
 
 import argparse
-import gzip
 import json
 import re
 import tempfile
@@ -33,7 +33,7 @@ from transformers import set_seed
 from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.gpu.correctness import DEVICE, correctness, options
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance, read_lines, save, turn
 from benchmarks.smollm2 import SMOLLM2_SHAPE, prune, random_model, smollm2
 from benchmarks.speed import rollout, training_step
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
@@ -43,9 +43,8 @@ from trl_distill.models import load_teacher, load_teacher_tokenizer
 
 PARTS = ("correctness", "speed", "quality")
 # Dolly without its passages: questions about a passage cannot be answered
-ABOUT_A_PASSAGE = re.compile(
-    r"\b(passage|paragraph|text|article|context|reference|given|following|provided|above|below)\b", re.I
-)
+PASSAGE = "passage paragraph text article context reference given following provided above below".replace(" ", "|")
+ABOUT_A_PASSAGE = re.compile(rf"\b({PASSAGE})\b", re.IGNORECASE)
 
 
 # ------------------------------------------------------------------------------------------------------------- speed
@@ -82,20 +81,16 @@ def speed(args, folder: Path) -> None:
 def read_data(folder: Path, smoke: bool) -> tuple[list[dict], dict[str, list[dict]]]:
     """Training rows, and the two evaluation sets, as chats with a reference."""
 
-    def lines(name):
-        with gzip.open(folder / name, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-
     def row(question, answer):
-        return {
-            "prompt": [{"role": "user", "content": question}],
-            "completion": [{"role": "assistant", "content": answer}],
-        }
+        said = turn(question, answer)
+        return {"prompt": said[:1], "completion": said[1:]}
 
-    dolly = [line for line in lines("dolly_5900.jsonl.gz") if not ABOUT_A_PASSAGE.search(line["instruction"])]
+    dolly = [
+        line for line in read_lines(folder / "dolly_5900.jsonl.gz") if not ABOUT_A_PASSAGE.search(line["instruction"])
+    ]
     dolly = [row(line["instruction"], line["response"]) for line in dolly if line["response"]]
     instruct = []
-    for line in lines("self_instruct_eval_252.jsonl.gz"):
+    for line in read_lines(folder / "self_instruct_eval_252.jsonl.gz"):
         case = line["instances"][0]
         instruct.append(row(f"{line['instruction']}\n\n{case['input']}".strip(), case["output"]))
     if smoke:
@@ -153,7 +148,7 @@ def quality(args, folder: Path) -> dict:
             test: evaluate_model(model, tokenizer, data, teacher=teacher, exposure=False, **settings)["metrics"]
             for test, data in tests.items()
         }
-        scores_file.write_text(json.dumps(scores, indent=2) + "\n")
+        save(scores, scores_file, indent=2)
 
     if not (keep / "teacher" / "config.json").exists():
         base = random_model(folder, 1) if args.smoke else args.teacher or smollm2(folder / "base", torch.float32)
@@ -233,7 +228,7 @@ def main(argv: list[str] | None = None):
                 "settings": {n: v for n, v in vars(args).items() if n not in ("data", "output")},
                 "provenance": provenance(),
             }
-            file.write_text(json.dumps(result, indent=2) + "\n")
+            save(result, file, indent=2)
             print(json.dumps(result, indent=1))
     if args.smoke:
         print("Smoke run finished. Nothing was kept: its numbers mean nothing.")

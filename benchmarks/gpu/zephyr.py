@@ -15,10 +15,10 @@
 """
 The QLoRA recipes of Zephyr on a GPU: what a step of dSFT and of dDPO takes in seconds and in memory.
 
-Two models go through the recipes as they are, but for data and number of steps: SmolLM2-135M, and a model of random weights
-in the shape of Mistral-7B, which has the memory and the speed of the real one and learns nothing. Rows are random words
-that fill `max_length`, the worst case of a batch. Each stage is a process of its own; a stage that has its result is not
-run again.
+Two models go through the recipes as they are, but for data and number of steps: SmolLM2-135M, and a model of random
+weights in the shape of Mistral-7B, which has the memory and the speed of the real one and learns nothing. Rows are
+random words that fill `max_length`, the worst case of a batch. Each stage is a process of its own; a stage that has
+its result is not run again.
 
     python -m benchmarks.gpu.zephyr --output FOLDER        # a GPU of 24 GB or more, 40 GB of disk
     python -m benchmarks.gpu.zephyr --smoke                # tiny models on any machine, nothing is kept
@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from transformers import MistralConfig, MistralForCausalLM, TrainerCallback
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance, save, write_lines
 from benchmarks.smollm2 import byte_tokenizer, smollm2
 from trl_distill.scripts import dpo, sft
 from trl_distill.scripts.arguments import parse_strictly
@@ -47,26 +47,11 @@ from trl_distill.training import resolve
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "zephyr"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {  # Mistral-7B-v0.1, and something that any machine can train
-    "mistral-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 32768,
-    },
-    "tiny": {
-        "vocab_size": 49152,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-    },
-}
+# Vocabulary, width, width inside, layers, heads, heads of keys and values, longest text: Mistral-7B-v0.1, and one that
+# any machine can train
+SHAPES = {"mistral-7b": (32000, 4096, 14336, 32, 32, 8, 32768), "tiny": (49152, 64, 128, 2, 4, 2, 4096)}
+NAMES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+NAMES += ("num_key_value_heads", "max_position_embeddings")
 
 
 def make_model(name: str, folder: Path) -> str:
@@ -77,9 +62,8 @@ def make_model(name: str, folder: Path) -> str:
     if not (path / "config.json").exists():
         tokenizer = byte_tokenizer()  # rows of bytes fill any `max_length`
         tokenizer.bos_token = "<pad>"
-        config = MistralConfig(
-            **SHAPES[name], bos_token_id=0, eos_token_id=1, pad_token_id=0, tie_word_embeddings=False
-        )
+        ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+        config = MistralConfig(**dict(zip(NAMES, SHAPES[name], strict=True)), **ids, tie_word_embeddings=False)
         with torch.device(DEVICE):
             model = MistralForCausalLM._from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(path)
@@ -90,20 +74,18 @@ def make_model(name: str, folder: Path) -> str:
 def write_rows(folder: Path, rows: int, words: int) -> None:
     """Conversations and pairs of random words, long enough to fill any `max_length`."""
     draw = random.Random(0)
-    vocabulary = (
-        "the of and to in is that for it as with on be at by this from or an are not have which they one".split()
-    )
+    vocabulary = "the of and to in is that for it as with on be at by this from or an are not have which they".split()
 
     def say(role: str, count: int) -> dict[str, str]:
         return {"role": role, "content": " ".join(draw.choices(vocabulary, k=count))}
 
-    with open(folder / "sft.jsonl", "w") as file:
-        for _ in range(rows):
-            file.write(json.dumps({"messages": [say("user", words // 8), say("assistant", words)]}) + "\n")
-    with open(folder / "pairs.jsonl", "w") as file:
-        for _ in range(rows):
-            pair = {side: [say("assistant", words)] for side in ("chosen", "rejected")}
-            file.write(json.dumps({"prompt": [say("user", words // 8)], **pair}) + "\n")
+    def pair() -> dict:
+        sides = {side: [say("assistant", words)] for side in ("chosen", "rejected")}
+        return {"prompt": [say("user", words // 8)], **sides}
+
+    dialogues = [{"messages": [say("user", words // 8), say("assistant", words)]} for _ in range(rows)]
+    write_lines(folder / "sft.jsonl", dialogues)
+    write_lines(folder / "pairs.jsonl", (pair() for _ in range(rows)))
 
 
 def train(command: str, config: list[str], result: Path) -> None:
@@ -165,26 +147,10 @@ def run(model: str, output: Path, folder: Path, steps: int, smoke: bool) -> dict
             subprocess.run(module, check=True, cwd=ROOT)
         if not result.exists():
             fields = ["--config", str(RECIPES / f"{recipe}.yaml"), "--model_name_or_path", base]
-            fields += [
-                "--dataset_name",
-                str(data / rows),
-                "--dataset_train_split",
-                "train",
-                "--output_dir",
-                str(trained),
-                *shared,
-            ]
-            stage = [
-                sys.executable,
-                "-m",
-                "benchmarks.gpu.zephyr",
-                "--stage",
-                command,
-                "--result",
-                str(result),
-                *fields,
-            ]
-            subprocess.run(stage, check=True, cwd=ROOT)
+            fields += ["--dataset_name", str(data / rows), "--dataset_train_split", "train"]
+            fields += ["--output_dir", str(trained), *shared]
+            stage = [sys.executable, "-m", "benchmarks.gpu.zephyr", "--stage", command, "--result", str(result)]
+            subprocess.run([*stage, *fields], check=True, cwd=ROOT)
         results[command] = json.loads(result.read_text())
         print(model, command, json.dumps(results[command]), flush=True)
     return results
@@ -215,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         models, steps = (["tiny"], 3) if args.smoke else (args.models, args.steps)
         results = {model: run(model, output, Path(folder), steps, args.smoke) for model in models}
         text = {"benchmark": "gpu/zephyr", "models": results, "provenance": provenance()}
-        (output / "zephyr_gpu.json").write_text(json.dumps(text, indent=2) + "\n")
+        save(text, output / "zephyr_gpu.json", indent=2)
     if args.smoke:
         print("Smoke run finished. Nothing was kept: its numbers mean nothing.")
 

@@ -17,18 +17,26 @@
 import hashlib
 import json
 import shutil
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.rationales.intervals import pack
+from benchmarks.laboratory import (
+    EOS,
+    PAD,
+    Clock,
+    pack,
+    read_lines,
+    train_quietly,
+    training_arguments,
+    turn,
+    word_tokenizer,
+)
 from trl_distill import LionConfig, LionLoop
 from trl_distill.chat import ChatRequest, LocalChatModel, Sampling
 
@@ -47,7 +55,7 @@ ARMS: dict[str, dict | None] = {
     "random, from the base": {"init_from": "base", "strategy": "random"},
     "adversarial, one order": {"referee_orders": 1},
 }
-SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
+ROLES = ["<user>", "<assistant>"]
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -58,61 +66,28 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *VOCABULARY])}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        additional_special_tokens=SPECIAL[2:],
-        chat_template=TEMPLATE,
-        padding_side="left",
-    )
+    return word_tokenizer(VOCABULARY, ROLES, TEMPLATE)
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """
-    The sizes of everything. A test makes a minute laboratory.
+    """The sizes of everything. A test makes a minute laboratory."""
 
-    Args:
-        cache (`pathlib.Path`):
-            Folder in which models and runs are kept.
-        weak, strong_rows, weak_rows (`int`, *optional*, defaults to `6`, `60` and `5`):
-            The pool, see [`World`].
-        rounds, n_new (`int`, *optional*, defaults to `2` and `160`):
-            Rounds after the first imitation, and new instructions of each.
-        epochs (`int`, *optional*, defaults to `5`), batch_size (`int`, *optional*, defaults to `32`), learning_rate
-        (`float`, *optional*, defaults to `1e-3`):
-            The training of each round.
-        hidden_size, num_hidden_layers (`int`, *optional*, defaults to `128` and `4`):
-            The student.
-        drills (`int`, *optional*, defaults to `51200`), drill_learning_rate (`float`, *optional*, defaults to `1.5e-3`):
-            Rows that the base model has read, in batches of 64, and its learning rate.
-        test_size (`int`, *optional*, defaults to `60`):
-            Tasks of the test for each family.
-    """
-
-    cache: Path
-    weak: int = 6
+    cache: Path  # where models and runs are kept
+    weak: int = 6  # families of which the pool has few tasks, see `World`
     strong_rows: int = 60
     weak_rows: int = 5
-    rounds: int = 2
-    n_new: int = 160
-    epochs: int = 5
+    rounds: int = 2  # after the first imitation
+    n_new: int = 160  # new instructions of each round
+    epochs: int = 5  # of each round, like the next two
     batch_size: int = 32
     learning_rate: float = 1e-3
-    hidden_size: int = 128
+    hidden_size: int = 128  # of the student
     num_hidden_layers: int = 4
-    drills: int = 51_200
+    drills: int = 51_200  # rows that the base model has read, in batches of 64
     drill_learning_rate: float = 1.5e-3
-    test_size: int = 60
+    test_size: int = 60  # tasks of the test for each family
 
     def sizes(self) -> dict:
         return {name: value for name, value in asdict(self).items() if name != "cache"}
@@ -131,44 +106,23 @@ class Laboratory:
         """Fine-tune with TRL, and put model and tokenizer at `output` when it is done."""
         work = output.with_name(f"{output.name}.partial")
         shutil.rmtree(work, ignore_errors=True)
-        args = SFTConfig(
-            output_dir=str(work),
-            lr_scheduler_type="linear",
-            warmup_steps=20,
-            weight_decay=0.0,
-            seed=seed,
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            **options,
-        )
+        settings = training_arguments(work, seed, lr_scheduler_type="linear", warmup_steps=20, **options)
         data = Dataset.from_list([{name: row[name] for name in ("prompt", "completion")} for row in rows])
-        trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer())
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        trainer = SFTTrainer(model, args=SFTConfig(**settings), train_dataset=data, processing_class=tokenizer())
+        train_quietly(trainer)
         trainer.save_model()
         output.parent.mkdir(parents=True, exist_ok=True)
         work.rename(output)
 
     def base(self) -> Path:
-        """The model that all students start from, one for all seeds: it can use a code book, and knows none of the pool's."""
+        """The model that all students start from: it can use a code book, and knows none of the pool's."""
         sizes = [self.hidden_size, self.num_hidden_layers, self.drills, self.drill_learning_rate]
         folder = self.cache / f"base-{self._name(sizes)}"
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             world = self.world(0)
-            rows = [
-                {
-                    "prompt": [{"role": "user", "content": text}],
-                    "completion": [{"role": "assistant", "content": world.answer(text)}],
-                }
-                for text in world.drills(self.drills)
-            ]
+            dialogues = [turn(text, world.answer(text)) for text in world.drills(self.drills)]
+            rows = [{"prompt": said[:1], "completion": said[1:]} for said in dialogues]
             options = {"per_device_train_batch_size": 64, "num_train_epochs": 1}
             self._fit(self._fresh(), rows, folder, seed=0, learning_rate=self.drill_learning_rate, **options)
         return folder
@@ -180,7 +134,7 @@ class Laboratory:
         torch.manual_seed(0)
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=len(SPECIAL) + len(VOCABULARY),
+                vocab_size=2 + len(ROLES) + len(VOCABULARY),
                 hidden_size=self.hidden_size,
                 intermediate_size=4 * self.hidden_size,
                 num_hidden_layers=self.num_hidden_layers,
@@ -190,8 +144,8 @@ class Laboratory:
                 attention_bias=True,  # without it, this model learns to look up a letter only after many more steps
                 tie_word_embeddings=False,
                 bos_token_id=None,
-                eos_token_id=SPECIAL.index("<eos>"),
-                pad_token_id=SPECIAL.index("<pad>"),
+                eos_token_id=EOS,
+                pad_token_id=PAD,
             )
         )
 
@@ -204,7 +158,7 @@ class Laboratory:
             kept.parent.mkdir(parents=True, exist_ok=True)
             options = {"num_train_epochs": self.epochs, "max_steps": max_steps}
             options |= {"per_device_train_batch_size": self.batch_size, "learning_rate": self.learning_rate}
-            self._fit(AutoModelForCausalLM.from_pretrained(model), _read(rows), kept, seed, **options)
+            self._fit(AutoModelForCausalLM.from_pretrained(model), read_lines(rows), kept, seed, **options)
         shutil.copytree(kept, output)
 
     # ------------------------------------------------------------------------------------------------------ the arms
@@ -240,7 +194,7 @@ class Laboratory:
         """Greedy answers of a student."""
         sampling = Sampling(0.0, max_tokens=LENGTH + 3)
         with self.student(folder) as model:
-            replies = model.complete([ChatRequest([{"role": "user", "content": text}], sampling) for text in tasks])
+            replies = model.complete([ChatRequest(turn(text), sampling) for text in tasks])
         return [reply.text for reply in replies]
 
     def score(self, folder: Path, seed: int) -> dict:
@@ -263,10 +217,10 @@ class Laboratory:
         One arm.
 
         Returns:
-            `dict`: By round the score of the student, how many new rows are of weak families, of strong ones and of none, and
-            what was mined; and the calls by role.
+            `dict`: By round the score of the student, how many new rows are of weak families, of strong ones and of
+            none, and what was mined; and the calls by role.
         """
-        start, cpu_start = time.perf_counter(), time.process_time()
+        clock = Clock()
         world, loop = self.world(seed), self.loop(arm, seed)
         result = loop.run()
         rounds = [{"round": 0, **self.score(loop.folder.student(0), seed)}]
@@ -293,8 +247,7 @@ class Laboratory:
             "status": result.status,
             "rounds": rounds,
             "calls": dict(calls),
-            "seconds": time.perf_counter() - start,
-            "cpu_seconds": time.process_time() - cpu_start,
+            **clock.facts(),
         }
 
     def _mined(self, loop: LionLoop, world: World, round: int) -> dict:

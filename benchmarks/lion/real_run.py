@@ -13,17 +13,16 @@
 # limitations under the License.
 
 """
-One round of Lion on a processor, by the command: teacher, referee and generator are SmolLM2-135M-Instruct behind a server,
-the student is the same model with half of its layers left out.
+One round of Lion on a processor, by the command: teacher, referee and generator are SmolLM2-135M-Instruct behind a
+server, the student is the same model with half of its layers left out.
 
     python -m benchmarks.lion.real_run --data instructions.jsonl --work build/lion_real_run
 
-Rows as for `trl-distill lion`, such as those of Self-Instruct. The results hold counts and scores, and no text of the data.
+Rows as for `trl-distill lion`, such as those of Self-Instruct. The results hold counts and scores, and no text of the
+data.
 """
 
 import argparse
-import gzip
-import importlib.util
 import json
 import os
 import random
@@ -38,12 +37,11 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.provenance import provenance
-from benchmarks.serving import served
-from benchmarks.smollm2 import PROMPTS, prune, smollm2
+from benchmarks.laboratory import provenance, read_lines, save, turn, write_lines
+from benchmarks.serving import check_server, served
+from benchmarks.smollm2 import NAME, demo_prompts, save_pruned, smollm2
 
 
-NAME = "SmolLM2-135M-Instruct"
 TRAINING = {
     "bf16": False,
     "use_cpu": True,
@@ -64,31 +62,26 @@ TRAINING = {
 
 def read_instructions(file: Path, most_characters: int) -> list[dict]:
     """Rows of a JSON Lines file whose instruction, with its input, is not too long for a small referee."""
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
 
     def length(row: dict) -> int:
         inputs = [row.get("input"), *(instance.get("input") for instance in row.get("instances") or [])]
         return len(row["instruction"]) + len(inputs[0] or (inputs[1] if len(inputs) > 1 else "") or "")
 
-    return [row for row in rows if length(row) <= most_characters]
+    return [row for row in read_lines(file) if length(row) <= most_characters]
 
 
-def make_student(teacher: str, folder: Path, layers: int) -> list[int]:
-    """Leaves out the layers that the teacher misses least in its answers to some prompts that ship with the package."""
+def answered(teacher: str) -> list[dict]:
+    """Greedy answers of the teacher to some prompts that ship with the package, with labels."""
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16).eval()
     rows = []
-    for line in PROMPTS.read_text(encoding="utf-8").splitlines()[:12]:
-        chat = [{"role": "user", "content": json.loads(line)["prompt"]}]
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        prompt = ids["input_ids"].shape[1]
+    for prompt in demo_prompts()[:12]:
+        settings = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        ids = tokenizer.apply_chat_template(turn(prompt), **settings)
+        start = ids["input_ids"].shape[1]
         tokens = model.generate(**ids, max_new_tokens=32, do_sample=False)[0]
-        rows.append({"input_ids": tokens.tolist(), "labels": [-100] * prompt + tokens[prompt:].tolist()})
-    student, kept = prune(model, tokenizer, rows, layers)
-    student.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return kept
+        rows.append({"input_ids": tokens.tolist(), "labels": [-100] * start + tokens[start:].tolist()})
+    return rows
 
 
 def entry(folder: str, address: str, temperature: float) -> dict:
@@ -145,34 +138,28 @@ def main():
     add("--calls", type=Path, help="calls.sqlite of an earlier run: what was asked in the same way is not asked again")
     add("--port", type=int, default=8931, help="of the server; the same one to go on with a run that was stopped")
     args = parser.parse_args()
-    if importlib.util.find_spec("fastapi") is None:
-        raise SystemExit("`transformers serve` needs fastapi and uvicorn: pip install trl-distill[serving].")
+    check_server()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
 
     rows = read_instructions(args.data, args.most_characters)
     rows = random.Random(0).sample(rows, min(args.instructions, len(rows)))
-    pool = args.work / "instructions.jsonl"
-    pool.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pool = write_lines(args.work / "instructions.jsonl", rows)
     start = time.perf_counter()
     teacher, student = smollm2(args.work / "teacher", torch.bfloat16), args.work / "student"
-    kept = make_student(teacher, student, args.student_layers)
+    kept, parameters = save_pruned(teacher, student, answered(teacher), args.student_layers)
     seconds = {"pruning": round(time.perf_counter() - start, 1)}
 
+    tokens = {f"{role}_max_tokens": args.max_tokens for role in ("teacher", "student")}
+    same = ("n_new", "heldout_size", "cache_sample", "tau", "referee_orders", "max_reasks")
     fields = {
         "dataset_name": str(pool),
         "output_dir": str(args.work / args.run),
         "student_model": str(student),
         "training": TRAINING,
         "rounds": 1,
-        "n_new": args.n_new,
-        "heldout_size": args.heldout_size,
-        "cache_sample": args.cache_sample,
-        "tau": args.tau,
-        "referee_orders": args.referee_orders,
-        "max_reasks": args.max_reasks,
-        "teacher_max_tokens": args.max_tokens,
-        "student_max_tokens": args.max_tokens,
+        **{name: getattr(args, name) for name in same},
+        **tokens,
         "referee_max_tokens": args.referee_max_tokens,
         "generator_max_tokens": 64,
         "teacher_temperature": 0.7,
@@ -190,9 +177,8 @@ def main():
         stages, error = command(config, args.work / "lion.log")
 
     report = json.loads((args.work / args.run / "report.json").read_text())
-    settings = {
-        name: value for name, value in fields.items() if name not in ("dataset_name", "output_dir", "student_model")
-    }
+    paths = ("dataset_name", "output_dir", "student_model")
+    settings = {name: value for name, value in fields.items() if name not in paths}
     made = provenance()
     made["command"] = ["benchmarks.lion.real_run"]  # its arguments are in the settings, without paths
     results = {
@@ -204,17 +190,13 @@ def main():
             "teacher, referee, generator": NAME,
             "student": f"{NAME} with {len(kept)} of its layers",
             "layers": kept,
-            "parameters": {
-                "teacher": AutoModelForCausalLM.from_pretrained(teacher).num_parameters(),
-                "student": AutoModelForCausalLM.from_pretrained(student).num_parameters(),
-            },
+            "parameters": parameters,
         },
         "seconds": seconds | stages,
         "error": error and error.replace(f"{args.work}/", ""),
         "report": report,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    save(results, args.output)
 
 
 if __name__ == "__main__":

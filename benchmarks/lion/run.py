@@ -20,33 +20,11 @@ Results are saved as they come. Started again, it does what is missing.
     python -m benchmarks.lion.run --seeds 0 1 2
 """
 
-import argparse
-import json
-import logging
-import os
 import statistics
-import time
-import warnings
-from pathlib import Path
 
-import datasets
-import torch
-import transformers
-
-from benchmarks.provenance import provenance
-from benchmarks.rationales.intervals import unpack
+from benchmarks.laboratory import Clock, make_parser, quiet, resume, save, unpack
 
 from .laboratory import ARMS, Laboratory
-
-
-THREADS = int(os.environ.get("OMP_NUM_THREADS", 1))
-
-
-def save(results: dict, output: Path):
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(output)
 
 
 def describe(laboratory: Laboratory) -> dict:
@@ -58,34 +36,20 @@ def describe(laboratory: Laboratory) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/lion.json"))
-    parser.add_argument("--cache", type=Path, default=Path("build/lion"), help="where models and runs are kept")
-    args = parser.parse_args()
-
-    torch.set_num_threads(THREADS)
-    torch.set_flush_denormal(True)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
+    args = make_parser(__doc__, "lion", ARMS, seeds=5).parse_args()
+    quiet()
     laboratory = Laboratory(args.cache)
     empty = {"benchmark": "lion", "provenance": [], "seeds": {}, "runs": []}
-    results = json.loads(args.output.read_text()) if args.output.exists() else empty
-    results["provenance"].append(provenance() | {"sizes": laboratory.sizes()})  # one entry a start
+    results = resume(args.output, empty, sizes=laboratory.sizes())
     if "base" not in results:
-        start = time.process_time()
+        clock = Clock()
         laboratory.base()
-        results["base"] = {"cpu_seconds": time.process_time() - start, **describe(laboratory)}
+        results["base"] = {"cpu_seconds": clock.facts()["cpu_seconds"], **describe(laboratory)}
     done = {(run["arm"], run["seed"]) for run in results["runs"]}
     todo = [(arm, seed) for seed in args.seeds for arm in args.arms if (arm, seed) not in done]
     print(f"{len(todo)} runs to do, {len(done)} done.", flush=True)
     for count, (arm, seed) in enumerate(todo, start=1):
-        run = laboratory.run(arm, seed)
-        world = laboratory.world(seed)
+        run, world = laboratory.run(arm, seed), laboratory.world(seed)
         results["seeds"][str(seed)] = {"families": world.families, "weak": world.weak}
         results["runs"].append(run | {"provenance": len(results["provenance"]) - 1})
         results["runs"].sort(key=lambda run: (run["seed"], list(ARMS).index(run["arm"])))

@@ -18,14 +18,10 @@ Prints the results of the laboratory of Lion as Markdown.
     python -m benchmarks.lion.table benchmarks/results/lion.json
 """
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
-from benchmarks.rationales.intervals import over_seeds, unpack
-from benchmarks.rationales.table import mean
+from benchmarks.laboratory import average, gain, markdown, mean, print_table, unpack
 
 from .laboratory import ARMS
 
@@ -42,8 +38,8 @@ CONTROL = {
 KINDS = ("weak", "strong", "all")
 
 
-def accuracies(results: dict, runs: list[dict], round: int, kind: str) -> dict[int, float]:
-    """By seed the accuracy of the student of a round on tasks of weak or of strong families, or on all."""
+def accuracies(results: dict, runs: list[dict], round: int, kind: str) -> dict[int, list[float]]:
+    """By seed, as a list of one, the accuracy in a round on tasks of weak or of strong families, or on all."""
     found = {}
     for run in runs:
         if round < len(run["rounds"]):
@@ -54,17 +50,8 @@ def accuracies(results: dict, runs: list[dict], round: int, kind: str) -> dict[i
                 for i, value in enumerate(right)
                 if kind == "all" or (world["families"][i // size] in world["weak"]) == (kind == "weak")
             ]
-            found[run["seed"]] = statistics.mean(of_kind)
+            found[run["seed"]] = [statistics.mean(of_kind)]
     return found
-
-
-def gain(arm: dict[int, float], control: dict[int, float]) -> str:
-    """A difference in points over the seeds that both have, its interval, and how often it is above 0."""
-    each = [100 * (arm[seed] - control[seed]) for seed in sorted(arm.keys() & control.keys())]
-    if not each:
-        return ""
-    difference, spread = over_seeds(each)
-    return f"{difference:+.1f} ± {spread:.1f}, {sum(value > 0 for value in each)} of {len(each)}"
 
 
 def by_arm(results: dict) -> dict[str, list[dict]]:
@@ -74,31 +61,30 @@ def by_arm(results: dict) -> dict[str, list[dict]]:
     return arms
 
 
-def _rows(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def scores_table(results: dict) -> str:
     """Accuracy by round and kind of family, and paired differences at the end."""
     arms = by_arm(results)
     last = max(score["round"] for run in results["runs"] for score in run["rounds"])
-    heads = [
-        "arm",
-        "round",
-        *(f"{kind} %" for kind in KINDS),
-        "control",
-        *(f"{kind}, points" for kind in KINDS),
-    ]
+    heads = ["arm", "round", *(f"{kind} %" for kind in KINDS), "control", *(f"{kind}, points" for kind in KINDS)]
     rows = []
     for round in range(last + 1):
         for arm in list(arms)[: 1 if round == 0 else None]:  # round 0 is the same for all
             control = CONTROL.get(arm, "") if round else ""
             scores = [accuracies(results, arms[arm], round, kind) for kind in KINDS]
-            cells = [arm if round else "all", str(round), *(mean(of_kind.values()) for of_kind in scores)]
+            cells = [
+                arm if round else "all",
+                str(round),
+                *(mean(value for [value] in of_kind.values()) for of_kind in scores),
+            ]
             others = [accuracies(results, arms.get(control, []), round, kind) for kind in KINDS]
-            rows.append([*cells, control, *(gain(*pair) for pair in zip(scores, others, strict=True))])
-    return _rows(heads, rows)
+            rows.append(
+                [
+                    *cells,
+                    control,
+                    *(gain(*pair) for pair in zip(scores, others, strict=True)),
+                ]
+            )
+    return markdown(heads, rows)
 
 
 def work_table(results: dict) -> str:
@@ -108,15 +94,8 @@ def work_table(results: dict) -> str:
         values = [100 * part(score) / whole(score) for score in mined if whole(score)]
         return f"{statistics.mean(values):.0f}" if values else ""
 
-    heads = [
-        "arm",
-        "round",
-        "hard, % of the pool",
-        "weak, % of the hard",
-        "weak, % of the new",
-        "no family, % of the new",
-    ]
-    heads += ["requests to the generator", "of these: similar", "too short"]
+    heads = ["arm", "round", "hard, % of the pool", "weak, % of the hard", "weak, % of the new"]
+    heads += ["no family, % of the new", "requests to the generator", "of these: similar", "too short"]
     rows = []
     for arm, runs in by_arm(results).items():
         for round in range(1, max(len(run["rounds"]) for run in runs)):
@@ -127,14 +106,14 @@ def work_table(results: dict) -> str:
             cells = [arm, str(round), "", ""]
             if scored:
                 counts = [score["discrimination"] for score in scored]
-                cells[2] = f"{100 * statistics.mean(c['hard'] / (c['hard'] + c['easy']) for c in counts):.0f}"
+                cells[2] = average((c["hard"] / (c["hard"] + c["easy"]) for c in counts), scale=100)
                 cells[3] = share(lambda score: score["hard"].get("weak", 0), lambda score: sum(score["hard"].values()))
             cells += [
                 share(lambda score, kind=kind: score["new"].get(kind, 0), lambda score: sum(score["new"].values()))
                 for kind in ("weak", "none")
             ]
             cells += [
-                f"{statistics.mean(score['generation'].get(name, 0) for score in mined):.0f}"
+                average(score["generation"].get(name, 0) for score in mined)
                 for name in ("requests", "similar", "too_short")
             ]
             rows.append(cells)
@@ -142,12 +121,12 @@ def work_table(results: dict) -> str:
     calls = [
         [
             arm,
-            *(f"{statistics.mean(run['calls'].get(role, 0) for run in runs):,.0f}" for role in roles),
-            f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}",
+            *(average(run["calls"].get(role, 0) for run in runs) for role in roles),
+            average(run["cpu_seconds"] for run in runs),
         ]
         for arm, runs in by_arm(results).items()
     ]
-    return f"{_rows(heads, rows)}\n\n{_rows(['arm', *(f'calls, {role}' for role in roles), 'CPU s'], calls)}"
+    return f"{markdown(heads, rows)}\n\n{markdown(['arm', *(f'calls, {role}' for role in roles), 'CPU s'], calls)}"
 
 
 def facts(results: dict) -> str:
@@ -157,8 +136,8 @@ def facts(results: dict) -> str:
     weak, strong = len(world["weak"]), len(world["families"]) - len(world["weak"])
     return (
         f"Seeds {', '.join(map(str, seeds))}. Student of {base['parameters']:,} parameters, whose base is right on "
-        f"{100 * base['right on drills']:.1f} % of the drills. Pool: {strong} strong families of {sizes['strong_rows']} rows, "
-        f"{weak} weak ones of {sizes['weak_rows']}; {sizes['n_new']} new rows a round."
+        f"{100 * base['right on drills']:.1f} % of the drills. Pool: {strong} strong families of "
+        f"{sizes['strong_rows']} rows, {weak} weak ones of {sizes['weak_rows']}; {sizes['n_new']} new rows a round."
     )
 
 
@@ -166,11 +145,52 @@ def table(results: dict) -> str:
     return "\n\n".join([facts(results), scores_table(results), work_table(results)])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results/lion.json"))
-    print(table(json.loads(parser.parse_args().results.read_text())))
+def real_run(result: dict) -> str:
+    parameters = result["models"]["parameters"]
+    about = (
+        f"Teacher, referee and generator: {result['models']['teacher, referee, generator']}, "
+        f"{parameters['teacher']:,} parameters, behind a server. Student: {result['models']['student']}, "
+        f"{parameters['student']:,}. {result['seconds']['the command'] / 60:.1f} minutes."
+        + (f" Stopped: {result['error']}" if result["error"] else "")
+    )
+    rows = []
+    for row in result["report"]["rounds"]:
+        for name in ("discrimination", "heldout"):
+            if name not in row:
+                continue
+            stage = row[name]
+            referee, position = stage["referee"], stage["referee"]["position"]
+            bias = "" if position["first_minus_last"] is None else f"{position['first_minus_last']:.2f}"
+            if position["standard_error"] is not None:
+                bias += f" ± {position['standard_error']:.2f}"
+            verdicts = [stage.get(key) for key in ("win_rate", "tie_rate", "loss_rate")]
+            counts = stage["counts"]
+            rows.append(
+                [
+                    row["round"],
+                    name,
+                    referee["items"],
+                    referee["scored"] // 2,
+                    f"{referee['calls']} ({referee['reasks']})",
+                    bias,
+                    "" if referee["ties"]["pairs"] is None else f"{referee['ties']['pairs']:.0%}",
+                    f"{counts['hard']} / {counts['easy']}" if "hard" in counts else "",
+                    "" if None in verdicts else " / ".join(f"{verdict:.0%}" for verdict in verdicts),
+                    f"{stage['mean_gap']:.2f}" if "mean_gap" in stage else "",
+                    f"{stage['rouge_l_to_teacher']:.1f}" if "rouge_l_to_teacher" in stage else "",
+                ]
+            )
+    heads = ["round", "stage", "compared", "scored", "calls of the referee (asked again)", "first minus last slot"]
+    heads += ["ties", "hard / easy", "student ahead / tie / behind", "gap", "Rouge-L to the teacher"]
+    ledger = [
+        [line[key] for key in ("round", "stage", "role", "calls", "prompt_tokens", "completion_tokens", "failures")]
+        for line in result["report"]["ledger"]
+    ]
+    seconds = [[name, value] for name, value in result["seconds"].items()]
+    calls = ["round", "stage", "role", "calls", "prompt tokens", "completion tokens", "failed"]
+    tables = [markdown(heads, rows), markdown(calls, ledger), markdown(["stage", "seconds"], seconds)]
+    return "\n\n".join([about, *tables])
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, table, "lion")

@@ -13,9 +13,9 @@
 # limitations under the License.
 
 """
-The world of the laboratory: code books. `code07 b a k c a` asks for these letters in the seventh book, and its answer has one
-letter for each of them. What a book says is in no other book, so a student knows it from tasks of that book alone: the more
-of them it has seen, the more of its letters.
+The world of the laboratory: code books. `code07 b a k c a` asks for these letters in the seventh book, and its answer
+has one letter for each of them. What a book says is in no other book, so a student knows it from tasks of that book
+alone: the more of them it has seen, the more of its letters.
 """
 
 import json
@@ -60,8 +60,10 @@ class World:
     Args:
         seed (`int`):
             Decides what the books say, and which families are weak.
-        weak (`int`, *optional*, defaults to `6`), strong_rows, weak_rows (`int`, *optional*, defaults to `60` and `5`):
-            Number of weak families, and tasks of each strong and of each weak family in the pool.
+        weak (`int`, *optional*, defaults to `6`):
+            Number of weak families.
+        strong_rows, weak_rows (`int`, *optional*, defaults to `60` and `5`):
+            Tasks of each strong and of each weak family in the pool.
     """
 
     bias = 0.75  # what the referee gives the first answer, and takes from the second

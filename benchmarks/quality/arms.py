@@ -15,57 +15,41 @@
 """The methods that are compared. Every arm starts from the same student and sees the same prompts, once."""
 
 import random
-import time
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
+from benchmarks.laboratory import Clock, encode, train_quietly, training_arguments
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 
 from .measure import draw, progress, texts_of
-from .models import encode
-from .worlds import World
+from .worlds import TextWorld
 
 
 BATCH_SIZE = 128
 
 # What differs from: exclusive return, length normalisation, no whitening, teacher share 0.2, importance weight outside
-# the clip, four passes over each rollout. The ablations leave one thing out of the setting without length normalisation.
+# the clip, four passes over each rollout. The ablations leave one thing out of the setting without length
+# normalisation.
+WHITENED, FREE = {"whiten_advantages": True}, {"length_normalization": False}
 MINILLM = {
     "minillm": {},
-    "minillm whitened": {"whiten_advantages": True},
-    "minillm no-length-norm": {"length_normalization": False},
-    "minillm no-length-norm whitened": {"length_normalization": False, "whiten_advantages": True},
-    "minillm no-length-norm no-mixing": {"length_normalization": False, "teacher_mix_alpha": 0.0},
-    "minillm no-length-norm no-single-step": {"length_normalization": False, "single_step_decomposition": False},
+    "minillm whitened": WHITENED,
+    "minillm no-length-norm": FREE,
+    "minillm no-length-norm whitened": FREE | WHITENED,
+    "minillm no-length-norm no-mixing": FREE | {"teacher_mix_alpha": 0.0},
+    "minillm no-length-norm no-single-step": FREE | {"single_step_decomposition": False},
     "minillm no-long-term": {"gamma": 0.0},
-    "minillm no-length-norm weight-in-clip": {"length_normalization": False, "clip_importance_weight": True},
-    "minillm no-length-norm whitened no-mixing": {
-        "length_normalization": False,
-        "whiten_advantages": True,
-        "teacher_mix_alpha": 0.0,
-    },
-    "minillm no-length-norm whitened no-single-step": {
-        "length_normalization": False,
-        "whiten_advantages": True,
-        "single_step_decomposition": False,
-    },
-    "minillm no-length-norm whitened weight-in-clip": {
-        "length_normalization": False,
-        "whiten_advantages": True,
-        "clip_importance_weight": True,
-    },
+    "minillm no-length-norm weight-in-clip": FREE | {"clip_importance_weight": True},
+    "minillm no-length-norm whitened no-mixing": FREE | WHITENED | {"teacher_mix_alpha": 0.0},
+    "minillm no-length-norm whitened no-single-step": FREE | WHITENED | {"single_step_decomposition": False},
+    "minillm no-length-norm whitened weight-in-clip": FREE | WHITENED | {"clip_importance_weight": True},
     "minillm paper": {"clip_importance_weight": True},
-    "minillm released": {
-        "return_mode": "inclusive",
-        "whiten_advantages": True,
-        "gamma": 0.95,
-        "clip_importance_weight": True,
-    },
+    "minillm released": WHITENED | {"return_mode": "inclusive", "gamma": 0.95, "clip_importance_weight": True},
 }
 DEFAULT = "minillm no-length-norm whitened"  # `MiniLLMConfig`'s own
 PLAIN = {"length_normalization": True, "whiten_advantages": False, "clip_importance_weight": False, "gamma": 1.0}
@@ -79,18 +63,16 @@ ARMS = list(FAMILY)
 class Progress(TrainerCallback):
     """Measures the student a few times during training, and how long that took."""
 
-    def __init__(self, world: World, teacher: PreTrainedModel, tokenizer, points: int):
+    def __init__(self, world: TextWorld, teacher: PreTrainedModel, tokenizer, points: int):
         self.world, self.teacher, self.tokenizer, self.points = world, teacher, tokenizer, points
-        self.curve, self.seconds, self.cpu_seconds = [], 0.0, 0.0
+        self.curve, self.seconds = [], {"seconds": 0.0, "cpu_seconds": 0.0}
 
     def note(self, model, share: float):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        training = model.training
+        clock, training = Clock(), model.training
         samples = round(share * self.world.rollouts * BATCH_SIZE)
         self.curve.append({"samples": samples, **progress(self.world, model, self.teacher, self.tokenizer)})
         model.train(training)
-        self.seconds += time.perf_counter() - start
-        self.cpu_seconds += time.process_time() - cpu_start
+        self.seconds = {name: self.seconds[name] + value for name, value in clock.facts().items()}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.note(model, 0.0)
@@ -113,7 +95,7 @@ def collate_for_gkd(tokenizer):
 
 def train(
     arm: str,
-    world: World,
+    world: TextWorld,
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     tokenizer,
@@ -123,58 +105,32 @@ def train(
     points: int = 6,
 ) -> dict:
     """
-    Trains `student` in place by one method.
+    Trains `student` in place by one method of `ARMS`, and measures it `points` times on the way.
 
-    Args:
-        arm (`str`):
-            One of `ARMS`.
-        world (`World`):
-            Where the prompts come from.
-        student, teacher ([`~transformers.PreTrainedModel`]):
-            The models.
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Tokenizer of the world.
-        seed (`int`):
-            Seed of prompts, samples and order.
-        output (`pathlib.Path`):
-            Folder for the trainer; nothing is saved there.
-        learning_rate (`float`):
-            At the start; it falls linearly to 0.
-        points (`int`, *optional*, defaults to `6`):
-            How often the student is measured during training.
+    The seed is that of prompts, samples and order; the learning rate falls linearly to 0. Nothing is saved in the
+    trainer's folder `output`.
 
-    Returns:
-        `dict`: Learning rate, optimizer steps, wall and processor seconds (data that the teacher writes included,
-        measurements excluded), and the curve.
+    Returns the learning rate, optimizer steps, seconds (data that the teacher writes included, measurements excluded),
+    and the curve.
     """
     generator = random.Random(2000 + seed)
     rows = [world.sample(generator) for _ in range(world.rollouts * BATCH_SIZE)]
-    start, cpu_start = time.perf_counter(), time.process_time()
+    clock = Clock()
     if arm == "seqkd":
         sample = draw(teacher, tokenizer, [prompt for prompt, _ in rows], world.max_completion_length, seed)
         texts = texts_of(tokenizer, sample[0], sample[2])
         rows = [(prompt, text) for (prompt, _), text in zip(rows, texts, strict=True)]
     # The space keeps prompt and completion apart when TRL joins them
     dataset = Dataset.from_list([{"prompt": prompt, "completion": f" {completion}"} for prompt, completion in rows])
-    settings = {
-        "output_dir": str(output),
-        "per_device_train_batch_size": BATCH_SIZE,
-        "num_train_epochs": 1,
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 10,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "seed": seed,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-    }
+    settings = training_arguments(
+        output,
+        seed,
+        per_device_train_batch_size=BATCH_SIZE,
+        num_train_epochs=1,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=10,
+    )
     on_policy = {"max_completion_length": world.max_completion_length, "temperature": 1.0}
     common = {"model": student, "train_dataset": dataset, "processing_class": tokenizer}
     if arm in ("sft", "seqkd"):
@@ -192,13 +148,11 @@ def train(
         trainer = MiniLLMTrainer(args=args, teacher_model=teacher, **common)
     callback = Progress(world, teacher, tokenizer, points)
     trainer.add_callback(callback)
-    trainer.remove_callback(PrinterCallback)  # the summary at the end is not wanted a hundred times
-    trainer.train()
+    train_quietly(trainer)
     return {
         "learning_rate": learning_rate,
         "optimizer_steps": trainer.state.global_step,
         "samples": len(rows),
-        "seconds": time.perf_counter() - start - callback.seconds,
-        "cpu_seconds": time.process_time() - cpu_start - callback.cpu_seconds,
+        **{name: value - callback.seconds[name] for name, value in clock.facts().items()},
         "curve": callback.curve,
     }

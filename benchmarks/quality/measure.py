@@ -20,14 +20,14 @@ import random
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.laboratory import EOS, PAD, encode
 from trl_distill.evaluation.exposure import exposure_bias
 from trl_distill.text import distinct_n, rouge_l
 
-from .models import EOS, PAD, encode
-from .worlds import World
+from .worlds import TextWorld
 
 
-def prompts_of(world: World, count: int, seed: int) -> list[str]:
+def prompts_of(world: TextWorld, count: int, seed: int) -> list[str]:
     generator = random.Random(seed)
     return [world.prompt(generator) for _ in range(count)]
 
@@ -37,8 +37,8 @@ def draw(model: PreTrainedModel, tokenizer, prompts: list[str], max_new_tokens: 
     """
     One completion for each prompt, at temperature 1.
 
-    Returns the sequences `(B, P + T)`, their attention mask, and the mask `(B, T)` of the completions, which keep their
-    end-of-sequence token.
+    Returns the sequences `(B, P + T)`, their attention mask, and the mask `(B, T)` of the completions, which keep
+    their end-of-sequence token.
     """
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
     model.eval()
@@ -91,7 +91,9 @@ def sequence_kl(upper: PreTrainedModel, lower: PreTrainedModel, sample) -> tuple
     return ratio.sum(1), ratio
 
 
-def progress(world: World, student: PreTrainedModel, teacher: PreTrainedModel, tokenizer, samples: int = 512) -> dict:
+def progress(
+    world: TextWorld, student: PreTrainedModel, teacher: PreTrainedModel, tokenizer, samples: int = 512
+) -> dict:
     """The two numbers that are followed during training."""
     sample = draw(student, tokenizer, prompts_of(world, samples, seed=-1), world.max_completion_length, seed=7)
     result = {"reverse_kl": _mean(sequence_kl(student, teacher, sample)[0])[0]}
@@ -99,22 +101,14 @@ def progress(world: World, student: PreTrainedModel, teacher: PreTrainedModel, t
     return result | ({} if None in hopeless else {"hopeless": sum(hopeless) / samples})
 
 
-def measure(world: World, student: PreTrainedModel, teacher: PreTrainedModel, tokenizer, samples: int = 2048) -> dict:
+def measure(
+    world: TextWorld, student: PreTrainedModel, teacher: PreTrainedModel, tokenizer, samples: int = 2048
+) -> dict:
     """
-    All columns of the table but the wall time, on prompts that no arm has trained on.
+    All columns of the table but the wall time, on prompts that no arm has trained on, one completion each.
 
-    Args:
-        world (`World`):
-            The world.
-        student, teacher ([`~transformers.PreTrainedModel`]):
-            The models.
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Tokenizer of the world.
-        samples (`int`, *optional*, defaults to `2048`):
-            Completions drawn from each model, one a prompt. Rouge-L and distinct-4 take the first 512.
-
-    Returns:
-        `dict`: Divergences in nats a sequence; shares between 0 and 1; Rouge-L and ExAccErr in percent.
+    Divergences are in nats a sequence, shares between 0 and 1, Rouge-L and ExAccErr in percent. Rouge-L and distinct-4
+    take the first 512 samples.
     """
     generator = random.Random(-2)
     prompts = prompts_of(world, samples, seed=-2)
@@ -155,7 +149,7 @@ def measure(world: World, student: PreTrainedModel, teacher: PreTrainedModel, to
     return result
 
 
-def teacher_facts(world: World, teacher: PreTrainedModel, tokenizer, samples: int = 4096) -> dict:
+def teacher_facts(world: TextWorld, teacher: PreTrainedModel, tokenizer, samples: int = 4096) -> dict:
     """How well the teacher knows its world: its loss on fresh rows against that of the true process itself."""
     generator = random.Random(-3)
     rows = [world.sample(generator) for _ in range(samples)]

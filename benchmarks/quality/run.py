@@ -20,36 +20,44 @@ Results are saved as they come. Started again, it does what is missing.
     python -m benchmarks.quality.run --seeds 0 1 2 --output benchmarks/results/quality.json
 """
 
-import argparse
-import json
-import logging
-import os
 import tempfile
-import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import datasets
-import torch
-import transformers
-
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import (
+    THREADS,
+    in_processes,
+    make_parser,
+    resume,
+    save,
+    student_of,
+    teacher_of,
+    word_tokenizer,
+)
 
 from .arms import ARMS, FAMILY, train
 from .measure import measure, teacher_facts
-from .models import student_of, teacher_of, tokenizer_of
 from .worlds import WORLDS
 
 
-THREADS = int(os.environ.get("OMP_NUM_THREADS", 1))  # of each process
+class Task(NamedTuple):
+    """One arm in one world with one seed. The arm `start` is the student that the others start from."""
+
+    world: str
+    arm: str
+    seed: int
+    learning_rate: float | None
 
 
-def prepare(world_name: str, seeds: list[int], cache: Path) -> dict:
+def learning_rate_of(world: str, arm: str) -> float | None:
+    return None if arm == "start" else WORLDS[world].learning_rates[FAMILY[arm]]
+
+
+def prepare(name: str, seeds: list[int], cache: Path) -> dict:
     """Trains the teacher and the students of a world, and describes them."""
-    world = WORLDS[world_name]
-    tokenizer, teacher = tokenizer_of(world), teacher_of(world, cache)
+    world = WORLDS[name]
+    tokenizer, teacher = word_tokenizer(world.vocabulary), teacher_of(world, cache)
     for seed in seeds:
         student = student_of(world, seed, cache)
     return {
@@ -61,87 +69,56 @@ def prepare(world_name: str, seeds: list[int], cache: Path) -> dict:
     }
 
 
-def learning_rate_of(world_name: str, arm: str) -> float | None:
-    return None if arm == "start" else WORLDS[world_name].learning_rates[FAMILY[arm]]
-
-
-def run(world_name: str, arm: str, seed: int, learning_rate: float | None, cache: Path) -> dict:
-    """One arm in one world with one seed. The arm `start` is the student that the others start from."""
-    world = WORLDS[world_name]
-    tokenizer, teacher, student = tokenizer_of(world), teacher_of(world, cache), student_of(world, seed, cache)
-    result = {"world": world_name, "arm": arm, "seed": seed}
-    if arm != "start":
+def run(task: Task, cache: Path) -> dict:
+    world = WORLDS[task.world]
+    tokenizer, teacher = word_tokenizer(world.vocabulary), teacher_of(world, cache)
+    student = student_of(world, task.seed, cache)
+    result = {"world": task.world, "arm": task.arm, "seed": task.seed}
+    if task.arm != "start":
         with tempfile.TemporaryDirectory() as folder:
-            rate = learning_rate_of(world_name, arm) if learning_rate is None else learning_rate
-            result |= train(arm, world, student, teacher, tokenizer, seed, Path(folder), rate)
+            rate = task.learning_rate
+            result |= train(task.arm, world, student, teacher, tokenizer, task.seed, Path(folder), rate)
     return result | measure(world, student, teacher, tokenizer)
 
 
-def _quiet():
-    torch.set_num_threads(THREADS)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-def _save(results: dict, output: Path):
-    results["runs"].sort(key=lambda run: (run["world"], run["seed"], ["start", *ARMS].index(run["arm"])))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(output)
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arms = ["start", *ARMS]
+    parser = make_parser(__doc__, "quality", arms, seeds=3, cache="build/laboratory")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
-    parser.add_argument("--arms", nargs="+", choices=["start", *ARMS], default=["start", *ARMS])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality.json"))
-    parser.add_argument("--cache", type=Path, default=Path("build/laboratory"), help="where models are kept")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--learning-rates", nargs="+", type=float, default=[None], help="for all arms, in place of the worlds' own"
+        "--learning-rates", nargs="+", type=float, default=[], help="for all arms, in place of the worlds' own"
     )
     args = parser.parse_args()
 
-    results = json.loads(args.output.read_text()) if args.output.exists() else {"worlds": {}, "runs": []}
-    made = provenance() | {"seeds": args.seeds, "processes": args.processes, "threads": THREADS}
-    results.setdefault("provenance", []).append(made)  # one entry a start; each run names its entry
-    done = {(run["world"], run["arm"], run["seed"], run.get("learning_rate")) for run in results["runs"]}
-    todo = [
-        (world, arm, seed, rate)
+    facts = {"seeds": args.seeds, "processes": args.processes, "threads": THREADS}
+    results = resume(args.output, {"worlds": {}, "runs": []}, **facts)
+    done = {Task(run["world"], run["arm"], run["seed"], run.get("learning_rate")) for run in results["runs"]}
+    tasks = [
+        Task(world, arm, seed, rate)
         for seed in args.seeds
         for world in args.worlds
         for arm in args.arms
-        for rate in ([None] if arm == "start" else args.learning_rates)
-        if (world, arm, seed, learning_rate_of(world, arm) if rate is None else rate) not in done
+        for rate in (args.learning_rates if args.learning_rates and arm != "start" else [learning_rate_of(world, arm)])
     ]
+    todo = [task for task in tasks if task not in done]
     print(f"{len(todo)} runs to do, {len(done)} done.", flush=True)
 
-    # spawn: threads of PyTorch do not survive a fork
-    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn"), initializer=_quiet) as pool:
-        worlds = {pool.submit(prepare, world, args.seeds, args.cache): world for world in args.worlds}
-        for future in as_completed(worlds):
-            results["worlds"][worlds[future]] = future.result()
-            print(f"{worlds[future]}: models ready", flush=True)
-        start = time.perf_counter()
-        futures = {pool.submit(run, *task, args.cache): task for task in todo}
-        for count, future in enumerate(as_completed(futures), 1):
-            if error := future.exception():
-                print(f"{futures[future]} failed: {error!r}", flush=True)
-                continue
-            record = future.result() | {"provenance": len(results["provenance"]) - 1}
-            results["runs"].append(record)
-            _save(results, args.output)
-            left = (time.perf_counter() - start) / count * (len(todo) - count)
-            print(
-                f"{count}/{len(todo)} {record['world']}, {record['arm']}, seed {record['seed']}: reverse KL "
-                f"{record['reverse_kl']:.2f}, {record.get('seconds', 0):.0f} s. About {left / 60:.0f} min left.",
-                flush=True,
-            )
-    _save(results, args.output)
+    describe = partial(prepare, seeds=args.seeds, cache=args.cache)
+    for world, about, _ in in_processes(args.worlds, describe, args.processes, flush_denormal=False):
+        results["worlds"][world] = about
+        print(f"{world}: models ready", flush=True)
+    work = in_processes(todo, partial(run, cache=args.cache), args.processes, flush_denormal=False)
+    for count, (task, result, left) in enumerate(work, start=1):
+        results["runs"].append(result | {"provenance": len(results["provenance"]) - 1})
+        results["runs"].sort(key=lambda run: (run["world"], run["seed"], arms.index(run["arm"])))
+        save(results, args.output)
+        print(
+            f"{count}/{len(todo)} {task.world}, {task.arm}, seed {task.seed}: reverse KL {result['reverse_kl']:.2f}, "
+            f"{result.get('seconds', 0):.0f} s. About {left:.0f} min left.",
+            flush=True,
+        )
+    save(results, args.output)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ Prints the laboratory's results as Markdown: mean and standard deviation over se
     python -m benchmarks.quality.table benchmarks/results/quality.json
 """
 
-import argparse
-import json
 import statistics
-from pathlib import Path
+
+from benchmarks.laboratory import markdown, print_table
 
 from .arms import ARMS, DEFAULT
 
@@ -62,41 +61,33 @@ def table(world: str, results: dict) -> str:
     baseline = {run["seed"]: run["reverse_kl"] for run in distillation}
     if len(baseline) < len(distillation):  # several learning rates
         baseline = {}
-    lines = [
-        f"### {world}",
-        "",
+    about = (
         f"Teacher {about['teacher_parameters']:,} parameters, loss {teacher['loss']:.2f} nats a sequence (the true "
         f"process: {teacher['process_loss']:.2f}); student {about['student_parameters']:,}. {samples:,} prompts an "
-        f"arm. Seeds {', '.join(map(str, seeds))}: mean ± standard deviation. KL in nats a sequence.",
-        "",
-        "| arm | " + " | ".join(heading for _, heading, *_ in columns) + " | reverse KL minus distillation's |",
-        "|---|" + "---|" * (len(columns) + 1),
-    ]
-    rows = {("teacher", None): [teacher]}
+        f"arm. Seeds {', '.join(map(str, seeds))}: mean ± standard deviation. KL in nats a sequence."
+    )
+    of_arm = {("teacher", None): [teacher]}
     for arm in ["start", *ARMS]:
         for rate in sorted({run.get("learning_rate") or 0 for run in runs if run["arm"] == arm}):
-            rows[arm, rate] = [run for run in runs if run["arm"] == arm and (run.get("learning_rate") or 0) == rate]
-    for (arm, rate), chosen in rows.items():
+            of_arm[arm, rate] = [run for run in runs if run["arm"] == arm and (run.get("learning_rate") or 0) == rate]
+    rows = []
+    for (arm, rate), chosen in of_arm.items():
         cells = [cell([run.get(key) for run in chosen], *form) for key, _, *form in columns]
-        paired = [run["reverse_kl"] - baseline[run["seed"]] for run in chosen if run.get("seed") in baseline]
+        differences = [run["reverse_kl"] - baseline[run["seed"]] for run in chosen if run.get("seed") in baseline]
         label = f"**{arm}** (our default)" if arm == DEFAULT else arm
-        if sum(other == arm for other, _ in rows) > 1:
+        if sum(other == arm for other, _ in of_arm) > 1:
             label += f", learning rate {rate:g}"
         if arm != "teacher" and len(chosen) < len(seeds):
             label += f" ({len(chosen)} of {len(seeds)} seeds)"
-        lines.append(
-            f"| {label} | " + " | ".join([*cells, "" if arm == "distillation" else cell(paired, 2, 1)]) + " |"
-        )
-    return "\n".join(lines)
+        rows.append([label, *cells, "" if arm == "distillation" else cell(differences, 2, 1)])
+    heads = ["arm", *(heading for _, heading, *_ in columns), "reverse KL minus distillation's"]
+    return f"### {world}\n\n{about}\n\n{markdown(heads, rows)}"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results/quality.json"))
-    results = json.loads(parser.parse_args().results.read_text())
+def tables(results: dict) -> str:
     worlds = [world for world in results["worlds"] if any(run["world"] == world for run in results["runs"])]
-    print("\n\n".join(table(world, results) for world in worlds))
+    return "\n\n".join(table(world, results) for world in worlds)
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, tables, "quality")

@@ -12,35 +12,24 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-Three small worlds of text. A world knows its true process: it draws rows of (prompt, completion), and says what can be
-checked about a completion. Tokens are words, separated by spaces.
-"""
+"""Three small worlds of text."""
 
 import math
 import random
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+
+from benchmarks.laboratory import World
 
 
 DIGITS = [str(digit) for digit in range(10)]
 
 
-class World(ABC):
+class TextWorld(World):
     """
-    What the laboratory needs to know about a world.
+    What this laboratory needs to know about a world beside.
 
     Attributes:
-        name (`str`):
-            Name in the results.
-        vocabulary (`list[str]`):
-            All words, without the padding and the end-of-sequence token.
-        max_completion_length (`int`):
-            Tokens of the longest completion, its end-of-sequence token included.
-        teacher, student (`dict`):
-            Size of the two models, keywords of [`~transformers.Qwen2Config`].
-        teacher_steps, warm_steps (`int`):
-            Optimizer steps of the teacher and of the warm start that all arms share.
         rollouts (`int`):
             Batches of prompts that every arm sees.
         references (`int`):
@@ -50,50 +39,27 @@ class World(ABC):
             reported (for `sft`, `distillation` and `minillm no-length-norm`); 3e-3 where less than 0.1 nats part them.
     """
 
-    name: str
-    vocabulary: list[str]
-    max_completion_length: int
-    teacher: dict
-    student: dict
-    teacher_steps: int
-    warm_steps: int
     rollouts: int
     references: int
     learning_rates: dict
 
     @abstractmethod
-    def prompt(self, generator: random.Random) -> str:
-        """Draws a prompt."""
-
-    @abstractmethod
-    def complete(self, prompt: str, generator: random.Random) -> str:
-        """Draws one of the completions of a prompt from the true process."""
-
-    def sample(self, generator: random.Random) -> tuple[str, str]:
-        prompt = self.prompt(generator)
-        return prompt, self.complete(prompt, generator)
-
-    @abstractmethod
     def surprise(self, prompt: str, completion: str) -> float:
         """Minus log-probability, under the true process, of a completion that this process drew."""
-
-    def correct(self, prompt: str, completion: str) -> bool | None:
-        """Whether the answer is right, `None` where there is nothing to check."""
-        return None
 
     def hopeless(self, completion: str) -> bool | None:
         """Whether a completion is in a mode that the student cannot follow, `None` where there are no such modes."""
         return None
 
 
-class Modes(World):
+class Modes(TextWorld):
     """
     Four ways to go on, chosen by the first word with equal probability, all of them ten digits long after that word.
 
-    `up` and `down` count from any digit, in steps of one (70 %) or two (30 %): easy. `mix` and `mul` look each digit up
-    in a fixed Latin square, by the two digits before it (at first those of the prompt), and in 20 % of the cases write
-    any digit: a hundred facts each, that the teacher knows and the student has no room for. Seen without its facts,
-    each of these digits is uniform.
+    `up` and `down` count from any digit, in steps of one (70 %) or two (30 %): easy. `mix` and `mul` look each digit
+    up in a fixed Latin square, by the two digits before it (at first those of the prompt), and in 20 % of the cases
+    write any digit: a hundred facts each, that the teacher knows and the student has no room for. Seen without its
+    facts, each of these digits is uniform.
     """
 
     name = "modes"
@@ -152,12 +118,12 @@ class Modes(World):
         return completion.split(" ", 1)[0] in self.hard
 
 
-class Arithmetic(World):
+class Arithmetic(TextWorld):
     """
     Chains of four digits joined by `+`, `-` and `*`, worked out modulo 10 from left to right with every step written.
 
-    `7 + 5 * 3 - 9 =` goes on as `2 * 3 = 6 - 9 = 7`. A step is a slip with a probability of 1 %, and the process then goes
-    on from the wrong number, so that the teacher knows what follows an error.
+    `7 + 5 * 3 - 9 =` goes on as `2 * 3 = 6 - 9 = 7`. A step is a slip with a probability of 1 %, and the process then
+    goes on from the wrong number, so that the teacher knows what follows an error.
     """
 
     name = "arithmetic"
@@ -212,7 +178,7 @@ class Arithmetic(World):
         return completion.split()[-1:] == [str(value)]
 
 
-class Stories(World):
+class Stories(TextWorld):
     """
     Short stories of one sentence or more, drawn from a grammar: many right continuations of every prompt.
 
@@ -302,9 +268,8 @@ class Stories(World):
         if theme is None or story["place"] not in theme["place"] or story["thing"] not in theme["thing"]:
             return 0.0
         hero, friend, finder = prompt.split()[1], story["friend"], story["finder"]
-        words = (
-            1 / 3 * 1 / 2 * 1 / 2 * 1 / 2 * (0.75 if story["end"] == "happy" else 0.25)
-        )  # theme, deed, place, thing
+        # theme, deed, place, thing, end
+        words = 1 / 3 * 1 / 2 * 1 / 2 * 1 / 2 * (0.75 if story["end"] == "happy" else 0.25)
         if friend is None:
             return 0.4 * words if finder == hero and story["other"] is None else 0.0
         pair = {hero, friend} == {finder, story["other"]}

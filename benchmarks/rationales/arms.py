@@ -17,14 +17,14 @@
 import json
 import shutil
 import statistics
-import time
 from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.laboratory import Clock, train_quietly, training_arguments
 from trl_distill import (
     LabeledSFTConfig,
     LabeledSFTTrainer,
@@ -94,27 +94,17 @@ def rank_of_nats_size(laboratory: Laboratory) -> int:
 
 def settings_of(laboratory: Laboratory, seed: int, output: Path, learning_rate: float) -> dict:
     """What all trainers are told."""
-    return {
-        "output_dir": str(output),
-        "per_device_train_batch_size": laboratory.batch_size,
-        "per_device_eval_batch_size": 512,
-        "num_train_epochs": laboratory.epochs,
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 20,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "seed": seed,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "completion_only_loss": True,
-    }
+    return training_arguments(
+        output,
+        seed,
+        per_device_train_batch_size=laboratory.batch_size,
+        per_device_eval_batch_size=512,
+        num_train_epochs=laboratory.epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=20,
+        completion_only_loss=True,
+    )
 
 
 def folder_of(laboratory: Laboratory, arm: str, seed: int, learning_rate: float) -> Path:
@@ -139,7 +129,7 @@ def augment(laboratory: Laboratory, seed: int) -> dict:
     """
     rationales, nat = laboratory.rationales(seed), student_of(laboratory, "nat", seed)
     questions = laboratory.asked(seed)
-    start = time.process_time()
+    clock = Clock()
     drawn = laboratory.draw(nat, questions, laboratory.augmentation, seed=seed)
     teachers = [row for row in rationales if row["label"]]
     known = {(row["prompt"], row["completion"]) for row in teachers}
@@ -155,7 +145,7 @@ def augment(laboratory: Laboratory, seed: int) -> dict:
         "rows": {"teacher": len(teachers), "nat": len(new)},
         "questions only nat solved": len({row["prompt"] for row in new} - solved),
         "beta": {"mean": statistics.mean(weighed["weight"]), "std": statistics.stdev(weighed["weight"])},
-        "cpu_seconds": time.process_time() - start,
+        "cpu_seconds": clock.facts()["cpu_seconds"],
     }
 
 
@@ -207,33 +197,20 @@ def train(laboratory: Laboratory, arm: str, seed: int, learning_rate: float) -> 
     """
     Trains one arm and keeps its adapters.
 
-    Args:
-        laboratory ([`Laboratory`]):
-            World, models and sizes.
-        arm (`str`):
-            One of `ARMS`.
-        seed (`int`):
-            Seed of the questions, the teacher's samples, the adapters and the order of the rows.
-        learning_rate (`float`):
-            At the start of each stage; it falls linearly to 0.
+    The seed is that of the questions, of the teacher's samples, the adapters and the order of the rows. The learning
+    rate is that at the start of each stage; it falls linearly to 0.
 
-    Returns:
-        `tuple[PeftModel, dict]`: The student, and what it took: trainable parameters, optimizer steps, and seconds.
+    Returns the student and what it took: trainable parameters, optimizer steps, and seconds.
     """
-    start, cpu_start = time.perf_counter(), time.process_time()
-    trainer = trainer_of(laboratory, arm, seed, learning_rate)
-    trainers = [trainer, getattr(trainer, "negative_trainer", None)]
-    for one in filter(None, trainers):
-        one.remove_callback(PrinterCallback)  # the summary at the end is not wanted a hundred times
-    trainer.train()
-    steps = [one.state.global_step for one in filter(None, trainers)]
+    clock, trainer = Clock(), trainer_of(laboratory, arm, seed, learning_rate)
+    train_quietly(trainer)
+    negative = getattr(trainer, "negative_trainer", None)
     facts = {
         "learning_rate": learning_rate,
         "trainable_parameters": trainable(trainer.model),
-        "optimizer_steps": steps[0],
-        "optimizer_steps_of_the_negative_stage": sum(steps[1:]),
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu_start,
+        "optimizer_steps": trainer.state.global_step,
+        "optimizer_steps_of_the_negative_stage": negative.state.global_step if negative else 0,
+        **clock.facts(),
     }
     trainer.save_model()
     return trainer.model, facts

@@ -22,14 +22,11 @@ Counts of right and wrong rationales in the data that were released with the NAT
 """
 
 import argparse
-import gzip
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance, read_lines, save
 from trl_distill.evaluation.answers import extract_answer, reference_answer
 from trl_distill.evaluation.equality import math_string
 from trl_distill.rationales.labels import Labeller, Rationales, judge_rationales, read_rationales
@@ -38,45 +35,17 @@ from trl_distill.rationales.labels import Labeller, Rationales, judge_rationales
 FILES = {"gpt-3.5-turbo": "math_cot_gpt35.jsonl.gz", "gpt-4": "math_cot_gpt4.jsonl.gz"}
 QUESTIONS = 7500  # of the complete release
 
-# An earlier count on the complete release. That of "marked, MATH strings" took the text after "The answer is" only.
+# Of an earlier count on the complete release. That of "marked, MATH strings" took the text after "The answer is" only.
 COMPLETE_RELEASE = {
     "gpt-3.5-turbo": {
-        "release": {
-            "right": 21127,
-            "wrong": 38873,
-            "under_1600_right": 20849,
-            "under_1600_wrong": 33143,
-            "under_1200_right": 20545,
-            "questions_all_right": 1032,
-            "questions_all_wrong": 2829,
-            "questions_mixed": 3639,
-            "unboxed": 786,
-            "repeats": 1041,
-        },
+        "release": {"right": 21127, "wrong": 38873},
         "marked, MATH strings": {"right": 21134, "wrong": 38082, "no_answer": 784},
     },
     "gpt-4": {
-        "release": {
-            "right": 28117,
-            "wrong": 31883,
-            "under_1600_right": 27587,
-            "under_1600_wrong": 27583,
-            "under_1200_right": 26505,
-            "questions_all_right": 1633,
-            "questions_all_wrong": 2030,
-            "questions_mixed": 3837,
-            "unboxed": 4409,
-            "repeats": 446,
-        },
+        "release": {"right": 28117, "wrong": 31883},
         "marked, MATH strings": {"right": 30490, "wrong": 28699, "no_answer": 811},
     },
 }
-
-
-def read(path: Path) -> Iterator[Rationales]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield read_rationales(json.loads(line), "question", "generated_answer")
 
 
 def judge_by_strings(rationales: Rationales) -> list[bool | None]:
@@ -130,7 +99,7 @@ def main(argv: list[str] | None = None):
 
     result = {"benchmark": "rationales/label_counts", "rules": ABOUT, "teachers": {}, "provenance": provenance()}
     for teacher, file in FILES.items():
-        rationales = list(read(args.data / file))
+        rationales = [read_rationales(row, "question", "generated_answer") for row in read_lines(args.data / file)]
         counts = {rule: count(rationales, rule) for rule in RULES}
         scale = QUESTIONS / len(rationales)
         result["teachers"][teacher] = {
@@ -139,12 +108,12 @@ def main(argv: list[str] | None = None):
             "rationales": sum(len(question.completions) for question in rationales),
             "counts": counts,
             "scaled_to_7500_questions": {
-                rule: {name: round(number * scale) for name, number in numbers.items()}
-                for rule, numbers in counts.items()
+                rule: {name: round(number * scale) for name, number in of_rule.items()}
+                for rule, of_rule in counts.items()
             },
             "complete_release": COMPLETE_RELEASE[teacher],
         }
-    args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result, args.output, indent=2)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.quality.models import student_of, teacher_of, tokenizer_of
+from benchmarks.laboratory import student_of, teacher_of, word_tokenizer
 from trl_distill.generation import Samples, sample_completions
 
 from .world import DRILLS, PUPIL, Drills, Pupil
@@ -31,49 +31,25 @@ from .world import DRILLS, PUPIL, Drills, Pupil
 
 @dataclass(frozen=True)
 class Laboratory:
-    """
-    The world and the sizes of everything. A test makes a minute one.
+    """The world and the sizes of everything. A test makes a minute one."""
 
-    Args:
-        cache (`pathlib.Path`):
-            Folder in which models, rationales and adapters are kept.
-        pupil, drills (`World`, *optional*):
-            What the teacher learns, and what the base model has read.
-        questions (`int`, *optional*, defaults to `1000`):
-            Questions that the teacher answers for each seed.
-        samples (`int`, *optional*, defaults to `8`):
-            Rationales that it samples for each of them, at temperature 1. Repeats are dropped.
-        epochs (`int`, *optional*, defaults to `6`):
-            Passes of every arm over each row that it trains on.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Rows of an optimizer step.
-        rank, width (`int`, *optional*, defaults to `8` and `16`):
-            Rank of the LoRA, and width of NAT's gates.
-        augmentation (`int`, *optional*, defaults to `4`):
-            Rationales that NAT samples for each question, of which the right ones join the data of NCE.
-        test_questions (`int`, *optional*, defaults to `1000`):
-            Questions of the test, the same for all arms and seeds, none of them trained on.
-        votes, vote_questions (`int`, *optional*, defaults to `16` and `500`):
-            Samples of a vote, and how many of the test's questions are voted on.
-    """
-
-    cache: Path
-    pupil: Pupil = PUPIL
-    drills: Drills = DRILLS
-    questions: int = 1000
-    samples: int = 8
-    epochs: int = 6
+    cache: Path  # where models, rationales and adapters are kept
+    pupil: Pupil = PUPIL  # what the teacher learns
+    drills: Drills = DRILLS  # what the base model has read
+    questions: int = 1000  # that the teacher answers for each seed
+    samples: int = 8  # rationales of each, at temperature 1; repeats are dropped
+    epochs: int = 6  # passes of every arm over each row that it trains on
     batch_size: int = 32
-    rank: int = 8
-    width: int = 16
-    augmentation: int = 4
-    test_questions: int = 1000
-    votes: int = 16
-    vote_questions: int = 500
+    rank: int = 8  # of the LoRA
+    width: int = 16  # of NAT's gates
+    augmentation: int = 4  # rationales that NAT samples for each question; the right ones join the data of NCE
+    test_questions: int = 1000  # the same for all arms and seeds, none of them trained on
+    votes: int = 16  # samples of a vote
+    vote_questions: int = 500  # how many of the test's questions are voted on
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        return tokenizer_of(self.pupil)
+        return word_tokenizer(self.pupil.vocabulary)
 
     def folder(self, seed: int, name: str) -> Path:
         return self.cache / str(seed) / name.replace(" ", "-")
@@ -119,7 +95,7 @@ class Laboratory:
         return [drawn[i] for i in range(len(questions))]
 
     def label(self, questions: Sequence[str], drawn: Sequence[Samples]) -> list[dict]:
-        """Rows `prompt`, `completion` and `label`. Repeats within a question and texts without an answer are dropped."""
+        """Rows `prompt`, `completion`, `label`. Repeats within a question and texts without an answer are dropped."""
         return [
             # The space keeps prompt and completion apart when TRL joins them
             {"prompt": question, "completion": f" {text}", "label": self.pupil.correct(question, text)}

@@ -32,7 +32,7 @@ from datasets import Dataset, load_dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import provenance, save
 from benchmarks.smollm2 import smollm2
 from trl_distill import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer
 from trl_distill.evaluation import check_answer, evaluate_model
@@ -111,26 +111,22 @@ def train(arm: str, args, seed: int, model, tokenizer, rows: dict[str, Dataset],
         trainer = LabeledSFTTrainer(model, args=config, **common)
         trainer.train()
         return trainer
-    if arm == "negative":
-        config = NegativeAssistedConfig(**settings(args, seed, folder), stages="negative")
-        trainer = NegativeAssistedTrainer(model, args=config, **common)
-        trainer.train()
-        trainer.save_model(str(adapters / f"negative-{seed}"))
-        return trainer
     negative = adapters / f"negative-{seed}"
-    if arm == "nat without neg":  # a fresh LoRA adds nothing
-        negative = adapters / "zero"
-        zero = get_peft_model(model, lora(), adapter_name="neg")
-        zero.save_pretrained(negative)
-        model = zero.unload()
-    config = NegativeAssistedConfig(
-        **settings(args, seed, folder),
-        stages="positive",
-        negative_adapter_path=str(negative),
-        integration_width=args.integration_width,
-    )
+    if arm == "negative":
+        stage = {"stages": "negative"}
+    else:
+        if arm == "nat without neg":  # a fresh LoRA adds nothing
+            negative = adapters / "zero"
+            zero = get_peft_model(model, lora(), adapter_name="neg")
+            zero.save_pretrained(negative)
+            model = zero.unload()
+        stage = {"stages": "positive", "negative_adapter_path": str(negative)}
+        stage |= {"integration_width": args.integration_width}
+    config = NegativeAssistedConfig(**settings(args, seed, folder), **stage)
     trainer = NegativeAssistedTrainer(model, args=config, **common)
     trainer.train()
+    if arm == "negative":
+        trainer.save_model(str(negative))
     return trainer
 
 
@@ -207,14 +203,10 @@ def main():
     add("--eval_batch_size", type=int, default=64)
     args = parser.parse_args()
     results = json.loads(args.output.read_text()) if args.output.exists() else {"benchmark": "rationales/real_model"}
-    options = {
-        name: value for name, value in vars(args).items() if name not in ("arms", "seeds", "output", "adapters")
-    }
-    options |= {
-        "model": args.model or "SmolLM2-135M-Instruct",
-        "rationales": args.rationales.name,
-        "accuracy": args.accuracy and args.accuracy.name,
-    }
+    kept_apart = ("arms", "seeds", "output", "adapters")
+    options = {name: value for name, value in vars(args).items() if name not in kept_apart}
+    options |= {"model": args.model or "SmolLM2-135M-Instruct", "rationales": args.rationales.name}
+    options["accuracy"] = args.accuracy and args.accuracy.name
     results.setdefault("settings", options)
     if results["settings"] != options:
         raise SystemExit(
@@ -232,8 +224,7 @@ def main():
             record = run(arm, seed, args, args.adapters)
             results["runs"].append(record)
             done.add((arm, seed))
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(results, indent=1) + "\n")
+            save(results, args.output)
             print(
                 f"{arm}, seed {seed}: right {record['right']['loss']:.4f}, wrong {record['wrong']['loss']:.4f} nats a "
                 f"token, accuracy {record.get('accuracy')}, {record.get('seconds', 0):.0f} s",

@@ -20,30 +20,14 @@ Results are saved as they come. Started again, it does what is missing.
     python -m benchmarks.rationales.run --seeds 0 1 2
 """
 
-import argparse
-import json
-import logging
-import os
-import time
-import warnings
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
-import datasets
-import torch
-import transformers
-
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import THREADS, in_processes, make_parser, pack, resume, save
 
 from .arms import ARMS, AUGMENTED, LEARNING_RATE, STUDENTS, augment, train
-from .intervals import pack
 from .laboratory import Laboratory
 from .voting import vote
-
-
-THREADS = int(os.environ.get("OMP_NUM_THREADS", 1))  # of each process
 
 
 class Task(NamedTuple):
@@ -105,15 +89,6 @@ def perform(laboratory: Laboratory, task: Task) -> dict | list[dict]:
     return {"arm": task.arm, "seed": task.seed, **facts, "accuracy": sum(right) / len(right), "right": pack(right)}
 
 
-def _quiet():
-    torch.set_num_threads(THREADS)
-    torch.set_flush_denormal(True)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
 def record(results: dict, task: Task, result: dict | list[dict]):
     """Puts the result of a task where `finished` and the table look for it."""
     if task.kind == "train":
@@ -142,61 +117,32 @@ def tasks_of(seeds: list[int], arms: list[str], learning_rates: list[float], vot
     return tasks
 
 
-def save(results: dict, output: Path):
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(output)
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/rationales.json"))
-    parser.add_argument("--cache", type=Path, default=Path("build/rationales"), help="where models are kept")
+    parser = make_parser(__doc__, "rationales", ARMS, seeds=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--no-votes", action="store_true")
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[LEARNING_RATE])
     args = parser.parse_args()
 
     laboratory = Laboratory(args.cache)
-    empty = {"benchmark": "rationales", "provenance": [], "prepare": {}, "augment": {}, "vote": {}, "runs": []}
-    results = json.loads(args.output.read_text()) if args.output.exists() else empty
     sizes = {name: value for name, value in vars(laboratory).items() if isinstance(value, int)}
-    made = provenance() | {"sizes": sizes, "processes": args.processes, "threads": THREADS}
-    results["provenance"].append(made)  # one entry a start
+    empty = {"benchmark": "rationales", "provenance": [], "prepare": {}, "augment": {}, "vote": {}, "runs": []}
+    results = resume(args.output, empty, sizes=sizes, processes=args.processes, threads=THREADS)
     todo = tasks_of(args.seeds, args.arms, args.learning_rates, not args.no_votes)
     todo = [task for task in todo if task not in finished(results)]
     laboratory.teacher()  # before two processes train it
     print(f"{len(todo)} tasks to do, {len(finished(results))} done.", flush=True)
 
-    start, count, running = time.perf_counter(), 0, {}
-    # spawn: threads of PyTorch do not survive a fork
-    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn"), initializer=_quiet) as pool:
-        while True:
-            done = finished(results)
-            for task in [task for task in todo if task.needs() <= done][: args.processes - len(running)]:
-                todo.remove(task)
-                running[pool.submit(perform, laboratory, task)] = task
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task, count = running.pop(future), count + 1
-                if error := future.exception():
-                    print(f"{task} failed: {error!r}", flush=True)
-                    continue
-                result = future.result()
-                if task.kind == "train":
-                    result |= {"provenance": len(results["provenance"]) - 1}
-                record(results, task, result)
-                save(results, args.output)
-                minutes = (time.perf_counter() - start) / 60
-                left = minutes / count * (len(todo) + len(running))
-                score = f": {100 * result['accuracy']:.1f} %, {result['cpu_seconds']:.0f} s" if task.arm else ""
-                print(f"{task.kind} {task.arm} {task.seed}{score}. {left:.0f} min left.", flush=True)
-    if todo:
-        print(f"Not done, for want of what they need: {', '.join(map(str, todo))}", flush=True)
+    work = in_processes(
+        todo, partial(perform, laboratory), args.processes, may_start=lambda task: task.needs() <= finished(results)
+    )
+    for task, result, left in work:
+        if task.kind == "train":
+            result |= {"provenance": len(results["provenance"]) - 1}
+        record(results, task, result)
+        save(results, args.output)
+        score = f": {100 * result['accuracy']:.1f} %, {result['cpu_seconds']:.0f} s" if task.arm else ""
+        print(f"{task.kind} {task.arm} {task.seed}{score}. {left:.0f} min left.", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,11 @@ Prints the results of the laboratory of rationales as Markdown.
     python -m benchmarks.rationales.table benchmarks/results/rationales.json
 """
 
-import argparse
-import json
 import statistics
-from pathlib import Path
+
+from benchmarks.laboratory import average, gain, markdown, mean, print_table, unpack
 
 from .arms import ARMS, STUDENTS
-from .intervals import over_seeds, paired, unpack
 
 
 # What an arm is compared with beside CoT KD, so that one thing differs
@@ -46,23 +44,6 @@ CONTROL = {
 }
 
 
-def mean(values) -> str:
-    """A mean in percent with its interval over seeds."""
-    center, spread = over_seeds([100 * value for value in values])
-    return f"{center:.1f} ± {spread:.1f}" if spread < float("inf") else f"{center:.1f}"
-
-
-def gain(arm: dict[int, list[bool]], baseline: dict[int, list[bool]]) -> str:
-    """A difference in points: its intervals over seeds and over questions, and how often it is above 0."""
-    result = paired(arm, baseline)
-    over = f"{100 * result['over_seeds']:.1f}" if len(result["each"]) > 1 else "?"
-    won = sum(each > 0 for each in result["each"])
-    return (
-        f"{100 * result['difference']:+.1f} ± {over} (± {100 * result['over_questions']:.1f}), "
-        f"{won} of {len(result['each'])}"
-    )
-
-
 def arms_table(results: dict) -> str:
     """All arms, each against CoT KD and against its control."""
     rates: dict[tuple[str, float], list[dict]] = {}
@@ -81,35 +62,36 @@ def arms_table(results: dict) -> str:
             for seed, values in verdicts.items()
         ]
 
-    lines = [
-        "| arm | accuracy % | easy % | hard % | minus CoT KD, points | minus a control, points | trained | steps | CPU s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name in ("teacher", "base"):
         verdicts = {seed: unpack(facts[name]) for seed, facts in prepared.items()}
-        cells = [mean(shares(verdicts, kind)) for kind in (None, True, False)]
-        lines.append(f"| {name}, greedy | " + " | ".join(cells) + " | | | | | |")
+        rows.append([f"{name}, greedy", *(mean(shares(verdicts, kind)) for kind in (None, True, False)), *[""] * 5])
     for (arm, rate), runs in rates.items():
         verdicts = {run["seed"]: unpack(run["right"]) for run in runs}
-        cells = [mean(shares(verdicts, kind)) for kind in (None, True, False)]
-        cells.append(gain(verdicts, right["cot kd"]) if arm != "cot kd" and "cot kd" in right and not tuned else "")
         control = CONTROL.get(arm)
-        cells.append(f"{control}: {gain(verdicts, right[control])}" if control in right and not tuned else "")
-        cells.append(f"{runs[0]['trainable_parameters']:,}")
-        negative = statistics.mean(run["optimizer_steps_of_the_negative_stage"] for run in runs)
-        steps = f"{statistics.mean(run['optimizer_steps'] for run in runs):.0f}"
-        cells.append(f"{negative:.0f} + {steps}" if negative else steps)
-        cells.append(f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}")
-        label = f"{arm}, {rate:g}" if tuned else arm
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        steps = average(run["optimizer_steps"] for run in runs)
+        if negative := statistics.mean(run["optimizer_steps_of_the_negative_stage"] for run in runs):
+            steps = f"{negative:.0f} + {steps}"
+        rows.append(
+            [
+                f"{arm}, {rate:g}" if tuned else arm,
+                *(mean(shares(verdicts, kind)) for kind in (None, True, False)),
+                gain(verdicts, right["cot kd"]) if arm != "cot kd" and "cot kd" in right and not tuned else "",
+                f"{control}: {gain(verdicts, right[control])}" if control in right and not tuned else "",
+                f"{runs[0]['trainable_parameters']:,}",
+                steps,
+                average(run["cpu_seconds"] for run in runs),
+            ]
+        )
+    heads = ["arm", "accuracy %", "easy %", "hard %", "minus CoT KD, points", "minus a control, points", "trained"]
+    return markdown([*heads, "steps", "CPU s"], rows)
 
 
 def votes_table(results: dict) -> str:
     """The votes of each student, and the ranker."""
     heads = ["student", "greedy %", "one sample %", "SC %", "WS %", "ASC %", "ASC minus SC", "ASC minus WS"]
     heads += ["ranker right on teacher %", "on student %", "bug in the teacher's mistakes %", "in the student's %"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = []
     for student in STUDENTS:
         of_seed = {
             int(seed): next(vote for vote in votes if vote["student"] == student)
@@ -130,18 +112,19 @@ def votes_table(results: dict) -> str:
         for key in ("accuracy", "wrong, with the bug's answer"):
             judged = [[vote["ranker"][who][key] for vote in of_seed.values()] for who in ("teacher", "student")]
             cells += [mean(values) if None not in values else "" for values in judged]
-        lines.append(f"| {student} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([student, *cells])
+    return markdown(heads, rows)
 
 
 def facts(results: dict) -> str:
     """The data of the seeds."""
     prepared = list(results["prepare"].values())
+    parameters = prepared[0]["parameters"]
     sampled = statistics.mean(facts["teacher, one sample"] for facts in prepared)
     right, wrong = (statistics.mean(facts[name] for facts in prepared) for name in ("right", "wrong"))
     text = (
-        f"Seeds {', '.join(results['prepare'])}. Teacher of {prepared[0]['parameters']['teacher']:,} parameters, right in "
-        f"{100 * sampled:.1f} % of its samples; base of {prepared[0]['parameters']['base']:,}. {right:.0f} right and "
+        f"Seeds {', '.join(results['prepare'])}. Teacher of {parameters['teacher']:,} parameters, right "
+        f"in {100 * sampled:.1f} % of its samples; base of {parameters['base']:,}. {right:.0f} right and "
         f"{wrong:.0f} wrong rationales a seed."
     )
     if results["augment"]:
@@ -163,11 +146,32 @@ def table(results: dict) -> str:
     return "\n\n".join(parts + ([votes_table(results)] if results["vote"] else []))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results/rationales.json"))
-    print(table(json.loads(parser.parse_args().results.read_text())))
+def real_model(result: dict) -> str:
+    runs: dict[str, list[dict]] = {}
+    for run in result["runs"]:
+        runs.setdefault(run["arm"], []).append(run)
+
+    def losses(of_arm: list[dict], name: str) -> str:
+        values = [run[name]["loss"] for run in of_arm]
+        return f"{statistics.mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+    rows = [
+        [arm, len(of_arm), of_arm[0].get("trainable_parameters", ""), losses(of_arm, "right"), losses(of_arm, "wrong")]
+        for arm, of_arm in runs.items()
+    ]
+    heads = ["arm", "seeds", "trained parameters", "held-out right, nats a token", "held-out wrong"]
+    return markdown(heads, rows)
+
+
+def label_counts(result: dict) -> str:
+    names = ["right", "wrong", "no_answer", "unboxed", "right_but_unboxed"]
+    rows = [
+        [teacher, rule, *(counts[name] for name in names)]
+        for teacher, of_teacher in result["teachers"].items()
+        for rule, counts in of_teacher["counts"].items()
+    ]
+    return markdown(["teacher", "rule", *names], rows)
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, table, "rationales")

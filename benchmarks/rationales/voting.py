@@ -14,10 +14,9 @@
 
 """The vote among samples of a student, with a ranker that has read the teacher's right and wrong rationales."""
 
-import time
+from transformers import Qwen2ForSequenceClassification
 
-from transformers import PrinterCallback, Qwen2ForSequenceClassification
-
+from benchmarks.laboratory import Clock, pack, train_quietly
 from trl_distill import (
     ASCRankerConfig,
     ASCRankerTrainer,
@@ -27,7 +26,6 @@ from trl_distill import (
 )
 
 from .arms import settings_of, student_of
-from .intervals import pack
 from .laboratory import Laboratory
 from .world import Pupil
 
@@ -49,8 +47,7 @@ def train_ranker(laboratory: Laboratory, seed: int) -> ASCRankerTrainer:
         train_dataset=laboratory.rationales(seed),
         processing_class=laboratory.tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    train_quietly(trainer)
     return trainer
 
 
@@ -59,7 +56,7 @@ def share(values: list[bool]) -> float | None:
 
 
 def judge(ranker: ASCRankerTrainer, pupil: Pupil, rows: list[dict]) -> dict:
-    """How well scores tell right rationales from wrong ones, by decisions at 0.5, and how many mistakes are the bug."""
+    """How well scores tell right rationales from wrong ones, by decisions at 0.5; how many mistakes are the bug."""
     verdicts = [score > 0.5 for score in ranker.score(rows)]
     wrong = [row for row in rows if not row["label"]]
     bugs = [
@@ -81,18 +78,18 @@ def vote(laboratory: Laboratory, seed: int, students: tuple[str, ...]) -> list[d
 
     Returns:
         `list[dict]`: For each student the accuracy of single samples (`single`), whether each question is answered
-        rightly by `sc`, `ws` and `asc` (see `pack`), and what the ranker is worth on the teacher's rationales to these questions and on
-        the student's own.
+        rightly by `sc`, `ws` and `asc` (see `pack`), and what the ranker is worth on the teacher's rationales to these
+        questions and on the student's own.
     """
-    start = time.process_time()
+    clock = Clock()
     questions = laboratory.test(seed)[: laboratory.vote_questions]
     ranker = train_ranker(laboratory, seed)
     drawn = laboratory.draw(laboratory.teacher(), questions, samples=1, seed=seed)
     of_teacher = judge(ranker, laboratory.pupil, laboratory.label(questions, drawn))
-    ranker_seconds = time.process_time() - start
+    ranker_seconds = clock.facts()["cpu_seconds"]
     results = []
     for student in students:
-        start, pupil = time.process_time(), laboratory.pupil
+        clock, pupil = Clock(), laboratory.pupil
         drawn = laboratory.draw(student_of(laboratory, student, seed), questions, laboratory.votes, seed=seed)
         rows = [
             {"prompt": question, "completion": f" {text}", "label": pupil.correct(question, text)}
@@ -121,7 +118,7 @@ def vote(laboratory: Laboratory, seed: int, students: tuple[str, ...]) -> list[d
                     "student": judge(ranker, pupil, rows),
                     "cpu_seconds": ranker_seconds,
                 },
-                "cpu_seconds": time.process_time() - start,
+                "cpu_seconds": clock.facts()["cpu_seconds"],
             }
         )
     return results

@@ -24,10 +24,10 @@ import random
 import re
 from collections.abc import Callable
 
-from benchmarks.quality.worlds import DIGITS, World
+from benchmarks.laboratory import World
 
 
-VOCABULARY = [*DIGITS, "+", "-", "*", "=", ";", "####"]
+VOCABULARY = [*"0123456789", "+", "-", "*", "=", ";", "####"]
 OPERATORS = {
     "+": lambda left, right: left + right,
     "-": lambda left, right: left - right,
@@ -56,8 +56,8 @@ class Pupil(World):
     | precedence | `7 + 5 * 3 + 2 =` | works from left to right |
 
     The larger the first digit, the likelier the bug: a probability of 0.1 to 1. It shows only where there is something
-    to carry, to borrow or to put first. Each result is also off by one with a probability of 4 %, and the pupil goes on
-    from there.
+    to carry, to borrow or to put first. Each result is also off by one with a probability of 4 %, and the pupil goes
+    on from there.
     """
 
     name = "pupil"
@@ -66,8 +66,6 @@ class Pupil(World):
     teacher = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
     student = teacher
     teacher_steps = 2500
-    warm_steps = rollouts = references = 0
-    learning_rates = {}
 
     slip = 0.04
 
@@ -106,8 +104,8 @@ class Pupil(World):
     @staticmethod
     def work(prompt: str, bug: bool, swap: bool, write: Callable[[int], int] = lambda result: result) -> str:
         """
-        One way to answer a question. `swap` changes the order of two steps, `write` turns the right result of a step into
-        the one that is written and gone on from.
+        One way to answer a question. `swap` changes the order of two steps, `write` turns the right result of a step
+        into the one that is written and gone on from.
         """
         steps = []
 
@@ -162,8 +160,11 @@ class Pupil(World):
 
         return self.work(prompt, generator.random() < self.bug_probability(prompt), generator.random() < 0.5, write)
 
-    def surprise(self, prompt, completion):
-        """Sums over the ways that may have led to the completion: with the bug or without, in either order."""
+    def surprise(self, prompt: str, completion: str) -> float:
+        """
+        Minus log-probability of a completion, over all ways that may have led to it: with the bug or without, in
+        either order.
+        """
         written = [read(result) for result in re.findall(r"= ([\d ]+) ;", completion)]
         bug, total = self.bug_probability(prompt), 0.0
         for buggy in (False, True):
@@ -194,10 +195,7 @@ class Drills(World):
     vocabulary = VOCABULARY
     max_completion_length = 36
     teacher = student = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-    teacher_steps = 0
     warm_steps = 1000
-    rollouts = references = 0
-    learning_rates = {}
 
     def prompt(self, generator):
         return ""
@@ -231,9 +229,6 @@ class Drills(World):
         if form == "steps":
             return " ".join(self._step(generator) for _ in range(4))
         return self._chain(generator) if form == "chain" else self._exercise(generator)
-
-    def surprise(self, prompt, completion):
-        raise NotImplementedError("Nobody compares a student with the drills.")
 
 
 PUPIL, DRILLS = Pupil(), Drills()

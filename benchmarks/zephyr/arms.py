@@ -15,17 +15,15 @@
 """The arms that are compared: what each starts from, and what it is trained on by TRL's trainers."""
 
 import hashlib
-import json
 import shutil
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from benchmarks.laboratory import Clock, read_lines, train_quietly, training_arguments
 from trl_distill.chat import BaseChatModel, Completion
 from trl_distill.zephyr import FeedbackConfig, preference_pairs, run_feedback, scored_rows
 
@@ -35,28 +33,13 @@ from .world import POOL, judge_model, writer_model
 
 @dataclass(frozen=True)
 class Arm:
-    """
-    One training.
+    """One training."""
 
-    Args:
-        start (`str`):
-            Arm whose model it starts from, or `"base"`.
-        data (`str`):
-            `"dialogues"` of the teacher, or answers from the feedback: `"chosen"` alone, or the policy by which the
-            `rejected` ones are drawn.
-        epochs (`int`, *optional*, defaults to `1`):
-            Passes over the data.
-        beta (`float`, *optional*, defaults to `0.1`):
-            Beta of DPO.
-        answers (`str`, *optional*, defaults to `"pool"`):
-            Whose answers are judged, one of `FEEDBACK`.
-    """
-
-    start: str
-    data: str
+    start: str  # the arm whose model it starts from, or "base"
+    data: str  # "dialogues" of the teacher; of the feedback "chosen" alone, or the policy that draws `rejected`
     epochs: int = 1
-    beta: float = 0.1
-    answers: str = "pool"
+    beta: float = 0.1  # of DPO
+    answers: str = "pool"  # whose answers are judged, one of `FEEDBACK`
 
     @property
     def method(self) -> str:
@@ -106,8 +89,8 @@ class Student(BaseChatModel):
     """
     The model of dSFT as one that answers.
 
-    [`~trl_distill.chat.LocalChatModel`] would do the same, but for the architecture of our models transformers takes its
-    own byte-level tokenizer, whatever the folder holds.
+    [`~trl_distill.chat.LocalChatModel`] would do the same, but for the architecture of our models transformers takes
+    its own byte-level tokenizer, whatever the folder holds.
     """
 
     name = "student"
@@ -149,8 +132,7 @@ def feedback(laboratory: Laboratory, seed: int, answers: str) -> list[dict]:
             responders=[] if answers == "student alone" else [writer_model(world, *item) for item in POOL.items()],
             judges=[judge_model(world)],
         )
-    lines = (folder / "ratings.jsonl").read_text().splitlines()
-    return scored_rows(map(json.loads, lines))[0]
+    return scored_rows(read_lines(folder / "ratings.jsonl"))[0]
 
 
 def describe(laboratory: Laboratory, seed: int, answers: str) -> dict:
@@ -196,61 +178,41 @@ def rows_of(laboratory: Laboratory, arm: Arm, seed: int) -> Dataset:
 
 def train(laboratory: Laboratory, name: str, seed: int, learning_rate: float | None = None) -> dict:
     """
-    Trains an arm and keeps its model. The arm that it starts from must be there.
+    Trains an arm from the model of the one that it starts from, which must be there, and keeps it.
 
-    Args:
-        laboratory ([`Laboratory`]):
-            World, models and sizes.
-        name (`str`):
-            One of `ARMS`.
-        seed (`int`):
-            Seed of dialogues, feedback and the order of the rows.
-        learning_rate (`float`, *optional*):
-            Defaults to that of `LEARNING_RATES`.
-
-    Returns:
-        `dict`: What it took, and for DPO the first and the last metrics.
+    Returns what it took, and for DPO the first and the last metrics.
     """
     arm = ARMS[name]
     learning_rate = learning_rate or arm.learning_rate
     rows = rows_of(laboratory, arm, seed)
     output = folder_of(laboratory, name, seed, learning_rate)
     shutil.rmtree(output, ignore_errors=True)  # of a run that was stopped
-    settings = {
-        "output_dir": str(output),
-        "per_device_train_batch_size": laboratory.batch_size,
-        "num_train_epochs": arm.epochs,
-        "learning_rate": learning_rate,
-        "warmup_steps": 0.1,
-        "weight_decay": 0.0,
-        "seed": seed,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 5,
-        "logging_first_step": True,
-        "disable_tqdm": True,
-    }
+    settings = training_arguments(
+        output,
+        seed,
+        per_device_train_batch_size=laboratory.batch_size,
+        num_train_epochs=arm.epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine" if arm.method == "sft" else "linear",
+        warmup_steps=0.1,
+        logging_strategy="steps",
+        logging_steps=5,
+        logging_first_step=True,
+    )
     common = {"train_dataset": rows, "processing_class": laboratory.tokenizer}
-    start, cpu_start = time.perf_counter(), time.process_time()
+    clock = Clock()
     model = str(folder_of(laboratory, arm.start, seed))
     if arm.method == "sft":
-        trainer = SFTTrainer(model, args=SFTConfig(**settings, lr_scheduler_type="cosine"), **common)
+        trainer = SFTTrainer(model, args=SFTConfig(**settings), **common)
     else:
-        args = DPOConfig(**settings, lr_scheduler_type="linear", beta=arm.beta)
-        trainer = DPOTrainer(model, args=args, **common)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+        trainer = DPOTrainer(model, args=DPOConfig(**settings, beta=arm.beta), **common)
+    train_quietly(trainer)
     trainer.save_model()
     facts = {
         "learning_rate": learning_rate,
         "rows": len(rows),
         "optimizer_steps": trainer.state.global_step,
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu_start,
+        **clock.facts(),
     }
     if arm.method == "dpo":
         logs = [log for log in trainer.state.log_history if "loss" in log]

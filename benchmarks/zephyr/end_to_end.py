@@ -13,18 +13,18 @@
 # limitations under the License.
 
 """
-The three steps of Zephyr on a processor in minutes: dSFT, AI feedback, dDPO, all in 4 bit with a LoRA, by the commands.
+The three steps of Zephyr on a processor in minutes: dSFT, AI feedback, dDPO, all in 4 bit with a LoRA, by the
+commands.
 
 The base is SmolLM2-135M-Instruct with a third of its layers left out, which can hardly write; teacher and responder is
-the whole model. The judge is a rule (Rouge-L against the teacher's greedy answer, which only the judge sees), in a second
-arm the whole model, and in a third one the whole model behind a server.
+the whole model. The judge is a rule (Rouge-L against the teacher's greedy answer, which only the judge sees), in a
+second arm the whole model, and in a third one the whole model behind a server.
 
     python -m benchmarks.zephyr.end_to_end --work build/zephyr_end_to_end
 """
 
 import argparse
 import gc
-import importlib.util
 import json
 import math
 import os
@@ -39,11 +39,11 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from benchmarks.provenance import provenance
-from benchmarks.serving import served
-from benchmarks.smollm2 import PROMPTS, prune, smollm2
+from benchmarks.laboratory import Clock, provenance, read_lines, save, turn, write_lines
+from benchmarks.serving import check_server, served
+from benchmarks.smollm2 import NAME, demo_prompts, save_pruned, smollm2
 from trl_distill.chat import ChatRequest, EndpointChatModel, LocalChatModel, Sampling
 from trl_distill.evaluation import rouge_l
 from trl_distill.zephyr import FeedbackConfig, run_feedback
@@ -54,7 +54,6 @@ from .rules import rouge_judge
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "zephyr"
-TEACHER = "SmolLM2-135M-Instruct"
 BRIEF = "Answer in one short sentence."
 PRINCIPLES = [
     {"name": "brief", "text": BRIEF},
@@ -100,7 +99,7 @@ DPO = {**TRAINING, **QUANTIZED, **LORA, "learning_rate": 5e-4, "num_train_epochs
 
 
 def peak_kib(pid: int) -> int:
-    """Most memory that a process has held. `wait4` would tell no less than what this process holds, from before `exec`."""
+    """Most memory that a process has held. `wait4` would tell no less than what this one holds, from before `exec`."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -109,29 +108,18 @@ def peak_kib(pid: int) -> int:
 
 
 class Run:
-    """
-    One run: its folder, its sizes, and what was measured.
-
-    Args:
-        args (`argparse.Namespace`):
-            Options of the command line.
-    """
+    """One run: its folder, its sizes, and what was measured."""
 
     def __init__(self, args):
         self.args, self.work, self.stages = args, args.work, {}
-        self.prompts = {"train": [], "test": []}
-        for line in map(json.loads, PROMPTS.read_text(encoding="utf-8").splitlines()):
-            self.prompts[line["split"]].append(line["prompt"])
+        self.prompts = {split: demo_prompts(split) for split in ("train", "test")}
 
     @contextmanager
     def stage(self, name: str):
         """Measures what this process does."""
-        start, cpu_start = time.perf_counter(), time.process_time()
+        clock = Clock()
         yield
-        self.stages[name] = {
-            "seconds": round(time.perf_counter() - start, 1),
-            "cpu_seconds": round(time.process_time() - cpu_start, 1),
-        }
+        self.stages[name] = {key: round(value, 1) for key, value in clock.facts().items()}
         print(f"{name}: {self.stages[name]}", flush=True)
 
     def command(self, name: str, *argv: str | Path, module: str | None = None) -> subprocess.CompletedProcess:
@@ -156,11 +144,6 @@ class Run:
             print(log.read_text()[-3000:], flush=True)
         return subprocess.CompletedProcess(line, process.returncode, log.read_text())
 
-    def write(self, name: str, rows: list[dict]) -> Path:
-        path = self.work / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return path
-
     def config(self, name: str, settings: dict) -> Path:
         path = self.work / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings))
@@ -173,7 +156,7 @@ def ask(
     """One answer to each prompt."""
     before = [{"role": "system", "content": system}] if system else []
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=0)
-    requests = [ChatRequest([*before, {"role": "user", "content": prompt}], sampling) for prompt in prompts]
+    requests = [ChatRequest(before + turn(prompt), sampling) for prompt in prompts]
     return [answer.text.strip() for answer in model.complete(requests)]
 
 
@@ -186,26 +169,19 @@ def prepare(run: Run):
     with run.stage("answers of the teacher"), LocalChatModel(teacher, batch_size=32, device="cpu") as model:
         dialogues = ask(model, train, 0.7, args.max_tokens, BRIEF)
         references = ask(model, feedback + test, 0.0, args.max_tokens, BRIEF)
-    rows = [
-        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
-        for prompt, answer in zip(train, dialogues, strict=True)
-    ]
-    run.write("dialogues.jsonl", rows)
+    rows = [{"messages": turn(*pair)} for pair in zip(train, dialogues, strict=True)]
+    write_lines(work / "dialogues.jsonl", rows)
     pairs = list(zip(feedback + test, references, strict=True))
-    run.write("prompts.jsonl", [{"prompt": p, "reference": r} for p, r in pairs[: len(feedback)]])
-    run.write("test.jsonl", [{"prompt": p, "reference": r} for p, r in pairs[len(feedback) :]])
+    write_lines(work / "prompts.jsonl", [{"prompt": p, "reference": r} for p, r in pairs[: len(feedback)]])
+    write_lines(work / "test.jsonl", [{"prompt": p, "reference": r} for p, r in pairs[len(feedback) :]])
     with run.stage("pruning"):
         tokenizer = AutoTokenizer.from_pretrained(teacher)
-        model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16)
-        model.requires_grad_(False)
         data = [labelled(tokenizer, row["messages"]) for row in rows[:12]]
-        layers = model.config.num_hidden_layers
-        base, kept = prune(model, tokenizer, data, -(-2 * layers // 3))
-        base.save_pretrained(work / "base")
-        tokenizer.save_pretrained(work / "base")
+        layers = AutoConfig.from_pretrained(teacher).num_hidden_layers
+        kept, parameters = save_pruned(teacher, work / "base", data, -(-2 * layers // 3))
     return {
         "layers": {"teacher": layers, "kept": kept},
-        "parameters": {"teacher": model.num_parameters(), "base": base.num_parameters()},
+        "parameters": {"teacher": parameters["teacher"], "base": parameters["student"]},
     }
 
 
@@ -216,21 +192,24 @@ def labelled(tokenizer, messages: list[dict]) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :]}
 
 
+def feedback_settings(run: Run, folder: str) -> dict:
+    return {
+        "output_dir": str(run.work / folder),
+        "dataset_name": str(run.work / "prompts.jsonl"),
+        "decontaminate": [],
+        "num_answers": 3,
+        "principles": PRINCIPLES,
+        "temperature": 0.7,
+        "max_tokens": run.args.max_tokens,
+        "keep_truncated": True,
+    }
+
+
 def collect(run: Run) -> dict:
     """AI feedback with the rule as judge: the teacher under three system prompts, and the student."""
-    teacher = LocalChatModel(str(run.work / "teacher"), name=TEACHER, batch_size=32, device="cpu")
+    teacher = LocalChatModel(str(run.work / "teacher"), name=NAME, batch_size=32, device="cpu")
     student = LocalChatModel(str(run.work / "dsft-merged"), name="student", batch_size=32, device="cpu")
-    config = FeedbackConfig(
-        output_dir=str(run.work / "feedback"),
-        dataset_name=str(run.work / "prompts.jsonl"),
-        reference_column="reference",
-        decontaminate=[],
-        num_answers=3,
-        principles=PRINCIPLES,
-        temperature=0.7,
-        max_tokens=run.args.max_tokens,
-        keep_truncated=True,
-    )
+    config = FeedbackConfig(**feedback_settings(run, "feedback"), reference_column="reference")
     with run.stage("feedback, rule"):
         return run_feedback(config, responders=[teacher], student=student, judges=[rouge_judge()])
 
@@ -245,21 +224,13 @@ def judged_by_model(
 ) -> dict:
     """The command, with the whole model as responder and as judge."""
     folder = run.work / f"feedback-{name}"
-    settings = {
-        "dataset_name": str(run.work / "prompts.jsonl"),
+    settings = feedback_settings(run, folder.name) | {
         "max_prompts": prompts,
-        "decontaminate": [],
-        "num_answers": 3,
-        "principles": PRINCIPLES,
-        "temperature": 0.7,
-        "max_tokens": run.args.max_tokens,
-        "keep_truncated": True,
         "judge_max_tokens": 160,
         "judge_orders": orders,
         "max_reasks": 0,
         "responders": [responder],
         "judges": [judge],
-        "output_dir": str(folder),
     }
     result = run.command(f"feedback, {name}", "feedback", "--config", run.config(f"feedback-{name}", settings))
     if not (folder / "report.json").exists():
@@ -273,13 +244,13 @@ def over_http(run: Run) -> dict:
     questions = run.prompts["train"][:8]
     local = LocalChatModel(folder, batch_size=1, device="cpu")
     with served(folder, run.work / "serve.log") as base_url:
-        endpoint = EndpointChatModel(folder, base_url, name=TEACHER, concurrency=2)
+        endpoint = EndpointChatModel(folder, base_url, name=NAME, concurrency=2)
         with run.stage("greedy answers, local"), local:
             here = ask(local, questions, 0.0, 32, None)
         with run.stage("greedy answers, server"):
             there = ask(endpoint, questions, 0.0, 32, None)
         drawing = {"generation_config": '{"do_sample": true, "top_k": 0, "temperature": 0.7}'}
-        entry = {"model": folder, "name": TEACHER, "base_url": base_url, "concurrency": 2}
+        entry = {"model": folder, "name": NAME, "base_url": base_url, "concurrency": 2}
         result = judged_by_model(
             run, "server", entry | {"extra_body": drawing}, entry, run.args.served_prompts, orders=1
         )
@@ -358,17 +329,13 @@ def merged(run: Run, adapter: str, name: str) -> dict:
     return {"largest difference": (logits_of(model, tokenizer) - logits_of(full, tokenizer)).abs().max().item()}
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 @torch.no_grad()
 def measure_nll(run: Run, model, folder: Path) -> dict:
     """Negative log-likelihood of the teacher's greedy answers to the held-out prompts, end token included."""
     tokenizer, total, count = AutoTokenizer.from_pretrained(folder), 0.0, 0
-    for row in read(run.work / "test.jsonl"):
-        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["reference"]}]
-        batch = {name: torch.tensor([ids]) for name, ids in labelled(tokenizer, messages).items()}
+    for row in read_lines(run.work / "test.jsonl"):
+        ids = labelled(tokenizer, turn(row["prompt"], row["reference"]))
+        batch = {name: torch.tensor([values]) for name, values in ids.items()}
         tokens = (batch["labels"] != -100).sum().item()
         total += model.eval()(**batch, use_cache=False).loss.item() * tokens
         count += tokens
@@ -380,7 +347,7 @@ def measure(run: Run, folder: Path) -> dict:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     result = measure_nll(run, model, folder)
     del model
-    rows = read(run.work / "test.jsonl")
+    rows = read_lines(run.work / "test.jsonl")
     with LocalChatModel(str(folder), batch_size=32, device="cpu") as chat:
         answers = ask(chat, [row["prompt"] for row in rows], 0.0, run.args.max_tokens, None)
     scores = [rouge_l(answer, row["reference"]) for answer, row in zip(answers, rows, strict=True)]
@@ -413,10 +380,8 @@ def main():
     args.work = args.work.absolute()
     args.work.mkdir(parents=True)  # fails on an old run: its calls would be reused, and nothing measured
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
-    if not args.no_server and importlib.util.find_spec("fastapi") is None:
-        raise SystemExit(
-            "`transformers serve` needs fastapi and uvicorn: pip install trl-distill[serving], or --no_server."
-        )
+    if not args.no_server:
+        check_server()
 
     run, start = Run(args), time.perf_counter()
     sizes = ("dialogues", "prompts", "test_prompts", "model_prompts", "served_prompts", "max_tokens")
@@ -427,8 +392,7 @@ def main():
         results[name] = value
         results["stages"] = run.stages
         results["seconds"] = round(time.perf_counter() - start, 1)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
+        save(results, args.output)
 
     keep("models", prepare(run))
     data = {
@@ -448,7 +412,7 @@ def main():
     with run.stage("measuring"):
         held_out = {name: measure(run, run.work / name) for name in ("base", "dsft-merged", "ddpo-merged")}
     keep("held out", held_out)
-    entry = {"model_name_or_path": str(run.work / "teacher"), "name": TEACHER, "batch_size": 32, "device": "cpu"}
+    entry = {"model_name_or_path": str(run.work / "teacher"), "name": NAME, "batch_size": 32, "device": "cpu"}
     model = judged_by_model(run, "model", entry, entry, args.model_prompts)
     keep("feedback", results["feedback"] | {"model": model})
     if not args.no_server:

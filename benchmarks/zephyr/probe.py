@@ -35,10 +35,8 @@ def logits_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, packed
     """
     Logits of a text, `(1, T, V)`.
 
-    Args:
-        packed (`bool`, *optional*, defaults to `False`):
-            Whether bitsandbytes may pack 4-bit weights, as it does in eval mode on some CPUs. It then computes in another
-            way than in training.
+    `packed` lets bitsandbytes pack 4-bit weights, as it does in eval mode on some CPUs. It then computes in another
+    way than in training.
     """
     if not packed:
         keep_4bit_trainable(model)

@@ -41,15 +41,7 @@ def read_request(request: ChatRequest) -> Shown:
 
 
 def rule_judge(name: str, score: Callable[[Shown, str, int], float]) -> FunctionChatModel:
-    """
-    A judge on the scale from 1 to 10.
-
-    Args:
-        name (`str`):
-            What to call it.
-        score (`Callable[[Shown, str, int], float]`):
-            Score of an answer from what is shown, its label, and its slot. It is rounded, and cut at 1 and 10.
-    """
+    """A judge that scores an answer by what is shown, its label, and its slot; rounded, and cut at 1 and 10."""
 
     def reply(request: ChatRequest) -> str:
         shown = read_request(request)

@@ -20,29 +20,12 @@ Results are saved as they come. Started again, it does what is missing.
     python -m benchmarks.zephyr.run --seeds 0 1 2
 """
 
-import argparse
-import json
-import logging
-import os
-import time
-import warnings
 from pathlib import Path
 
-import datasets
-import torch
-import transformers
-
-from benchmarks.provenance import provenance
+from benchmarks.laboratory import Clock, make_parser, quiet, resume, save
 
 from .arms import ARMS, FEEDBACK, LEARNING_RATES, describe, folder_of, measure, train
 from .laboratory import Laboratory
-
-
-def save(results: dict, output: Path):
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(output)
 
 
 def starts_of(arms: list[str]) -> list[str]:
@@ -68,7 +51,7 @@ def work(laboratory: Laboratory, results: dict, output: Path, arms: list[str], s
             tasks += [(name, seed, rate) for rate in own]
     tasks = [task for task in tasks if task not in done]
     for count, (name, seed, rate) in enumerate(tasks, start=1):
-        start = time.process_time()
+        clock = Clock()
         facts = {} if name == "base" else train(laboratory, name, seed, rate)
         scores = measure(laboratory, folder_of(laboratory, name, seed, rate), seed)
         runs.append({"arm": name, "seed": seed, **facts, **scores, "provenance": len(results["provenance"]) - 1})
@@ -79,39 +62,24 @@ def work(laboratory: Laboratory, results: dict, output: Path, arms: list[str], s
         save(results, output)
         print(
             f"{count}/{len(tasks)} {name}, seed {seed}, {rate}: sampled {scores['sampled']['quality']:.3f}, greedy "
-            f"{scores['greedy']['quality']:.3f}, {time.process_time() - start:.0f} CPU s",
+            f"{scores['greedy']['quality']:.3f}, {clock.facts()['cpu_seconds']:.0f} CPU s",
             flush=True,
         )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--learning-rates", nargs="+", type=float, default=[], help="to try for the arms that are named"
-    )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/zephyr.json"))
-    parser.add_argument("--cache", type=Path, default=Path("build/zephyr"), help="where models and feedback are kept")
+    parser = make_parser(__doc__, "zephyr", ARMS, seeds=3)
+    parser.add_argument("--learning-rates", nargs="+", type=float, default=[], help="to try for the arms named")
     args = parser.parse_args()
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    torch.set_flush_denormal(True)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
+    quiet()
     laboratory = Laboratory(args.cache)
     empty = {"benchmark": "zephyr", "provenance": [], "base": {}, "feedback": {}, "runs": []}
-    results = json.loads(args.output.read_text()) if args.output.exists() else empty
     sizes = {name: value for name, value in vars(laboratory).items() if isinstance(value, (int, dict))}
-    results["provenance"].append(provenance() | {"sizes": sizes, "learning_rates": LEARNING_RATES})  # one a start
-    start = time.process_time()
-    fresh = not (args.cache / "base" / "model.safetensors").exists()
+    results = resume(args.output, empty, sizes=sizes, learning_rates=LEARNING_RATES)
+    clock, fresh = Clock(), not (args.cache / "base" / "model.safetensors").exists()
     results["base"]["parameters"] = laboratory.load(laboratory.base()).num_parameters()
     if fresh:
-        results["base"]["cpu_seconds"] = time.process_time() - start
+        results["base"]["cpu_seconds"] = clock.facts()["cpu_seconds"]
     work(laboratory, results, args.output, args.arms, args.seeds, args.learning_rates)
 
 

@@ -18,31 +18,11 @@ Prints the results of the laboratory of Zephyr as Markdown.
     python -m benchmarks.zephyr.table benchmarks/results/zephyr.json
 """
 
-import argparse
-import json
 import statistics
-from pathlib import Path
 
-from benchmarks.rationales.intervals import over_questions, over_seeds
+from benchmarks.laboratory import average, gain, markdown, mean, print_table
 
 from .arms import ARMS, unpack
-
-
-def mean(values: list[float], scale: float = 100, digits: int = 1) -> str:
-    """A mean with Student's 95 % interval over seeds."""
-    center, spread = over_seeds([scale * value for value in values])
-    return f"{center:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread < float("inf") else "")
-
-
-def gain(arm: dict[int, list[float]], baseline: dict[int, list[float]]) -> str:
-    """A difference in points: its intervals over seeds and over prompts, and in how many seeds it is above 0."""
-    seeds = sorted(arm.keys() & baseline.keys())
-    gains = [[100 * (a - b) for a, b in zip(arm[seed], baseline[seed], strict=True)] for seed in seeds]
-    each = [statistics.mean(values) for values in gains]
-    center, spread = over_seeds(each)
-    _, of_prompts = over_questions([statistics.mean(column) for column in zip(*gains, strict=True)])
-    over = f"{spread:.1f}" if len(each) > 1 else "?"
-    return f"{center:+.1f} ± {over} (± {of_prompts:.1f}), {sum(value > 0 for value in each)} of {len(each)}"
 
 
 def win_rate(arm: dict[int, list[float]], baseline: dict[int, list[float]]) -> str:
@@ -69,51 +49,49 @@ def arms_table(results: dict) -> str:
     baseline = next((qualities[key] for key in of_arm if key[0] == "dsft"), None)
     heads = ["arm", "quality, sampled %", "greedy %", "minus dSFT, points", "win rate against dSFT %", "perfect %"]
     heads += ["words", "came to an end %", "accuracy of rewards %", "margin", "steps", "CPU s"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = []
     for (arm, rate), runs in of_arm.items():
         sampled = [run["sampled"] for run in runs]
-        cells = [mean([run["quality"] for run in sampled]), mean([run["greedy"]["quality"] for run in runs])]
         compared = arm != "dsft" and baseline is not None and not tuned
-        cells += (
-            [gain(qualities[arm, rate], baseline), win_rate(qualities[arm, rate], baseline)] if compared else ["", ""]
+        quality, dpo = qualities[arm, rate], "first_loss" in runs[0]
+        rows.append(
+            [
+                f"{arm}, {rate:g}" if tuned and rate else arm,
+                mean(run["quality"] for run in sampled),
+                mean(run["greedy"]["quality"] for run in runs),
+                gain(quality, baseline) if compared else "",
+                win_rate(quality, baseline) if compared else "",
+                mean(run["perfect"] for run in sampled),
+                mean((run["words"] for run in sampled), scale=1),
+                average((run["ended"] for run in sampled), 1, 100),
+                average((run["last rewards/accuracies"] for run in runs), 0, 100) if dpo else "",
+                average((run["last rewards/margins"] for run in runs), 2) if dpo else "",
+                *(
+                    "" if arm == "base" else average(run[name] for run in runs)
+                    for name in ("optimizer_steps", "cpu_seconds")
+                ),
+            ]
         )
-        cells += [mean([run["perfect"] for run in sampled]), mean([run["words"] for run in sampled], scale=1)]
-        cells.append(f"{100 * statistics.mean(run['ended'] for run in sampled):.1f}")
-        if "first_loss" in runs[0]:
-            cells.append(f"{100 * statistics.mean(run['last rewards/accuracies'] for run in runs):.0f}")
-            cells.append(f"{statistics.mean(run['last rewards/margins'] for run in runs):.2f}")
-        else:
-            cells += ["", ""]
-        if arm == "base":
-            cells += ["", ""]
-        else:
-            cells.append(f"{statistics.mean(run['optimizer_steps'] for run in runs):.0f}")
-            cells.append(f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}")
-        lines.append(f"| {arm}{f', {rate:g}' if tuned and rate else ''} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(heads, rows)
 
 
 def feedback_table(results: dict) -> str:
     """What the pairs of each feedback are worth, by the true quality of their answers."""
     heads = ["answers", "pairs", "tied prompts", "quality of chosen %", "of rejected %", "words chosen", "rejected"]
     heads += ["better chosen %", "worse chosen %", "chosen from"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = []
     kinds = list(dict.fromkeys(kind for of_seed in results["feedback"].values() for kind in of_seed))
     for kind in kinds:
         all_ = [of_seed[kind] for of_seed in results["feedback"].values() if kind in of_seed]
         cells = [f"{statistics.mean(one['counts'][name] for one in all_):.0f}" for name in ("pairs", "tied")]
         for name, scale in (("quality", 100), ("words", 1)):
-            cells += [
-                f"{scale * statistics.mean(one[name][side] for one in all_):.1f}" for side in ("chosen", "rejected")
-            ]
-        cells += [
-            f"{100 * statistics.mean(one[name] for one in all_):.1f}" for name in ("better chosen", "worse chosen")
-        ]
+            cells += [average((one[name][side] for one in all_), 1, scale) for side in ("chosen", "rejected")]
+        cells += [average((one[name] for one in all_), 1, 100) for name in ("better chosen", "worse chosen")]
         models = sorted({model for one in all_ for model in one["chosen"]})
         shares = {model: statistics.mean(one["chosen"].get(model, 0) for one in all_) for model in models}
         cells.append(", ".join(f"{model} {100 * share:.0f} %" for model, share in shares.items()))
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([kind, *cells])
+    return markdown(heads, rows)
 
 
 def table(results: dict) -> str:
@@ -126,11 +104,59 @@ def table(results: dict) -> str:
     return "\n\n".join(parts + ([feedback_table(results)] if any(results["feedback"].values()) else []))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results/zephyr.json"))
-    print(table(json.loads(parser.parse_args().results.read_text())))
+def end_to_end(result: dict) -> str:
+    about = (
+        f"Base of {result['models']['parameters']['base']:,} parameters, teacher of "
+        f"{result['models']['parameters']['teacher']:,}. Held-out: negative log-likelihood of the teacher's greedy "
+        f"answers in nats a token, and Rouge-L of the model's own. {result['seconds'] / 60:.1f} minutes in all."
+    )
+    held_out = [
+        [
+            name,
+            f"{scores['nll']:.3f}",
+            f"{scores['rouge_l']:.1f} ± {scores['rouge_l_standard_error']:.1f}",
+            f"{scores['words']:.0f}",
+        ]
+        for name, scores in result["held out"].items()
+    ]
+    trained = [
+        [
+            name,
+            result[name]["steps"],
+            f"{result[name]['first_loss']:.4f}",
+            *(f"{value:.3f}" for value in list(result[name]["last quarter"].values())[:3]),
+            *[""] * (3 - len(result[name]["last quarter"])),
+            f"{result[name]['reload']['largest difference']:.4f}",
+            f"{result[name]['adapter_on_4_bit']['nll']:.3f}",
+        ]
+        for name in ("dsft", "ddpo")
+    ]
+    feedback = [
+        [
+            name,
+            report["prompts"]["kept"],
+            report["pairs"]["candidates"],
+            report["pairs"]["unscored"],
+            report["pairs"]["pairs"],
+            *(sum(row["calls"] for row in report["ledger"] if row["role"] == role) for role in ("responder", "judge")),
+        ]
+        for name, report in result["feedback"].items()
+    ]
+    stages = [
+        [name, *(stage.get(key, "") for key in ("seconds", "cpu_seconds", "peak_gib"))]
+        for name, stage in result["stages"].items()
+    ]
+    trained_heads = ["stage", "steps", "first loss", "last loss", "accuracy", "margin", "reload, largest difference"]
+    return "\n\n".join(
+        [
+            about,
+            markdown(["model", "NLL", "Rouge-L", "words"], held_out),
+            markdown([*trained_heads, "NLL on 4 bit"], trained),
+            markdown(["judge", "prompts", "answers", "unscored", "pairs", "calls to answer", "to judge"], feedback),
+            markdown(["stage", "seconds", "CPU seconds", "peak GiB"], stages),
+        ]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, table, "zephyr")

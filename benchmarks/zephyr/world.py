@@ -13,11 +13,13 @@
 # limitations under the License.
 
 """
-The world of the laboratory: animals and what is said of them, people who ask, and writers who answer more or less well.
+The world of the laboratory: animals and what is said of them, people who ask, and writers who answer more or less
+well.
 
 A base model has read texts such as `the home of the bako : the bako lives in the barn . its food is rye .` Titles name
-what comes first, and the text goes on. It has seen neither questions nor answers. A prompt is `tell me the home and the
-food of the bako`, and `the bako lives in the barn . it eats rye .` is the best answer: what was asked, right, and no more.
+what comes first, and the text goes on. It has seen neither questions nor answers. A prompt is `tell me the home and
+the food of the bako`, and `the bako lives in the barn . it eats rye .` is the best answer: what was asked, right, and
+no more.
 """
 
 import json
@@ -46,24 +48,12 @@ FAULT = 0.8  # what is left of the quality after each fault
 
 @dataclass(frozen=True)
 class Writer:
-    """
-    How often a writer does what.
+    """How often a writer does what, as probabilities."""
 
-    Args:
-        wrong (`float`):
-            Probability that a sentence states something else than the truth.
-        omitted (`float`):
-            Probability that something asked is left out.
-        extra (`float`):
-            Probability of a sentence that nobody asked for, and then of one more, three at most.
-        garbled (`float`, *optional*, defaults to `0.0`):
-            Probability that a sentence loses one of its words.
-    """
-
-    wrong: float
-    omitted: float
-    extra: float
-    garbled: float = 0.0
+    wrong: float  # a sentence states something else than the truth
+    omitted: float  # something asked is left out
+    extra: float  # a sentence that nobody asked for, and then one more, three at most
+    garbled: float = 0.0  # a sentence loses one of its words
 
 
 # Tells the truth, and more than it was asked for
@@ -166,8 +156,8 @@ class Animals:
 
     def quality(self, prompt: str, answer: str) -> float:
         """
-        Share of the asked aspects that are answered rightly, less a fifth for each fault: a sentence that is wrong, that
-        was not asked for, that repeats an aspect, or that is none.
+        Share of the asked aspects that are answered rightly, less a fifth for each fault: a sentence that is wrong,
+        that was not asked for, that repeats an aspect, or that is none.
         """
         animal, aspects = self.asked(prompt)
         right, seen, faults, of = set(), set(), 0, animal  # what `it` stands for

@@ -12,152 +12,172 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The laboratory: what its worlds claim about themselves, its sampled divergence, and one short run of each method."""
+"""What the laboratories share, and that they share nothing else: none of them imports another."""
 
-import itertools
+import ast
+import json
 import math
-import random
-from copy import deepcopy
+import statistics
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.quality.arms import MINILLM, train
-from benchmarks.quality.measure import draw, measure, sequence_kl
-from benchmarks.quality.models import EOS, build, encode, tokenizer_of
-from benchmarks.quality.table import table
-from benchmarks.quality.worlds import WORLDS, World
+from benchmarks.laboratory import (
+    EOS,
+    encode,
+    gain,
+    in_processes,
+    over_questions,
+    over_seeds,
+    pack,
+    paired,
+    resume,
+    save,
+    unpack,
+    word_tokenizer,
+)
+from benchmarks.table import RESULTS, show
 
 
-SIZE = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SHARED = {"laboratory", "smollm2", "serving", "speed.measuring"}
+# The script for a GPU is made of the speed benchmarks
+ALLOWED = {"gpu": {"speed.rollout", "speed.training_step"}}
 
 
-class Coins(World):
-    """Two words, for a model whose every completion can be listed."""
-
-    name = "coins"
-    vocabulary = ["heads", "tails"]
-    max_completion_length = 3
-    teacher = student = SIZE
-    rollouts = 2
-    references = 1
-
-    def prompt(self, generator):
-        return " ".join(generator.choices(self.vocabulary, k=2))
-
-    def complete(self, prompt, generator):
-        return " ".join(generator.choices(self.vocabulary, k=2))
-
-    def surprise(self, prompt, completion):
-        return 2 * math.log(2)
+# ---------------------------------------------------------------------------------------------------- who imports whom
 
 
-def entropy(*probabilities):
-    return -sum(p * math.log(p) for p in probabilities)
+def strangers(path: Path, root: Path = BENCHMARKS) -> set[str]:
+    """Modules of `benchmarks` that a file imports, but for its own laboratory's and the shared ones."""
+    laboratory, found = path.relative_to(root).parts[0], set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {name for name in names if (root / f"{name.replace('.', '/')}.py".partition("/")[2]).exists()}
+        elif isinstance(node, ast.ImportFrom) and node.level > 1:
+            found.add(f"benchmarks.{node.module}")
+    ours = {name.removeprefix("benchmarks.") for name in found if name.startswith("benchmarks.")}
+    return {name for name in ours if name.split(".")[0] != laboratory} - SHARED - ALLOWED.get(laboratory, set())
 
 
-ENTROPY = {
-    # The mode, then ten digits: counting after a free first one, or facts with a fifth of free digits
-    "modes": math.log(4) + (math.log(10) + 9 * entropy(0.7, 0.3)) / 2 + 10 * entropy(0.82, *[0.02] * 9) / 2,
-    "arithmetic": 3 * entropy(0.99, *[0.01 / 9] * 9),
-    # Theme, deed, place and thing, whether there is a friend, which friend and who finds, the end
-    "stories": math.log(3) + 3 * math.log(2) + entropy(0.6, 0.4) + 0.6 * 2 * math.log(2) + entropy(0.75, 0.25),
-}
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*/*.py")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_laboratory_imports_another(path):
+    assert strangers(path) == set()
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_a_world_knows_its_probabilities(name):
-    world, generator = WORLDS[name], random.Random(0)
-    rows = [world.sample(generator) for _ in range(4000)]
-    surprise = torch.tensor([world.surprise(*row) for row in rows])
-    error = surprise.std() / len(rows) ** 0.5
-    assert abs(surprise.mean() - ENTROPY[name]) < 4 * error
-    lengths = [len(completion.split()) + 1 for _, completion in rows]
-    assert max(lengths) == world.max_completion_length or name == "arithmetic"
-    assert {word for row in rows for text in row for word in text.split()} == set(world.vocabulary)
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("from benchmarks.quality.models import build", {"quality.models"}),
+        ("from benchmarks.quality import models", {"quality.models"}),
+        ("def f():\n    import benchmarks.quality.models", {"quality.models"}),
+        ("from ..quality.models import build", {"quality.models"}),
+        ("from .world import World\nfrom benchmarks.lion.world import World", set()),
+        ("from benchmarks.laboratory import save\nfrom benchmarks.speed.measuring import now", set()),
+    ],
+)
+def test_a_laboratory_that_imports_another_is_seen(tmp_path, line, expected):
+    for name in ("quality/models.py", "lion/world.py", "laboratory.py", "speed/measuring.py", "lion/arms.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(line if name == "lion/arms.py" else "")
+    assert strangers(tmp_path / "lion" / "arms.py", tmp_path) == expected
 
 
-def test_arithmetic_is_checked():
-    world, generator = WORLDS["arithmetic"], random.Random(0)
-    assert world.correct("7 + 5 * 3 - 9 =", "2 * 3 = 6 - 9 = 7")
-    for _ in range(200):
-        prompt, completion = world.sample(generator)
-        value, *rest = prompt.split()[:-1]
-        for operator, digit in zip(rest[::2], rest[1::2], strict=True):
-            value = eval(f"({value}) {operator} {digit}") % 10
-        assert world.correct(prompt, completion) == (completion.split()[-1] == str(value))
-        assert not world.correct(prompt, "")
+# ---------------------------------------------------------------------------------------------------------- the tasks
 
 
-def test_stories_are_checked():
-    world, generator = WORLDS["stories"], random.Random(0)
-    story = "ran to hill and met owl . owl found nut and gave it to ann . old ann was sad ."
-    assert world.correct("old ann", story)
-    for wrong, right in (("sea", "hill"), ("ben", "ann"), ("coin", "nut"), ("crab", "owl"), ("", " .")):
-        assert not world.correct("old ann", story.replace(right, wrong)), wrong
-    assert not world.correct("tall ann", story)
-    assert all(world.correct(*world.sample(generator)) for _ in range(200))
+def half(number: int) -> int:
+    return 12 // number
 
 
-def test_the_hopeless_modes_are_half_of_the_true_process():
-    world, generator = WORLDS["modes"], random.Random(0)
-    share = sum(world.hopeless(world.sample(generator)[1]) for _ in range(4000)) / 4000
-    assert abs(share - 0.5) < 4 * 0.5 / 4000**0.5
+def test_tasks_wait_for_what_they_need_and_a_failure_stops_nobody_else(capsys):
+    done = []
+
+    def may_start(task):
+        return task != 3 or 6 in done
+
+    for task, result, left in in_processes([3, 0, 6, 4], half, processes=1, may_start=may_start):
+        assert result == 12 // task and left >= 0
+        done.append(task)
+    assert done == [6, 3, 4] or done == [6, 4, 3]
+    assert list(in_processes([3], half, processes=1, may_start=lambda task: False)) == []
+    printed = capsys.readouterr().out
+    assert "0 failed: ZeroDivisionError" in printed and "for want of what they need: 3" in printed
 
 
-def wide_model(seed):
-    model = build(Coins(), SIZE, seed)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():  # fresh models are all nearly uniform
-        parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+def test_results_are_gone_on_with_and_a_start_is_noted(tmp_path):
+    file = tmp_path / "new" / "results.json"
+    results = resume(file, {"runs": []}, threads=1)
+    save(results | {"runs": [1]}, file)
+    again = resume(file, {"runs": []}, threads=2)
+    assert again["runs"] == [1] and [made["threads"] for made in again["provenance"]] == [1, 2]
+    assert json.loads(file.read_text())["runs"] == [1] and list(file.parent.iterdir()) == [file]
 
 
-@torch.no_grad()
-def test_the_sampled_divergence_is_the_listed_one():
-    student, teacher, tokenizer = wide_model(1), wide_model(2), tokenizer_of(Coins())
-    prompt = tokenizer(["heads tails"], return_tensors="pt")["input_ids"]
-    exact = 0.0
-    for tokens in itertools.product(range(4), repeat=3):
-        end = tokens.index(EOS) + 1 if EOS in tokens else 3
-        if any(tokens[end:]):
-            continue  # each completion once: nothing but padding after its end
-        sequence = torch.cat([prompt, torch.tensor([tokens])], dim=1)[:, : 2 + end]
-        total = []
-        for model in (student, teacher):
-            logps = model(sequence).logits[0, 1:-1].log_softmax(-1)
-            total.append(sum(logps[t, tokens[t]].item() for t in range(end)))
-        exact += math.exp(total[0]) * (total[0] - total[1])
-    sample = draw(student, tokenizer, ["heads tails"] * 4000, 3, seed=0)
-    terms, ratio = sequence_kl(student, teacher, sample)
-    assert exact > 0.1
-    assert abs(terms.mean() - exact) < 4 * terms.std() / 4000**0.5
-    torch.testing.assert_close(ratio.sum(1), terms)
+def test_every_kind_of_result_has_a_table():
+    shown = {file.stem: show(file) for file in RESULTS.glob("*.json")}
+    assert {name for name, text in shown.items() if "No table" in text} == {"demo"}
+    assert all(text.startswith(f"## {name}\n\n") and ("| " in text or name == "demo") for name, text in shown.items())
+
+
+# ----------------------------------------------------------------------------------------------------------- the words
 
 
 def test_rows_are_encoded_with_their_end():
-    tokenizer = tokenizer_of(Coins())
+    tokenizer = word_tokenizer(["heads", "tails"])
     batch = encode(tokenizer, [("heads heads", "tails"), ("tails tails", "tails heads")])
     assert batch["input_ids"].tolist() == [[2, 2, 3, EOS, 0], [3, 3, 3, 2, EOS]]
     assert batch["labels"].tolist() == [[-100, -100, 3, EOS, -100], [-100, -100, 3, 2, EOS]]
     assert batch["attention_mask"].sum().item() == 9
 
 
-@pytest.mark.parametrize(
-    "arm", ["sft", "word-level kd", "seqkd", "gkd", "distillation", "minillm", "minillm released"]
-)
-def test_each_method_trains_and_is_measured(arm, tmp_path):
-    world = Coins()
-    student, teacher, tokenizer = wide_model(1), wide_model(2), tokenizer_of(world)
-    before = deepcopy(student.state_dict())
-    result = train(arm, world, student, teacher, tokenizer, 0, tmp_path, learning_rate=1e-2, points=1)
-    assert result["optimizer_steps"] == (8 if arm in MINILLM else 2)
-    assert [point["samples"] for point in result["curve"]] == [0, 256]
-    assert any(not torch.equal(before[name], value) for name, value in student.state_dict().items())
-    measured = measure(world, student, teacher, tokenizer, samples=64)
-    assert all(math.isfinite(measured[key]) for key in ("reverse_kl", "forward_kl", "rouge_l", "length", "exposure"))
+def test_roles_are_special_tokens():
+    template = "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
+    tokenizer = word_tokenizer(["heads", "tails"], ["<user>"], template)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "tails heads"}], return_dict=True)["input_ids"]
+    assert ids == [2, 4, 3, EOS] and tokenizer.decode(ids, skip_special_tokens=True).split() == ["tails", "heads"]
+    assert torch.equal(
+        tokenizer(["heads", "heads tails"], padding=True, return_tensors="pt")["input_ids"][0], torch.tensor([0, 3])
+    )
 
-    about = {"teacher": {"loss": 1.0, "process_loss": 1.0}, "teacher_parameters": 1, "student_parameters": 1}
-    runs = [{"world": "coins", "arm": arm, "seed": seed, **result, **measured} for seed in (0, 1)]
-    printed = table("coins", {"worlds": {"coins": about}, "runs": runs})
-    assert f"| {arm} | {measured['reverse_kl']:.2f} ± 0.00 |" in printed
+
+# ------------------------------------------------------------------------------------------------------- the intervals
+
+
+def test_intervals_are_those_of_student_and_of_the_normal_distribution():
+    mean, spread = over_seeds([1.0, 2.0, 6.0])
+    assert (mean, spread) == (3.0, pytest.approx(4.3026527 * math.sqrt(7) / math.sqrt(3)))
+    assert over_seeds([0.5]) == (0.5, math.inf)
+    # With two values the quantile is the tangent of 0.475 pi, and the spread that times half of their distance
+    assert over_seeds([0.0, 2.0])[1] == pytest.approx(math.tan(0.475 * math.pi))
+    mean, spread = over_questions([1.0] * 30 + [0.0] * 70)
+    assert mean == pytest.approx(0.3) and spread == pytest.approx(1.959964 * math.sqrt(0.3 * 0.7 / 99))
+
+
+def test_a_paired_difference_counts_only_what_differs():
+    baseline = {0: [True, False, True, False], 1: [True, True, False, False]}
+    arm = {0: [True, True, True, False], 1: [True, True, False, False], 2: [True] * 4}  # the baseline has no seed 2
+    result = paired(arm, baseline)
+    assert result["each"] == [0.25, 0.0] and result["difference"] == 0.125
+    assert result["over_seeds"] == pytest.approx(math.tan(0.475 * math.pi) * 0.125)
+    assert result["over_questions"] == pytest.approx(1.959964 * statistics.stdev([0, 0.5, 0, 0]) / 2)
+    # As in McNemar's test: what both get right or wrong adds no spread
+    assert paired(baseline, baseline) == {"difference": 0, "over_seeds": 0, "over_questions": 0, "each": [0, 0]}
+
+
+def test_a_gain_says_what_it_is_over():
+    one, other = {0: [1.0, 0.0], 1: [1.0, 1.0]}, {0: [0.0, 0.0], 1: [0.5, 0.5], 2: [1.0, 1.0]}
+    # both seeds gain 0.5, the questions 0.75 and 0.25
+    assert gain(one, other) == "+50.0 ± 0.0 (± 49.0), 2 of 2"
+    assert gain({0: one[0]}, other) == "+50.0 ± ? (± 98.0), 1 of 1"
+    assert gain({0: [0.5], 1: [0.5]}, {0: [0.0], 1: [1.0]}) == "+0.0 ± 635.3, 1 of 2"
+    assert gain(one, {7: [1.0, 1.0]}) == ""
+
+
+def test_verdicts_are_packed_and_unpacked():
+    for values in ([], [True], [False, False, True], [True] * 9 + [False]):
+        assert unpack(pack(values)) == values

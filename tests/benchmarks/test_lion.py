@@ -23,11 +23,11 @@ import statistics
 import pytest
 from transformers import AutoTokenizer
 
+from benchmarks.laboratory import unpack
 from benchmarks.lion.laboratory import CONTINUED, Laboratory, tokenizer
 from benchmarks.lion.real_run import read_instructions
 from benchmarks.lion.table import table
 from benchmarks.lion.world import COMMON, LENGTH, LETTERS, RARE, VOCABULARY, World, family_of, task
-from benchmarks.rationales.intervals import unpack
 from benchmarks.table import RESULTS, show
 from trl_distill.chat import ChatRequest, Judge, JudgeItem, Sampling
 from trl_distill.lion import Instruction, generation_request
@@ -159,7 +159,7 @@ def test_arms_run_with_as_many_new_rows(laboratory):
             assert "new" not in run["rounds"][1] and set(run["calls"]) == {"teacher"}
             continue
         loop = laboratory.loop(run["arm"], 0)
-        new = [item.text for item in loop.train_pool(1)]
+        new = [item.text for item in loop.folder.pool(1, "train_pool")]
         weak = sum(family_of(text) in world.weak for text in new)
         assert (
             sum(run["rounds"][1]["new"].values()) == len(new) == 16 and run["rounds"][1]["new"].get("weak", 0) == weak
@@ -201,8 +201,8 @@ def test_the_table_counts_weak_and_strong_families_apart():
     [line] = [line for line in lines if line.startswith("| adversarial | 1 | 2")]
     # mean of 50 and 0, with Student's quantile of one degree of freedom times half of their distance
     assert line == (
-        "| adversarial | 1 | 25.0 ± 317.7 | 100.0 ± 0.0 | 62.5 ± 158.8 | random | +25.0 ± 317.7, 1 of 2 | +0.0 ± 0.0, 0 of 2 | "
-        "+12.5 ± 158.8, 1 of 2 |"
+        "| adversarial | 1 | 25.0 ± 317.7 | 100.0 ± 0.0 | 62.5 ± 158.8 | random | +25.0 ± 317.7, 1 of 2 | "
+        "+0.0 ± 0.0, 0 of 2 | +12.5 ± 158.8, 1 of 2 |"
     )
     assert "| all | 0 | 0.0 ± 0.0 | 100.0 ± 0.0 | 50.0 ± 0.0 |" in "\n".join(lines)
     assert "| random | 1 |  |  | 25 | 0 | 5 | 1 | 0 |" in lines

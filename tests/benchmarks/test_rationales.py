@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The laboratory of rationales: what its world claims about itself, its intervals, and one short run of each arm."""
+"""The laboratory of rationales: what its world claims about itself, and one short run of each arm."""
 
 import json
 import math
@@ -22,8 +22,8 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.laboratory import pack
 from benchmarks.rationales.arms import ARMS, AUGMENTED, LEARNING_RATE, STUDENTS, augment, student_of, train
-from benchmarks.rationales.intervals import over_questions, over_seeds, pack, paired, unpack
 from benchmarks.rationales.laboratory import Laboratory
 from benchmarks.rationales.run import Task, finished, prepare, record, tasks_of
 from benchmarks.rationales.table import table
@@ -119,35 +119,6 @@ def test_the_base_model_reads_no_hard_question_and_no_mistake():
         if answer:
             assert eval(question) == int(answer), text
             assert "*" not in question or "+" not in question  # nothing to put first
-
-
-# ------------------------------------------------------------------------------------------------------ the intervals
-
-
-def test_intervals_are_those_of_student_and_of_the_normal_distribution():
-    mean, spread = over_seeds([1.0, 2.0, 6.0])
-    assert (mean, spread) == (3.0, pytest.approx(4.3027 * math.sqrt(7) / math.sqrt(3)))
-    assert over_seeds([0.5]) == (0.5, math.inf)
-    # With two values the quantile is the tangent of 0.475 pi, and the spread that times half of their distance
-    assert over_seeds([0.0, 2.0])[1] == pytest.approx(math.tan(0.475 * math.pi), rel=1e-4)
-    mean, spread = over_questions([1.0] * 30 + [0.0] * 70)
-    assert mean == pytest.approx(0.3) and spread == pytest.approx(1.959964 * math.sqrt(0.3 * 0.7 / 99))
-
-
-def test_a_paired_difference_counts_only_what_differs():
-    baseline = {0: [True, False, True, False], 1: [True, True, False, False]}
-    arm = {0: [True, True, True, False], 1: [True, True, False, False], 2: [True] * 4}  # the baseline has no seed 2
-    result = paired(arm, baseline)
-    assert result["each"] == [0.25, 0.0] and result["difference"] == 0.125
-    assert result["over_seeds"] == pytest.approx(math.tan(0.475 * math.pi) * 0.125, rel=1e-4)
-    assert result["over_questions"] == pytest.approx(1.959964 * statistics.stdev([0, 0.5, 0, 0]) / 2)
-    # As in McNemar's test: what both get right or wrong adds no spread
-    assert paired(baseline, baseline) == {"difference": 0, "over_seeds": 0, "over_questions": 0, "each": [0, 0]}
-
-
-def test_verdicts_are_packed_and_unpacked():
-    for values in ([], [True], [False, False, True], [True] * 9 + [False]):
-        assert unpack(pack(values)) == values
 
 
 # ------------------------------------------------------------------------------------------------------------ the arms

@@ -73,7 +73,7 @@ def test_rollout_benchmark_runs_and_its_table_prints(tiny_model, tokenizer, tmp_
 def test_training_step_benchmark_times_every_arm_and_its_memory():
     sizes = "--vocabularies 300 --hidden 64 --layers 1 --teacher-hidden 64 --teacher-layers 1 --batch-size 2"
     flags = f"{sizes} --prompt-tokens 4 --completion-tokens 4 --repeats 1 --device cpu".split()
-    args = training_step.make_parser().parse_args(flags)
+    args = training_step.options().parse_args(flags)
     rows = training_step.measure(args, 300, rollout=False) + training_step.measure(args, 300, rollout=True)
     arms = {(row["arm"], row["rollout"]) for row in rows}
     assert arms == {(arm, False) for arm in training_step.ARMS if arm != training_step.DEFAULTS} | {

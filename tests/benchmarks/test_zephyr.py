@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The laboratory of Zephyr: what its world and its judge claim about themselves, and one minute run of the three steps."""
+"""The laboratory of Zephyr: what its world and its judge claim about themselves, and one run of the three steps."""
 
 import json
 import random
@@ -20,8 +20,9 @@ import statistics
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.laboratory import turn
 from benchmarks.zephyr.arms import ARMS, LEARNING_RATES, describe, feedback, folder_of
-from benchmarks.zephyr.laboratory import Laboratory, turn
+from benchmarks.zephyr.laboratory import Laboratory
 from benchmarks.zephyr.rules import Shown, read_request, rouge_judge
 from benchmarks.zephyr.run import starts_of, work
 from benchmarks.zephyr.table import table
