@@ -53,7 +53,6 @@ class _Estimator:
 
     def __init__(self, folder: LionFolder, roles: Roles, store: CallStore):
         self.folder, self.roles, self.store, self.config = folder, roles, store, folder.config
-        self.new = _of_length(self.config.generator_max_tokens)
 
     def estimates(self) -> Iterator[Estimate]:
         heldout_is_counted = False
@@ -90,7 +89,7 @@ class _Estimator:
         if round == 0 or self.folder.manifest(round).finished("generation"):
             yield self.teacher(round, "answers", self.folder.to_answer(round))
         else:
-            [request] = self.roles.questions("teacher", [self.new])
+            [request] = self.roles.questions("teacher", [_of_length(self.config.generator_max_tokens)])
             requests = _unknown(request, self.config.n_new)
             yield self.missing((round, "answers", "teacher"), self.roles.teacher, requests)
 
