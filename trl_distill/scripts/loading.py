@@ -38,7 +38,8 @@ def load_model(
     else:
         from trl_distill import load_nat
 
-        model = load_nat(load_teacher(nat_config["base_model_name_or_path"], **kwargs), path)
+        base = load_teacher(nat_config["base_model_name_or_path"], **kwargs)
+        model = load_nat(base, path, revision=revision)
     tokenizer = load_teacher_tokenizer(path, revision=revision, trust_remote_code=args.trust_remote_code)
     return model, tokenizer or load_teacher_tokenizer(model)  # an adapter without one: its base has it
 
