@@ -55,7 +55,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--moved",
         nargs=2,
         metavar=("OLD", "NEW"),
-        help="Note that the models at address OLD are now served at NEW, so that their answers are used again.",
+        help="Note that the models at address OLD are now served at address NEW, so that their answers are reused.",
     )
     return parser
 
