@@ -125,7 +125,7 @@ class TestRun:
         assert calls == {("responder", m.name): len(m.requests) for m in models} | {("judge", "judge"): 12 * 2 * 4}
         assert report["answers"]["asked"] == report["answers"]["scored"] == 60
 
-    @pytest.mark.parametrize(("mode", "calls"), [("absolute", 12 * 2), ("pairwise", 12 * 2), ("listwise", 12 * 2)])
+    @pytest.mark.parametrize(("mode", "calls"), [("absolute", 12 * 2), ("listwise", 12 * 2)])
     def test_modes(self, config, mode, calls):
         the_judge = judge()
         run_feedback(

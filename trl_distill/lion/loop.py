@@ -549,7 +549,6 @@ class LionLoop:
         config = self.config
         return Judge(
             model,
-            mode="pairwise" if config.referee_orders == 2 else "listwise",
             aspects=REFEREE,
             num_orders=config.referee_orders,
             max_reasks=config.max_reasks,

@@ -77,7 +77,7 @@ class FeedbackConfig:
         judges (`list[dict]`):
             Entries of the models that judge. An answer's score is the mean over the judges.
         judge_mode (`str`, *optional*, defaults to `"listwise"`):
-            `"listwise"`, `"absolute"` or `"pairwise"`, see [`~trl_distill.chat.Judge`].
+            `"listwise"` or `"absolute"`, see [`~trl_distill.chat.Judge`].
         judge_orders (`int`, *optional*):
             Orders in which the answers are shown, for `"listwise"`. Defaults to as many as there are answers.
         judge_scale (`list[float]`, *optional*):
@@ -156,9 +156,8 @@ class FeedbackConfig:
     judges: list[dict[str, Any]] | None = field(
         default=None, metadata={"help": "Models that judge. In the YAML file: a list of entries."}
     )
-    judge_mode: Literal["listwise", "absolute", "pairwise"] = field(
-        default="listwise",
-        metadata={"help": "All answers of a prompt in one request, each in its own, or two at a time."},
+    judge_mode: Literal["listwise", "absolute"] = field(
+        default="listwise", metadata={"help": "All answers of a prompt in one request, or each in its own."}
     )
     judge_orders: int | None = field(
         default=None, metadata={"help": "Orders in which answers are shown. Default: as many as there are answers."}
@@ -208,11 +207,6 @@ class FeedbackConfig:
             low, high = 0.0, 0.0
         if not low < high:
             raise ValueError(f"`judge_scale` must be the lowest and the highest rating, got {self.judge_scale!r}.")
-        if self.judge_mode == "pairwise" and (self.num_answers != 2 or self.completions_column):
-            raise ValueError(
-                f"`judge_mode` pairwise compares two answers, but `num_answers` is {self.num_answers}"
-                f"{' and there are ready ones' if self.completions_column else ''}. Use listwise, or set it to 2."
-            )
         if self.num_answers < 2 and not self.completions_column:
             raise ValueError(f"A pair needs two answers, but `num_answers` is {self.num_answers}.")
         if self.models_column and not self.completions_column:
