@@ -188,14 +188,6 @@ class _Question(NamedTuple):
     labels: tuple[str, ...]
 
 
-class _Result(NamedTuple):
-    """How a question ended: scores by label, or why there are none, and after how many replies."""
-
-    question: _Question
-    outcome: dict[str, float | None] | str
-    replies: int
-
-
 class Judge:
     """
     Scores answers with a chat model.
@@ -327,9 +319,9 @@ class Judge:
                     unread.append(i)
             pending = unread
 
-        results: dict[str, list[_Result]] = {item.id: [] for item in items}
-        for question, outcome, count in zip(questions, outcomes, replies, strict=True):
-            results[question.item.id].append(_Result(question, outcome, count))
+        results: dict[str, list[tuple]] = {item.id: [] for item in items}
+        for result in zip(questions, outcomes, replies, strict=True):
+            results[result[0].item.id].append(result)
         return [self._judgement(item, results[item.id]) for item in items]
 
     def requests(self, items: Sequence[JudgeItem]) -> list[ChatRequest]:
@@ -424,7 +416,10 @@ class Judge:
         except ValueError as error:
             return f"cut off: the reply ends by {answer.finish_reason}" if cut_off else str(error)
 
-    def _judgement(self, item: JudgeItem, results: Sequence[_Result]) -> Judgement:
+    def _judgement(
+        self, item: JudgeItem, results: Sequence[tuple[_Question, dict[str, float | None] | str, int]]
+    ) -> Judgement:
+        """What is said of an item, from how each of its questions ended, and after how many replies."""
         everyone = range(len(item.answers))
         readings: list[Reading] = []
         unscored: list[str | None] = [None for _ in everyone]
@@ -437,7 +432,7 @@ class Judge:
                     unscored[i] = f"{outcome} ({where})"
 
         # Over all orders or none: a mean over some of the slots would hold their bonus.
-        orders = Counter((result.question.aspect.name, i) for result in results for i in result.question.shown)
+        orders = Counter((question.aspect.name, i) for question, *_ in results for i in question.shown)
         read: dict[tuple[str, int], list[Fraction]] = {}
         for reading in readings:
             if reading.score is not None:
@@ -455,5 +450,5 @@ class Judge:
         ratings = {
             a.name: [float(means[a.name, i]) if (a.name, i) in means else None for i in everyone] for a in self.aspects
         }
-        calls = sum(result.replies for result in results)
+        calls = sum(replies for *_, replies in results)
         return Judgement(scores, ratings, readings, unscored, calls, calls - len(results))

@@ -159,12 +159,11 @@ class LocalChatModel(BaseChatModel):
         from ..models import load_teacher_tokenizer
 
         if self._load is not None:
-            tokenizer = self._loaded[1]
-        else:
-            trust = self.trust_remote_code
-            tokenizer = load_teacher_tokenizer(str(self._folder), trust_remote_code=trust)
-            if tokenizer is None:  # an adapter without one: its base has it
-                tokenizer = load_teacher_tokenizer(str(base_folder(self._folder)), trust_remote_code=trust)
+            found = [self._loaded[1]]
+        else:  # an adapter may have none: then its base has it
+            folders, trust = (self._folder, base_folder(self._folder)), self.trust_remote_code
+            found = (load_teacher_tokenizer(str(folder), trust_remote_code=trust) for folder in folders)
+        tokenizer = next((tokenizer for tokenizer in found if tokenizer is not None), None)
         if tokenizer is None:
             raise ValueError(f"{self.model_name_or_path} has no tokenizer. Save it beside the weights.")
         return tokenizer
@@ -275,13 +274,8 @@ class LocalChatModel(BaseChatModel):
         from ..generation import end_token_ids, generate_ids, generating, generation_config, mean_logps, pad_ids
 
         tokenizer, sampling, ids = self._tokenizer, batch[0].sampling, self._encode(batch)
-        answers: list[Any] = [
-            FailedCall(
-                f"The prompt of {len(prompt)} tokens leaves no room for `max_tokens` ({sampling.max_tokens}) in the "
-                f"context of {self._context} tokens."
-            )
-            for prompt in ids
-        ]
+        no_room = f"leaves no room for `max_tokens` ({sampling.max_tokens}) in the context of {self._context} tokens."
+        answers: list[Any] = [FailedCall(f"The prompt of {len(prompt)} tokens {no_room}") for prompt in ids]
         fits = [i for i, request in enumerate(batch) if self._fits(ids[i], request)]
         if not fits:
             return answers

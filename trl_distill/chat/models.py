@@ -206,6 +206,10 @@ class Prices(NamedTuple):
     prompt: float
     completion: float
 
+    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """What so many tokens cost."""
+        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
+
 
 class BaseChatModel(ABC):
     """

@@ -45,11 +45,7 @@ class Samples(NamedTuple):
 
 
 def sample_requests(rows: Sequence[dict[str, Any]], num_samples: int, sampling: Sampling) -> list[ChatRequest]:
-    """
-    Requests for `num_samples` answers to each row's `prompt`, row by row.
-
-    Equal prompts get different numbers of draws: rows that say the same are not answered the same.
-    """
+    """Requests for answers to each row's `prompt`, row by row. Equal prompts are drawn anew, not answered alike."""
     from ..generation import check_prompts
 
     check_prompts(rows)
@@ -133,18 +129,17 @@ def samples_to_file(
             Who answers what is not in the store.
         dataset ([`~datasets.Dataset`] or `list[dict]`):
             Rows with `prompt`, and any other columns that JSON can hold.
-        num_samples (`int`), sampling ([`Sampling`]):
-            As for [`draw_samples`].
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+
+    The other arguments, and what is raised, are those of [`draw_samples`].
 
     Returns:
         `list[dict[str, Any]]`: The rows of the file.
 
     Raises:
-        `ValueError`: As [`draw_samples`] does, or if a prompt leaves no room for an answer, before anything is drawn;
-            or if the file holds something else.
-        `ConnectionError`: If calls failed, or the server answers nobody.
+        `ValueError`: Before anything is drawn, if a prompt leaves no room for an answer, or the file holds something
+            else.
     """
     path, rows = Path(path), [dict(row) for row in dataset]
     requests = sample_requests(rows, num_samples, sampling)

@@ -86,7 +86,7 @@ def _write_end(
     else:
         tokens = (answer.prompt_tokens, answer.completion_tokens)
         known = prices is not None and None not in tokens  # else it stays at its worst case
-        cost = (prices.prompt * tokens[0] + prices.completion * tokens[1]) / 1e6 if known else most
+        cost = prices.of(*tokens) if known else most
         values = vars(answer) | {"state": "answered"}
     values |= {"retries": answer.retries, "cost": cost}
     connection.execute(
@@ -370,9 +370,7 @@ class StoredChatModel:
 
     def _most_cost(self, request: ChatRequest) -> float | None:
         prices = self._model.prices
-        if prices is None:
-            return None
-        return (prices.prompt * most_prompt_tokens(request) + prices.completion * request.sampling.max_tokens) / 1e6
+        return None if prices is None else prices.of(most_prompt_tokens(request), request.sampling.max_tokens)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         """
@@ -446,5 +444,4 @@ class StoredChatModel:
             prompt = sum(map(most_prompt_tokens, missing))
             completion = sum(request.sampling.max_tokens for request in missing)
         prices = self._model.prices
-        cost = None if prices is None else (prices.prompt * prompt + prices.completion * completion) / 1e6
-        return Missing(len(missing), prompt, completion, cost)
+        return Missing(len(missing), prompt, completion, None if prices is None else prices.of(prompt, completion))
