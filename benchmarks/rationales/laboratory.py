@@ -24,7 +24,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.laboratory import student_of, teacher_of, word_tokenizer
-from trl_distill.generation import Samples, sample_completions
+from trl_distill.chat import LocalChatModel, Samples, Sampling, draw_samples
 
 from .world import DRILLS, PUPIL, Drills, Pupil
 
@@ -80,19 +80,9 @@ class Laboratory:
         self, model: PreTrainedModel, questions: Sequence[str], samples: int, seed: int, temperature: float = 1.0
     ) -> list[Samples]:
         """Completions of each question."""
-        drawn = {}
-        for batch in sample_completions(
-            model,
-            self.tokenizer,
-            [{"prompt": question} for question in questions],
-            samples,
-            temperature=temperature,
-            max_new_tokens=self.pupil.max_completion_length,
-            batch_size=1024,
-            seed=seed,
-        ):
-            drawn |= batch
-        return [drawn[i] for i in range(len(questions))]
+        sampling = Sampling(temperature, max_tokens=self.pupil.max_completion_length, seed=seed, logprobs=True)
+        with LocalChatModel("arm", batch_size=1024, load=lambda: (model, self.tokenizer)) as arm:
+            return draw_samples(arm, [{"prompt": question} for question in questions], samples, sampling)
 
     def label(self, questions: Sequence[str], drawn: Sequence[Samples]) -> list[dict]:
         """Rows `prompt`, `completion`, `label`. Repeats within a question and texts without an answer are dropped."""

@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.laboratory import build, fit, turn, word_tokenizer
-from trl_distill.generation import sample_completions
+from trl_distill.chat import LocalChatModel, Sampling, draw_samples
 
 from .world import ASSISTANT, TEACHER, Animals
 
@@ -96,16 +96,7 @@ class Laboratory:
         self, model: PreTrainedModel, prompts: Sequence[str], seed: int, temperature: float
     ) -> list[tuple[str, bool]]:
         """An answer to each prompt, and whether it came to its end."""
-        drawn = {}
-        for batch in sample_completions(
-            model,
-            self.tokenizer,
-            [{"prompt": turn(prompt)} for prompt in prompts],
-            1,
-            temperature=temperature,
-            max_new_tokens=self.world.max_completion_length,
-            batch_size=256,
-            seed=seed,
-        ):
-            drawn |= batch
-        return [(drawn[i].completions[0], not drawn[i].truncated[0]) for i in range(len(prompts))]
+        sampling = Sampling(temperature, max_tokens=self.world.max_completion_length, seed=seed)
+        with LocalChatModel("arm", batch_size=256, load=lambda: (model, self.tokenizer)) as arm:
+            drawn = draw_samples(arm, [{"prompt": turn(prompt)} for prompt in prompts], 1, sampling)
+        return [(samples.completions[0], not samples.truncated[0]) for samples in drawn]

@@ -88,7 +88,7 @@ def test_the_referee_is_biased_in_one_order_and_not_in_two():
         for i, text in enumerate(questions)
     ]
     gaps = [6 * (i % 3) / LENGTH for i in range(len(items))]
-    both = Judge(world.referee(), mode="pairwise").judge(items)
+    both = Judge(world.referee()).judge(items)
     assert [a - b for a, b in (judgement.scores for judgement in both)] == pytest.approx(gaps)
     one = Judge(world.referee(), mode="listwise", num_orders=1).judge(items)
     off = [a - b - gap for (a, b), gap in zip((judgement.scores for judgement in one), gaps, strict=True)]

@@ -29,7 +29,7 @@ from benchmarks.rationales.run import Task, finished, prepare, record, tasks_of
 from benchmarks.rationales.table import table
 from benchmarks.rationales.voting import vote
 from benchmarks.rationales.world import DRILLS, PUPIL, Drills, Pupil
-from trl_distill.generation import Samples
+from trl_distill.chat import Samples
 
 
 SIZE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A scripted server of the chat API, which counts what it is asked."""
+"""A scripted server of the API for chats and for texts, which counts what it is asked."""
 
 import json
 import threading
@@ -34,6 +34,18 @@ def completion_body(text, finish_reason="stop", prompt_tokens=7, completion_toke
     } | fields
 
 
+def text_body(text, finish_reason="stop", logps=None, chat=False):
+    """The body of an answer to a plain text, or to a chat, with log-probabilities of tokens."""
+    body = completion_body(text, finish_reason)
+    if chat:
+        logprobs = logps and {"content": [{"token": "x", "logprob": logp} for logp in logps]}
+    else:
+        body["object"], logprobs = "text_completion", logps and {"token_logprobs": logps}
+        body["choices"][0] = {"index": 0, "text": text, "finish_reason": finish_reason}
+    body["choices"][0]["logprobs"] = logprobs
+    return body
+
+
 class ChatServer:
     """
     Serves on loopback what `reply(body, attempt, headers)` says, and echoes the last message without one.
@@ -46,7 +58,7 @@ class ChatServer:
     def __init__(self):
         self.reply, self.delay = None, 0.0
         self.requests: list[dict] = []  # one for each attempt, in order of arrival
-        self.headers = []
+        self.headers, self.paths = [], []
         self.times: list[float] = []
         self.most_in_flight = self._in_flight = 0
         self._attempts: Counter = Counter()
@@ -80,12 +92,13 @@ class ChatServer:
         with self._lock:
             self.requests.append(body)
             self.headers.append(handler.headers)
+            self.paths.append(handler.path)
             self.times.append(time.monotonic())
             attempt = self._attempts[raw] = self._attempts[raw] + 1
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
         time.sleep(self.delay(body) if callable(self.delay) else self.delay)
-        echo = completion_body(f"echo {body['messages'][-1]['content']}")
+        echo = completion_body(f"echo {body['messages'][-1]['content']}") if "messages" in body else None
         reply = self.reply(body, attempt, handler.headers) if self.reply else echo
         reply = echo if reply is None else reply
         with self._lock:

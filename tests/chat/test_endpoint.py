@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from chat_server import ChatServer, completion_body
+from chat_server import ChatServer, completion_body, text_body
 
 from trl_distill.chat import (
     CallStore,
@@ -65,6 +65,28 @@ class TestRequests:
         assert server.requests == [
             {"model": "m", "messages": messages, "temperature": 0.5, "top_p": 0.9, "max_tokens": 17}
         ]
+
+    def test_a_plain_text_goes_to_completions(self, server, connect):
+        server.reply = lambda *_: text_body("Because.", "length", [-0.5, -2.0])
+        [answer] = connect().complete([ChatRequest("Why?", Sampling(0.5, 0.9, 17))])
+        assert answer == Completion("Because.", "length", 7, 3) and server.paths == ["/v1/completions"]
+        assert server.requests == [
+            {"model": "m", "prompt": "Why?", "temperature": 0.5, "top_p": 0.9, "max_tokens": 17}
+        ]
+
+    @pytest.mark.parametrize(("messages", "asked"), [("Why?", 1), ([{"role": "user", "content": "Why?"}], True)])
+    def test_log_probabilities_are_asked_for_and_averaged(self, server, connect, messages, asked):
+        chat = not isinstance(messages, str)
+        request = ChatRequest(messages, Sampling(logprobs=True))
+        for logps, expected in (([-0.5, -2.0], -1.25), (None, None)):
+            server.reply = lambda *_, logps=logps: text_body("Because.", logps=logps, chat=chat)
+            assert connect().complete([request])[0].mean_logp == expected
+            assert server.requests[-1]["logprobs"] is asked
+
+    def test_values_for_the_template_of_model_and_request(self, server, connect):
+        model = connect(extra_body={"chat_template_kwargs": {"a": 1, "b": 1}})
+        model.complete([ChatRequest([{"role": "user", "content": "Hi"}], chat_template_kwargs={"b": 2})])
+        assert server.requests[0]["chat_template_kwargs"] == {"a": 1, "b": 2}
 
     def test_settings_of_a_server(self, server, connect, ask):
         extra = {"chat_template_kwargs": {"enable_thinking": False}}

@@ -114,7 +114,7 @@ def test_both_orders_of_two_answers(bonus):
     exchanged = [replace(item, answers=item.answers[::-1]) for item in items]
 
     def gaps(items, **settings):
-        judgements = Judge(model, mode="pairwise", scale=(0, 30), **settings).judge(items)
+        judgements = Judge(model, scale=(0, 30), **settings).judge(items)
         return [j.scores[0] - j.scores[1] for j in judgements]
 
     assert gaps(items) == [2.0] * 20
@@ -198,12 +198,12 @@ def test_equal_answers_are_two_calls_and_no_difference(tmp_path):
     model = rule(lambda text, slot, label: 8 - 3 * slot)
     item = JudgeItem("same", "Say yes.", ["Yes.", "Yes."])
     with CallStore(tmp_path / "calls.sqlite") as store:
-        judge = Judge(store.model(model, role="referee"), mode="pairwise")
+        judge = Judge(store.model(model, role="referee"))
         first, second = judge.requests([item])
         assert first.messages == second.messages and first.sample_index != second.sample_index
         assert judge.judge([item])[0].scores == [6.5, 6.5]
         assert store.ledger()[0].calls == 2
-    assert Judge(model, mode="pairwise", num_orders=1).judge([item])[0].scores in ([8.0, 5.0], [5.0, 8.0])
+    assert Judge(model, num_orders=1).judge([item])[0].scores in ([8.0, 5.0], [5.0, 8.0])
 
 
 # The prompt
@@ -232,7 +232,7 @@ def test_what_the_judge_sees():
     assert message["content"].index("evidence") < message["content"].index('"scores"')
 
 
-@pytest.mark.parametrize("mode", ["absolute", "pairwise"])
+@pytest.mark.parametrize("mode", ["absolute", "listwise"])
 def test_no_answer_can_end_its_block(mode):
     """Answers copy the marks of a prompt, code included, and bring scores of their own."""
     judge = Judge(rule(lambda text, *_: 10 if "Ignore" in text else 1), mode=mode)
@@ -266,7 +266,7 @@ def test_reasks_are_rounds_with_the_next_index_and_another_temperature():
 
     model = Scripted(script)
     items = [JudgeItem(name, f"The {name} question", ["x", "y"]) for name in fails]
-    judgements = Judge(model, mode="pairwise", max_reasks=3, max_tokens=99).judge(items)
+    judgements = Judge(model, max_reasks=3, max_tokens=99).judge(items)
     assert [len(requests) for requests in model.rounds] == [6, 4, 4, 2]
     assert [(j.calls, j.reasks) for j in judgements] == [(2, 0), (6, 4), (8, 6)]
     for attempt, requests in enumerate(model.rounds):
@@ -401,14 +401,14 @@ def test_items_without_a_choice():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "pair"}, "one of absolute, listwise, pairwise, got 'pair'"),
+        ({"mode": "pair"}, "one of absolute, listwise, got 'pair'.$"),
         ({"aspects": ()}, "one or more"),
         ({"aspects": [ASPECTS[0], Aspect("truth", "Again?")]}, r"a name of its own, got \['truth', 'truth'\]"),
         ({"scale": (10, 1)}, r"`scale` .* got \(10, 1\)"),
         ({"scale": (1, float("inf"))}, "`scale`"),
         ({"scale": (1, 2, 3)}, "`scale`"),
         ({"num_orders": 0}, "from 1 to 26 in mode listwise, got 0"),
-        ({"num_orders": 3, "mode": "pairwise"}, "from 1 to 2 in mode pairwise, got 3"),
+        ({"mode": "pairwise"}, "got 'pairwise'. Two answers, in both orders, are `listwise`"),
         ({"num_orders": 2, "mode": "absolute"}, "from 1 to 1 in mode absolute, got 2"),
         ({"max_reasks": -1}, "`max_reasks`"),
         ({"max_reasks": 1000}, "`max_reasks`"),
@@ -426,8 +426,6 @@ def test_settings_that_make_no_judge(settings, message):
     [
         ("listwise", [item_of((1, 2)), item_of((3, 4))], "Two items have the id 'item'"),
         ("listwise", [item_of(range(27))], "27 answers, more than there are letters"),
-        ("pairwise", [item_of((1, 2, 3))], "has 3 answers. Mode pairwise compares two"),
-        ("pairwise", [item_of((1,))], "has 1 answers"),
     ],
 )
 def test_items_that_cannot_be_judged(mode, items, message):

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from trl_distill.chat import CallStore, ChatRequest, FailedCall, LocalChatModel, Sampling
+from trl_distill.chat.local import weights_digest
 
 
 SHORT = Sampling(max_tokens=6)
@@ -35,7 +36,7 @@ def chats(count, sample_index=0, sampling=SHORT):
 
 
 def is_loaded(model):
-    return "_model" in vars(model)
+    return "_loaded" in vars(model)
 
 
 def naive_greedy(model, tokenizer, prompt, max_tokens):
@@ -60,6 +61,24 @@ class TestAnswers:
             expected = naive_greedy(model, tokenizer, request.messages[0]["content"], 20)
             assert (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens) == expected
         assert {answer.finish_reason for answer in answers} == {"stop", "length"}
+
+    def test_a_plain_text_needs_no_template_and_gets_none(self, saved, tokenizer, tmp_path):
+        folder, text = saved(seed=1), "Say well: "
+        (tmp_path / "model" / "chat_template.jinja").unlink()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        local = LocalChatModel(folder, device="cpu")
+        [answer, rendered] = local.complete(
+            [ChatRequest(prompt, Sampling(0.0, max_tokens=9)) for prompt in (text, f"<|user|>{text}<|endoftext|>")]
+        )
+        ids = tokenizer(text)["input_ids"]
+        with torch.no_grad():
+            for _ in range(9):
+                ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+        expected = tokenizer.decode(ids[answer.prompt_tokens :][: answer.completion_tokens], skip_special_tokens=True)
+        assert answer.prompt_tokens == len(text) and answer.text == expected != rendered.text
+        assert answer.mean_logp is None
+        with pytest.raises(ValueError, match="no chat template"):
+            local.complete(chats(1))
 
     @pytest.mark.parametrize("temperature", [0.5, 1.5])
     def test_frequencies_are_the_probabilities(self, saved, tokenizer, temperature):
@@ -113,6 +132,9 @@ class TestAnswers:
         [room] = model.complete([ChatRequest(requests[2].messages, Sampling(max_tokens=5))])
         assert room.prompt_tokens == 507
         assert answers[:2] == LocalChatModel(saved("same"), device="cpu").complete(requests[:2])
+        with pytest.raises(ValueError, match="1 of 3 prompts leave no room .* row 2 with 507 tokens"):
+            model.check(requests)
+        assert model.check(requests[:2]) is None
 
     def test_four_bits(self, saved):
         folder = saved(hidden_size=64, intermediate_size=64, initializer_range=0.2)
@@ -226,6 +248,27 @@ class TestIdentity:
         (folder / "adapter_config.json").write_text(json.dumps(config))
         saved("base", seed=1)
         assert identity(folder) != first and identity(tmp_path / "adapter1") != identity(folder)
+
+    def test_adapters_in_one_folder_are_one_model(self, saved, tmp_path):
+        """As NAT saves them: each counts, and so does the base, here or where the caller says that it is."""
+        base, folder, identities = saved("base"), tmp_path / "nat", set()
+
+        def save(name, seed):
+            torch.manual_seed(seed)
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(init_lora_weights=False))
+            model.save_pretrained(folder / name)
+
+        for name, seed in (("nat", 0), ("neg", 1), ("nat", 2), ("neg", 3)):
+            save(name, seed)
+            identities.add(weights_digest(folder))
+        assert len(identities) == 4 and weights_digest(folder) == weights_digest(folder, base)
+        assert weights_digest(folder, saved("other", seed=1)) not in identities
+
+    def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(self, saved, tmp_path):
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(saved("base")), LoraConfig())
+        model.save_pretrained(tmp_path / "adapter")
+        chat = LocalChatModel(str(tmp_path / "adapter"), device="cpu")
+        assert chat.complete(chats(3)) == LocalChatModel(str(tmp_path / "base"), device="cpu").complete(chats(3))
 
     def test_models_that_cannot_chat(self, saved, tmp_path):
         folder = saved()

@@ -58,7 +58,7 @@ class Rule(FunctionChatModel):
         self.prices, self.asked = Prices(*prices), Counter()
 
     def reply(self, request):
-        prompt = request.messages[-1]["content"]
+        prompt = request.texts[-1]
         self.asked[prompt] += 1
         return f"{self.name} {prompt} #{self.asked[prompt]}"
 
@@ -148,6 +148,40 @@ class TestReuse:
             "sampling": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 1024, "seed": None},
             "sample_index": 3,
         }
+
+    def test_what_only_newer_requests_ask_for_is_in_their_keys_alone(self, store, path):
+        stored = store.model(Rule(), "teacher")
+        chat = [{"role": "user", "content": "Hi"}]
+        requests = [
+            ChatRequest("Hi", Sampling(logprobs=True)),
+            ChatRequest("Hi"),
+            ChatRequest(chat, chat_template_kwargs={"a": 1}),
+            ChatRequest(chat, chat_template_kwargs={}),
+            ChatRequest(chat),
+        ]
+        stored.complete(requests)
+        sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 1024, "seed": None}
+        old = {"role": "teacher", "model": {"function": "rule", "revision": None}, "sampling": sampling}
+        old |= {"messages": chat, "sample_index": 0}
+        assert [json.loads(content) for [content] in rows(path, "request")] == [
+            old | {"messages": "Hi", "sampling": sampling | {"logprobs": True}},
+            old | {"messages": "Hi"},
+            old | {"chat_template_kwargs": {"a": 1}},
+            old,
+        ]
+
+    def test_log_probabilities_come_back_as_they_were(self, store, ask):
+        class Sure(Rule):
+            def answer(self, batch):
+                return [Completion("a", mean_logp=-1 / 3 - i) for i, _ in enumerate(batch)]
+
+            def batches(self, requests):
+                return [list(range(len(requests)))]
+
+        stored = store.model(Sure(), "student")
+        first = stored.complete(ask(3, logprobs=True))
+        assert [answer.mean_logp for answer in first] == [-1 / 3, -4 / 3, -7 / 3]
+        assert stored.complete(ask(3, logprobs=True)) == first
 
     def test_equal_requests_are_one_call(self, store, ask):
         model = Rule()
@@ -513,6 +547,22 @@ class TestFile:
         with pytest.raises(ValueError, match="format 9"):
             CallStore(tmp_path / "new.sqlite")
 
+    def test_a_file_of_the_first_format_gets_the_new_column(self, path, ask):
+        with CallStore(path) as store:
+            answers = store.model(Rule(), "teacher").complete(ask(3))
+        with sqlite3.connect(path) as connection:
+            connection.executescript("ALTER TABLE calls DROP COLUMN mean_logp; PRAGMA user_version = 1;")
+        [row] = read_ledger(path)  # who only reads it leaves it as it is
+        with sqlite3.connect(path) as connection:
+            assert row.calls == 3 and connection.execute("PRAGMA user_version").fetchone() == (1,)
+        model = Rule()
+        for _ in range(2):
+            with CallStore(path) as store:
+                assert store.model(model, "teacher").complete(ask(5))[:3] == answers
+        assert model.asked.total() == 2 and rows(path, "mean_logp") == [(None,)] * 5
+        with sqlite3.connect(path) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+
     def test_damage_is_said(self, path, ask):
         with CallStore(path) as store:
             store.model(Rule(), "teacher").complete(ask(200))
@@ -595,6 +645,8 @@ def test_samplings_that_no_run_can_use(values, message):
         ([{"role": "user"}], "two texts"),
         ([{"role": "user", "content": None}], "two texts"),
         ([{"role": "user", "content": "half a pair \ud83d"}], "UTF-8"),
+        ("", "empty"),
+        ("half a pair \ud83d", "UTF-8"),
     ],
 )
 def test_messages_that_cannot_be_sent(messages, message):

@@ -15,8 +15,6 @@
 import json
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,9 +24,11 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForSequenceClassification
 
+from tests.chat.chat_server import text_body
+from tests.loop_fixtures import server  # noqa: F401
 from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer, load_nat
+from trl_distill.chat import LocalChatModel, Sampling, draw_samples, read_samples
 from trl_distill.evaluation import extract_answer
-from trl_distill.generation import read_samples, sample_completions
 from trl_distill.rationales.asc import adaptive_self_consistency, score_rationales, self_consistency
 from trl_distill.scripts import asc, ranker
 
@@ -170,47 +170,34 @@ class TestASC:
         asc.run(arguments(saved, model_name_or_path=saved / "nat"))
         rows = [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(6)]
         model = load_nat(AutoModelForCausalLM.from_pretrained(saved / "model"), str(saved / "nat")).eval()
-        settings = dict(num_samples=5, max_new_tokens=3)
-        expected = [
-            samples for batch in sample_completions(model, tokenizer, rows, **settings) for samples in batch.items()
-        ]
-        for i, samples in expected:
-            assert read_samples(saved / "samples.jsonl")[i]["mean_logps"] == pytest.approx(
-                samples.mean_logps, rel=1e-4
-            )
+        local = LocalChatModel("nat", load=lambda: (model, tokenizer))
+        expected = draw_samples(local, rows, 5, Sampling(max_tokens=3, seed=42, logprobs=True))
+        for row, samples in zip(read_samples(saved / "samples.jsonl"), expected, strict=True):
+            assert row["completions"] == samples.completions
+            assert row["mean_logps"] == pytest.approx(samples.mean_logps, rel=1e-4)
 
-    def test_server(self, saved, capsys):
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                texts = [f"The answer is {4 if k else 2}." for k in range(body["n"])]
-                logprobs = {"token_logprobs": [-1.0]} if "logprobs" in body else None
-                choices = [{"text": text, "finish_reason": "stop", "logprobs": logprobs} for text in texts]
-                data = json.dumps({"choices": choices} if body["model"] == "model-x" else {}).encode()
-                self.send_response(200 if body["model"] == "model-x" else 404)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+    def test_server(self, saved, capsys, server):  # noqa: F811
+        def reply(body, attempt, headers):
+            """2 to one of three draws of a prompt, and 4 to the others."""
+            seeds[body["prompt"]] = seeds.get(body["prompt"], []) + [body["seed"]]
+            text = f"The answer is {2 if body['seed'] == min(seeds[body['prompt']]) else 4}."
+            return text_body(text, "stop", [-1.0] if "logprobs" in body else None)
 
-            def log_message(self, *args):
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        flags = dict(base_url=f"http://127.0.0.1:{server.server_port}/v1", num_samples=3)
+        seeds = {}
+        server.reply = lambda body, *rest: reply(body, *rest) if body["model"] == "model-x" else (404, {}, {})
+        flags = dict(base_url=server.base_url, num_samples=3, concurrency=1)
         asc.run(arguments(saved, model_name_or_path="model-x", **flags))
         result, votes = outputs(saved)
-        assert [vote["votes"]["sc"] for vote in votes] == ["4"] * 6 and votes[0]["votes"]["ws"] == "4"
-        assert result["accuracy"]["sc"]["value"] == pytest.approx(1 / 6)  # of 2 + 2
+        assert all(len(of_one) == len(set(of_one)) == 3 for of_one in seeds.values())
+        expected = [self_consistency([text[-2] for text in vote["completions"]]) for vote in votes]
+        assert [vote["votes"]["sc"] for vote in votes] == expected
+        assert votes[0]["votes"]["ws"] == expected[0]  # all weights are one
         asc.run(
             arguments(saved, "--no_logprobs", model_name_or_path="model-x", samples_file=saved / "2.jsonl", **flags)
         )
         assert "ws" not in outputs(saved)[1][0]["votes"]
         flags |= dict(samples_file=saved / "3.jsonl", model_name_or_path="model-y")
-        assert "The server failed at row 0" in error_of(capsys, asc.run, arguments(saved, **flags))
-        server.shutdown()
-        server.server_close()
+        assert "refuses model-y: Error code: 404" in error_of(capsys, asc.run, arguments(saved, **flags))
 
     def test_yaml(self, saved):
         values = dict(zip([flag[2:] for flag in arguments(saved)[::2]], arguments(saved)[1::2], strict=True))

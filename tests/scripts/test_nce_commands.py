@@ -32,8 +32,8 @@ from trl_distill import (
     cli,
     load_nat,
 )
+from trl_distill.chat import LocalChatModel, Sampling, draw_samples
 from trl_distill.evaluation.answers import extract_answer
-from trl_distill.generation import sample_completions
 from trl_distill.rationales.augment import question_rows, select_right
 from trl_distill.scripts import augment, calibrate, nce
 
@@ -191,10 +191,8 @@ class TestAugment:
         """The right answers are what NAT says, so that some of its samples are right."""
         model, tokenizer = load(nat_folder), AutoTokenizer.from_pretrained(nat_folder / "base")
         prompts = [{"prompt": f"{i} + {i}?\n"} for i in range(2)]
-        sampling = dict(temperature=1.0, max_new_tokens=100, batch_size=32, seed=3)
-        drawn = {
-            i: s for batch in sample_completions(model, tokenizer, prompts, 16, **sampling) for i, s in batch.items()
-        }
+        local = LocalChatModel("nat", batch_size=32, load=lambda: (model, tokenizer))
+        drawn = draw_samples(local, prompts, 16, Sampling(max_tokens=100, seed=3, logprobs=True))
         # Samples that ended count only
         whole = [
             [t for t, cut in zip(drawn[i].completions, drawn[i].truncated, strict=True) if not cut] for i in range(2)
@@ -226,7 +224,7 @@ class TestAugment:
         augment.run(list(map(str, arguments)))  # reads the samples again and draws none
         assert output.read_bytes() == before
         message = error_of(capsys, augment.run, *arguments[:-2], "--seed", 4)
-        assert "was written with `seed=3`, but now it is 4" in message
+        assert "samples.jsonl exists and holds something else than these samples" in message
 
     def test_bad_input(self, nat_folder, tmp_path, capsys):
         rows = tmp_path / "rows.jsonl"

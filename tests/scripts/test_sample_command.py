@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer
-from trl_distill.generation import read_samples
+from trl_distill.chat import read_samples
 from trl_distill.scripts import evaluate, sample
 
 

@@ -17,6 +17,7 @@
 from .endpoint import EndpointChatModel
 from .judge import Aspect, Judge, JudgeItem, Judgement, Reading
 from .judge_report import judge_report
+from .ledger import LedgerRow, read_ledger
 from .local import LocalChatModel
 from .models import (
     BaseChatModel,
@@ -29,8 +30,9 @@ from .models import (
     Prices,
     Sampling,
 )
+from .samples import Samples, draw_samples, read_samples, samples_to_file
 from .settings import chat_model
-from .store import BudgetReached, CallStore, LedgerRow, Missing, StoredChatModel, read_ledger
+from .store import BudgetReached, CallStore, Missing, StoredChatModel
 
 
 __all__ = [
@@ -53,9 +55,13 @@ __all__ = [
     "Missing",
     "Prices",
     "Reading",
+    "Samples",
     "Sampling",
     "StoredChatModel",
     "chat_model",
+    "draw_samples",
     "judge_report",
     "read_ledger",
+    "read_samples",
+    "samples_to_file",
 ]

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A model behind any server that speaks the OpenAI chat API."""
+"""A model behind any server that speaks the OpenAI API."""
 
 import email.utils
 import logging
@@ -32,7 +32,6 @@ from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, Fai
 
 if TYPE_CHECKING:
     from openai import OpenAI
-    from tenacity import RetryCallState
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +63,14 @@ def seconds_to_wait(headers: Any) -> float | None:
 
 class EndpointChatModel(BaseChatModel):
     """
-    A model behind any server that speaks the OpenAI chat API: OpenAI, vLLM, `transformers serve`, llama.cpp, ...
+    A model behind any server that speaks the OpenAI API: OpenAI, vLLM, `transformers serve`, llama.cpp, ...
+
+    Messages go to `chat/completions`, plain texts to `completions`.
 
     Status 408, 409, 429 and 5xx, time-outs, broken connections and answers without a choice are tried again, after a
-    growing wait with jitter or as long as `Retry-After` says. Other errors of one request fail that call at once. Where
-    the server refuses everybody (401, 402, 403, 404), stays unreachable, or fails `max_consecutive_failures` calls in a
-    row, the run stops with [`ChatServerError`].
+    growing wait with jitter or as long as `Retry-After` says. Other errors of one request fail that call at once.
+    Where the server refuses everybody (401, 402, 403, 404), stays unreachable, or fails `max_consecutive_failures`
+    calls in a row, the run stops with [`ChatServerError`].
 
     The key is read from the environment when the first request is sent, and is in no file, log or error.
 
@@ -82,8 +83,8 @@ class EndpointChatModel(BaseChatModel):
             Environment variable that holds the key. Defaults to `OPENAI_API_KEY` if `base_url` is not given. A server
             that you name gets no key that you do not name.
         revision (`str`, *optional*):
-            What tells this model from another one of the same name, such as the date of a snapshot or the server. It is
-            part of the model's identity, `base_url` is not: stored answers outlive a server that moves.
+            What tells this model from another one of the same name, such as the date of a snapshot or the server. It
+            is part of the model's identity, `base_url` is not: stored answers outlive a server that moves.
         name (`str`, *optional*):
             What to call the model in reports. Defaults to `model`.
         concurrency (`int`, *optional*, defaults to `16`):
@@ -104,8 +105,8 @@ class EndpointChatModel(BaseChatModel):
             `"max_completion_tokens"`.
         extra_body (`dict[str, Any]`, *optional*):
             Fields that are added to each request, such as `{"chat_template_kwargs": {"enable_thinking": False}}` for
-            vLLM. `transformers serve` draws at random only if the generation config says so, whatever `temperature` is:
-            `{"generation_config": '{"do_sample": true, "top_k": 0}'}`. Part of the model's identity.
+            vLLM. `transformers serve` draws at random only if the generation config says so, whatever `temperature`
+            is: `{"generation_config": '{"do_sample": true, "top_k": 0}'}`. Part of the model's identity.
 
     Raises:
         `ValueError`: If a value is out of its range, or `base_url` holds a password or a query.
@@ -162,8 +163,8 @@ class EndpointChatModel(BaseChatModel):
             )
         if parts.username or parts.password or parts.query:
             raise ValueError(
-                f"`base_url` of {parts.hostname} holds a user, a password or a query, and would be stored with the calls. "
-                "Name an environment variable that holds the key with `api_key_env`."
+                f"`base_url` of {parts.hostname} holds a user, a password or a query, and would be stored with the "
+                "calls. Name an environment variable that holds the key with `api_key_env`."
             )
         self.model, self.revision, self.name = model, revision, name or model
         self.base_url, self.api_key_env = base_url.rstrip("/"), api_key_env
@@ -189,8 +190,7 @@ class EndpointChatModel(BaseChatModel):
             from openai import OpenAI, Timeout
         except ImportError as error:
             raise ImportError(
-                "A model behind a server needs the packages openai and tenacity. Install them with "
-                "`pip install trl-distill[judge]`."
+                "A model behind a server needs the package openai. Install it with `pip install trl-distill[judge]`."
             ) from error
         key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else None
         if self.api_key_env and not key:
@@ -198,7 +198,9 @@ class EndpointChatModel(BaseChatModel):
         return OpenAI(
             base_url=self.base_url,
             api_key=key or "none",
-            max_retries=0,  # every attempt is ours to count
+            # The retries are ours: openai's begin at half a second and end at 8 s, whatever `backoff` says, wait for
+            # Retry-After up to 2 minutes and then all at once, and do not see an answer without a choice.
+            max_retries=0,
             timeout=Timeout(self.timeout, connect=min(self.timeout, 10.0)),
         )
 
@@ -214,26 +216,26 @@ class EndpointChatModel(BaseChatModel):
         with self._lock:  # opened once, by the first thread
             client = self._client
         from openai import OpenAIError
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
-        attempts = Retrying(
-            stop=stop_after_attempt(self.max_attempts),
-            wait=self._wait,
-            before_sleep=self._log_wait,
-            retry=retry_if_exception(_is_worth_another_attempt),
-            reraise=True,
-        )
-        try:
-            for attempt in attempts:
-                with attempt:
-                    completion = self._attempt(client, request)
-        except (OpenAIError, _NoAnswer) as error:
-            call = FailedCall(self._describe(error), attempt.retry_state.attempt_number - 1)
-            self._stop_if_hopeless(error, call)
-            logger.warning("A call of %s failed: %s", self.model, call.error)
-            return call
-        self._failures_in_a_row = 0
-        return replace(completion, retries=attempt.retry_state.attempt_number - 1)
+        retries = 0
+        while True:
+            try:
+                completion = self._attempt(client, request)
+                self._failures_in_a_row = 0
+                return replace(completion, retries=retries)
+            except (OpenAIError, _NoAnswer) as error:
+                reason = self._describe(error)
+                if retries + 1 == self.max_attempts or not _is_worth_another_attempt(error):
+                    call = FailedCall(reason, retries)
+                    self._stop_if_hopeless(error, call)
+                    logger.warning("A call of %s failed: %s", self.model, reason)
+                    return call
+                # Jitter keeps calls that failed together from coming back together
+                asked, growing = _asked_to_wait(error), min(self.backoff * 2**retries, 60.0)
+                seconds = (growing if asked is None else asked) + random.uniform(0.0, self.backoff)
+            retries += 1
+            logger.info("%s: %s Attempt %d in %.1f s.", self.model, reason, retries + 1, seconds)
+            time.sleep(seconds)
 
     def _stop_if_hopeless(self, error: Exception, call: FailedCall) -> None:
         """Raise [`ChatServerError`] if other calls would fail as this one did."""
@@ -252,47 +254,41 @@ class EndpointChatModel(BaseChatModel):
             failures = self._failures_in_a_row
         if failures >= self.max_consecutive_failures:
             raise ChatServerError(
-                f"{failures} calls of {self.model} at {self.base_url} failed in a row, the last one with: {call.error} "
-                "Answers that came are kept. Run the same command again when the cause is gone; if these are single bad "
-                "requests, raise `max_consecutive_failures`.",
+                f"{failures} calls of {self.model} at {self.base_url} failed in a row, the last one with: "
+                f"{call.error} Answers that came are kept. Run the same command again when the cause is gone; if "
+                "these are single bad requests, raise `max_consecutive_failures`.",
                 call,
             )
 
     def _attempt(self, client: "OpenAI", request: ChatRequest) -> Completion:
-        sampling, optional = request.sampling, {}
+        sampling, plain = request.sampling, isinstance(request.messages, str)
+        extra = {self.max_tokens_parameter: sampling.max_tokens} | (self.extra_body or {})
+        if request.chat_template_kwargs:
+            extra["chat_template_kwargs"] = extra.get("chat_template_kwargs", {}) | request.chat_template_kwargs
+        fields = {"temperature": sampling.temperature, "top_p": sampling.top_p, "extra_body": extra}
         if sampling.seed is not None:  # a server that obeys it would repeat itself, were it the same for each draw
-            optional["seed"] = derived_seed(sampling.seed, request.sample_index)
+            fields["seed"] = derived_seed(sampling.seed, request.sample_index)
+        if sampling.logprobs:
+            fields["logprobs"] = 1 if plain else True
         try:
-            response = client.chat.completions.create(
-                model=self.model,
-                messages=request.messages,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                extra_body={self.max_tokens_parameter: sampling.max_tokens} | (self.extra_body or {}),
-                **optional,
-            )
+            if plain:
+                response = client.completions.create(model=self.model, prompt=request.messages, **fields)
+            else:
+                response = client.chat.completions.create(model=self.model, messages=request.messages, **fields)
         except ValueError as error:
             raise _NoAnswer(f"the answer is no JSON ({error})") from None
         try:
             choice = response.choices[0]
-            text = choice.message.content or ""
+            text = (choice.text if plain else choice.message.content) or ""
             text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be written to any file
             reason = str(choice.finish_reason or "unknown")
+            mean_logp = _mean_logp(choice.logprobs, plain) if sampling.logprobs else None
         except (AttributeError, IndexError, TypeError):
             raise _NoAnswer(f"no choice in the answer, which begins {str(response)[:200]!r}") from None
         usage = getattr(response, "usage", None)
         tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-        return Completion(text, reason, *(count if isinstance(count, int) else None for count in tokens))
-
-    def _wait(self, state: "RetryCallState") -> float:
-        """Seconds before the next attempt: jitter keeps calls that failed together from coming back together."""
-        asked = _asked_to_wait(state.outcome.exception())
-        growing = min(self.backoff * 2 ** (state.attempt_number - 1), 60.0)
-        return (growing if asked is None else asked) + random.uniform(0.0, self.backoff)
-
-    def _log_wait(self, state: "RetryCallState") -> None:
-        reason, seconds = self._describe(state.outcome.exception()), state.next_action.sleep
-        logger.info("%s: %s Attempt %d in %.1f s.", self.model, reason, state.attempt_number + 1, seconds)
+        prompt, completion = (count if isinstance(count, int) else None for count in tokens)
+        return Completion(text, reason, prompt, completion, mean_logp=mean_logp)
 
     def _describe(self, error: BaseException) -> str:
         """One line for people, without the key: some servers send back what they got."""
@@ -305,6 +301,15 @@ class EndpointChatModel(BaseChatModel):
         text = text[:400].rstrip(".") + "."
         seconds = _asked_to_wait(error) or 0.0
         return text if seconds <= _LONGEST_WAIT else f"{text} The server asks to wait {seconds:.0f} s."
+
+
+def _mean_logp(logprobs: Any, plain: bool) -> float | None:
+    """Mean over the tokens that the server reports, `None` if it reports none."""
+    if plain:
+        logps = getattr(logprobs, "token_logprobs", None) or []
+    else:
+        logps = [token.logprob for token in getattr(logprobs, "content", None) or []]
+    return sum(logps) / len(logps) if logps else None
 
 
 def _asked_to_wait(error: BaseException) -> float | None:

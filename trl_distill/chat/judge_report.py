@@ -47,10 +47,10 @@ def judge_report(
             - `mean_score`, and `constant`: whether there are several scores, and all are the same.
             - `position`: `by_slot` with mean and count of what was read in each slot, and `first_minus_last`, the mean
               over items of the first minus the last slot, with `standard_error` and `items`. 0 without a bias.
-            - `length`: `deciles` of the scored answers by characters with range, mean score and count, and `pearson` and
-              `spearman`, correlations of length and score after the mean of each item is taken away from both.
+            - `length`: `deciles` of the scored answers by characters with range, mean score and count, and `pearson`
+              and `spearman`, correlations of length and score after each item's mean is taken away from both.
             - `models`: mean score and count by model.
-            - `ties`: `best`, the share of items whose best score is shared, and `pairs`, the share of equal scores among
+            - `ties`: `best`, the share of items whose best score is shared, and `pairs`, that of equal scores among
               all pairs of answers to one prompt.
             - `self_preference`: `margin`, the mean over items of the judge's score for its own answers minus that for
               the others, with `standard_error` and `items`. `None` if none of its own is scored.

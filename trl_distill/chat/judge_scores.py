@@ -15,7 +15,7 @@
 """
 Scores from what a judge replied: JSON first, then lines such as "Answer A: 8/10".
 
-What is not clearly one score for each label is refused. A refusal costs one more request, a wrong number goes unnoticed.
+What is not clearly one score for each label is refused: that costs one more request, a wrong number goes unnoticed.
 """
 
 import json
@@ -53,9 +53,9 @@ def parse_scores(
     Scores by label from the reply of a judge.
 
     The last complete JSON object with scores counts, wherever it stands: `{"scores": {"A": 7, "B": 4}}`, or `{"A": 7,
-    "B": 4}`, or for a single label `{"score": 7}`. Without one, texts such as "Answer A: 8/10", "**A**: 8", "A - Rating:
-    8" are read, and for a single label "Rating: 8" or nothing but a number. What a model thought before `</think>` is
-    left out. Numbers in words, with a decimal comma or in other digits than 0 to 9 are no scores.
+    "B": 4}`, or for a single label `{"score": 7}`. Without one, texts such as "Answer A: 8/10", "**A**: 8" and
+    "A - Rating: 8" are read, and for a single label "Rating: 8" or nothing but a number. What a model thought before
+    `</think>` is left out. Numbers in words, with a decimal comma or in other digits than 0 to 9 are no scores.
 
     Args:
         text (`str`):
@@ -67,15 +67,15 @@ def parse_scores(
         optional (`bool`, *optional*, defaults to `False`):
             Whether "N/A" is a valid score.
         cut_off (`bool`, *optional*, defaults to `False`):
-            Whether the reply ended at the limit of tokens. Then only a whole JSON object with `score` or `scores` counts,
-            and only if no other one was begun after it.
+            Whether the reply ended at the limit of tokens. Then only a whole JSON object with `score` or `scores`
+            counts, and only if no other one was begun after it.
 
     Returns:
         `dict[str, float or None]`: For each label its score, `None` for "N/A".
 
     Raises:
-        `ValueError`: If there is not exactly one valid score for each label. The message is `"class: detail"`, with the
-            class `no scores`, `missing label`, `extra label`, `two scores`, `not a number` or `out of range`.
+        `ValueError`: If there is not exactly one valid score for each label. The message is `"class: detail"`, with
+            the class `no scores`, `missing label`, `extra label`, `two scores`, `not a number` or `out of range`.
     """
     if text.lstrip().startswith("<think>") or "</think>" in text:
         _, end, text = text.rpartition("</think>")

@@ -12,19 +12,18 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A chat model of transformers on this machine, in memory only while it is needed."""
+"""A model of transformers on this machine, in memory only while it is needed."""
 
 import gc
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .models import BaseChatModel, ChatRequest, Completion, FailedCall
+from .models import BaseChatModel, ChatRequest, Completion, FailedCall, digest
 
 
 if TYPE_CHECKING:
@@ -32,38 +31,49 @@ if TYPE_CHECKING:
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
+_BASE = ("base_model_name_or_path", "revision")  # where an adapter says what it belongs to
 _generating = threading.RLock()  # torch has one random state, and a GPU has room for one model
 
 
-def weights_digest(folder: str | Path) -> str:
-    """SHA-256 over weights, config and tokenizer of a saved model or adapter, and over the base that it names."""
+def weights_digest(folder: str | Path, base: str | Path | None = None) -> str:
+    """
+    SHA-256 over weights, config and tokenizer of a saved model, or of one or more adapters and their base.
+
+    `base` is the folder of that base, if it is another one than the adapters name.
+    """
+    from ..models import adapter_config
+
     folder = Path(folder)
     files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
     if not files:
+        adapters = sorted(file.parent for file in folder.glob(f"*/{_ADAPTER_CONFIG}"))
+        if adapters:
+            return digest(*(f"{adapter.name} {weights_digest(adapter, base)}" for adapter in adapters))
         raise ValueError(
-            f"{folder} holds no weights in safetensors. Save the model there with `save_pretrained`, or name another folder."
+            f"{folder} holds no weights in safetensors. Save the model there with `save_pretrained`, or name another "
+            "folder."
         )
     files += [file for file in sorted(folder.glob("*config.json")) if file.name != _ADAPTER_CONFIG]
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for file in [*files, *folder.glob("tokenizer.json")]:
         with open(file, "rb") as content:
-            digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    adapter = _read_adapter(folder)
-    if adapter is not None:
-        settings, base = adapter
-        digest.update(f"{json.dumps(settings, sort_keys=True)} {weights_digest(base)}".encode())
-    return digest.hexdigest()
+            sha256.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    settings = adapter_config(str(folder))
+    if settings is not None:  # where the base lies is no part of it, but what the base is
+        settings = {name: value for name, value in settings.items() if name not in _BASE}
+        sha256.update(f"{json.dumps(settings, sort_keys=True)} {weights_digest(base or base_folder(folder))}".encode())
+    return sha256.hexdigest()
 
 
-def _read_adapter(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """Settings of an adapter without the place of its base, and the folder of its base. `None` for a whole model."""
-    if not (folder / _ADAPTER_CONFIG).exists():
-        return None
-    settings = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return settings, _local_folder(settings.pop("base_model_name_or_path"), settings.pop("revision", None))
+def base_folder(folder: Path) -> Path:
+    """Folder of the model under an adapter; of a whole model its own."""
+    from ..models import adapter_config
+
+    settings = adapter_config(str(folder))
+    return folder if settings is None else local_folder(*(settings.get(name) for name in _BASE))
 
 
-def _local_folder(model_name_or_path: str, revision: str | None, trust_remote_code: bool = False) -> Path:
+def local_folder(model_name_or_path: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
     """Folder of a model, downloaded first if it is on the Hub."""
     if Path(model_name_or_path).is_dir():
         return Path(model_name_or_path)
@@ -77,19 +87,19 @@ def _local_folder(model_name_or_path: str, revision: str | None, trust_remote_co
 
 class LocalChatModel(BaseChatModel):
     """
-    A chat model of transformers on this machine.
+    A model of transformers on this machine.
 
     It is loaded with the first answer that is missing, and stays until [`close`], the end of a `with` block, or until
     another local model is asked: one local model is in memory at a time, so ask one model everything before the next.
 
-    Answers are generated in batches, the longest prompts first. A batch draws from a random state that follows from its
-    requests, so the same batch gives the same text, whatever else the process has drawn. Another `batch_size` or other
-    hardware may give another text.
+    Answers are generated in batches, the longest prompts first. A batch draws from a random state that follows from
+    its requests, so the same batch gives the same text, whatever else the process has drawn. Another `batch_size` or
+    other hardware may give another text.
 
     Args:
         model_name_or_path (`str`):
-            Id or folder of a model or of a PEFT adapter, with a chat template in its tokenizer. Where it lies is no part
-            of its identity, but its weights, config, template, dtype and quantization are.
+            Id or folder of a model or of a PEFT adapter; conversations need a chat template in its tokenizer. Where it
+            lies is no part of its identity, but its weights, config, template, dtype and quantization are.
         revision (`str`, *optional*):
             Branch, tag or commit.
         name (`str`, *optional*):
@@ -106,9 +116,13 @@ class LocalChatModel(BaseChatModel):
             Values for the chat template, such as `{"enable_thinking": False}`. Part of the identity.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that ships with the checkpoint.
+        load (`Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]`, *optional*):
+            Gives model and tokenizer, where plain transformers and PEFT cannot load them, or where they are loaded.
+        weights (`str`, *optional*):
+            What tells the weights that `load` gives from others. Defaults to the hash of what is in the folder.
 
     Raises:
-        `ValueError`: If the tokenizer has no chat template, or the folder no safetensors, once the model is needed.
+        `ValueError`: If there is no tokenizer, no template for a conversation, or no safetensors, once it is needed.
     """
 
     _in_memory: "LocalChatModel | None" = None  # of all instances, the one that holds its weights
@@ -125,6 +139,8 @@ class LocalChatModel(BaseChatModel):
         batch_size: int = 16,
         chat_template_kwargs: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
+        load: Callable[[], tuple[Any, Any]] | None = None,
+        weights: str | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be 1 or more, got {batch_size}.")
@@ -132,55 +148,59 @@ class LocalChatModel(BaseChatModel):
         self.dtype, self.load_in_4bit, self.device = dtype, load_in_4bit, device
         self.batch_size, self.trust_remote_code = batch_size, trust_remote_code
         self.chat_template_kwargs = chat_template_kwargs or {}
+        self._load, self._weights = load, weights
 
     @cached_property
     def _folder(self) -> Path:
-        return _local_folder(self.model_name_or_path, self.revision, self.trust_remote_code)
+        return local_folder(self.model_name_or_path, self.revision, self.trust_remote_code)
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         from ..models import load_teacher_tokenizer
 
-        tokenizer = load_teacher_tokenizer(str(self._folder), trust_remote_code=self.trust_remote_code)
-        if tokenizer is None or tokenizer.chat_template is None:
-            raise ValueError(
-                f"{self.model_name_or_path} has no {'tokenizer' if tokenizer is None else 'chat template'}, so it cannot "
-                "chat. Use an instruction-tuned model, or save a tokenizer with a template beside the weights."
-            )
+        if self._load is not None:
+            found = [self._loaded[1]]
+        else:  # an adapter may have none: then its base has it
+            folders, trust = (self._folder, base_folder(self._folder)), self.trust_remote_code
+            found = (load_teacher_tokenizer(str(folder), trust_remote_code=trust) for folder in folders)
+        tokenizer = next((tokenizer for tokenizer in found if tokenizer is not None), None)
+        if tokenizer is None:
+            raise ValueError(f"{self.model_name_or_path} has no tokenizer. Save it beside the weights.")
         return tokenizer
 
     @cached_property
     def _context(self) -> float:
         from transformers import AutoConfig
 
-        _, folder = _read_adapter(self._folder) or (None, self._folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code).get_text_config()
-        return getattr(config, "max_position_embeddings", None) or float("inf")
+        from ..models import context_length
+
+        if self._load is not None:
+            return context_length(self._model) or float("inf")
+        config = AutoConfig.from_pretrained(base_folder(self._folder), trust_remote_code=self.trust_remote_code)
+        return context_length(config) or float("inf")
 
     @cached_property
-    def _model(self) -> "PreTrainedModel":
-        import torch
-
-        from ..models import load_teacher
+    def _loaded(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
+        from ..models import load_teacher, placement
 
         other = LocalChatModel._in_memory
         if other is not None:
             other.close()
-        kwargs: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
-        kwargs["device_map"] = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if self.load_in_4bit:
-            kwargs["quantization_config"] = {
-                "load_in_4bit": True,
-                "bnb_4bit_quant_type": "nf4",
-                "bnb_4bit_compute_dtype": "bfloat16",
-            }
-        model = load_teacher(str(self._folder), **kwargs)
+        if self._load is not None:
+            loaded = self._load()
+        else:
+            kwargs = placement(self.dtype, self.device, self.load_in_4bit, self.trust_remote_code)
+            loaded = load_teacher(str(self._folder), **kwargs), None
         LocalChatModel._in_memory = self
-        return model
+        return loaded
+
+    @property
+    def _model(self) -> "PreTrainedModel":
+        return self._loaded[0]
 
     def close(self) -> None:
         with _generating:
-            if self.__dict__.pop("_model", None) is None:
+            if self.__dict__.pop("_loaded", None) is None:
                 return
             LocalChatModel._in_memory = None
             import torch
@@ -193,7 +213,7 @@ class LocalChatModel(BaseChatModel):
     def identity(self) -> dict[str, Any]:
         template = json.dumps([self._tokenizer.chat_template, self.chat_template_kwargs], sort_keys=True)
         return {
-            "weights": weights_digest(self._folder),
+            "weights": self._weights or weights_digest(self._folder),
             "dtype": self.dtype,
             "quantization": "nf4" if self.load_in_4bit else None,
             "template": hashlib.sha256(template.encode()).hexdigest(),
@@ -202,11 +222,29 @@ class LocalChatModel(BaseChatModel):
     def _encode(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
         from ..generation import encode_prompts
 
-        rows = [{"prompt": r.messages, "chat_template_kwargs": self.chat_template_kwargs} for r in requests]
+        if self._tokenizer.chat_template is None and not all(isinstance(r.messages, str) for r in requests):
+            raise ValueError(
+                f"{self.model_name_or_path} has no chat template, so it cannot chat. Use an instruction-tuned model, "
+                "or save a tokenizer with a template beside the weights."
+            )
+        rows = [
+            {"prompt": r.messages, "chat_template_kwargs": self.chat_template_kwargs | (r.chat_template_kwargs or {})}
+            for r in requests
+        ]
         return encode_prompts(rows, self._tokenizer)
 
     def _fits(self, ids: Sequence[int], request: ChatRequest) -> bool:
         return len(ids) + request.sampling.max_tokens <= self._context
+
+    def check(self, requests: Sequence[ChatRequest]) -> None:
+        ids = self._encode(requests)
+        long = [i for i, request in enumerate(requests) if not self._fits(ids[i], request)]
+        if long:
+            raise ValueError(
+                f"{len(long)} of {len(ids)} prompts leave no room for {requests[long[0]].sampling.max_tokens} new "
+                f"tokens in the context of {self._context}, the first of them row {long[0]} with {len(ids[long[0]])} "
+                "tokens. Allow fewer new tokens, or remove these rows."
+            )
 
     def batches(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
         """
@@ -232,43 +270,31 @@ class LocalChatModel(BaseChatModel):
 
     def _generate(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         import torch
-        from transformers import GenerationConfig
 
-        from ..generation import end_token_ids, generate_ids, generating, pad_ids
+        from ..generation import end_token_ids, generate_ids, generating, generation_config, mean_logps, pad_ids
 
         tokenizer, sampling, ids = self._tokenizer, batch[0].sampling, self._encode(batch)
-        answers: list[Any] = [
-            FailedCall(
-                f"The prompt of {len(prompt)} tokens leaves no room for `max_tokens` ({sampling.max_tokens}) in the context "
-                f"of {self._context} tokens."
-            )
-            for prompt in ids
-        ]
+        no_room = f"leaves no room for `max_tokens` ({sampling.max_tokens}) in the context of {self._context} tokens."
+        answers: list[Any] = [FailedCall(f"The prompt of {len(prompt)} tokens {no_room}") for prompt in ids]
         fits = [i for i, request in enumerate(batch) if self._fits(ids[i], request)]
         if not fits:
             return answers
 
         model = self._model
         ends = end_token_ids(model, tokenizer)
-        drawn = dict(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0)
-        config = GenerationConfig(
-            **(drawn if sampling.temperature > 0 else {"do_sample": False}),
-            max_new_tokens=sampling.max_tokens,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
-            disable_compile=True,
-        )
+        config = generation_config(tokenizer, ends, sampling.max_tokens, sampling.temperature, sampling.top_p)
         prompt = pad_ids([ids[i] for i in fits], config.pad_token_id, "left", model.device)  # (B, P) each
         with generating([model]), torch.no_grad():
             torch.manual_seed(_seed([batch[i] for i in fits]))
             tokens = generate_ids(model, *prompt, config)
+            logps = mean_logps(model, prompt, tokens, config.pad_token_id) if sampling.logprobs else [None] * len(fits)
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        for i, text, of_one in zip(fits, texts, tokens, strict=True):
+        for i, text, of_one, logp in zip(fits, texts, tokens, logps, strict=True):
             reason = "stop" if of_one[-1] in ends else "length"
-            answers[i] = Completion(text, reason, len(ids[i]), len(of_one))
+            answers[i] = Completion(text, reason, len(ids[i]), len(of_one), mean_logp=logp)
         return answers
 
 
 def _seed(batch: Sequence[ChatRequest]) -> int:
-    content = json.dumps([asdict(request) for request in batch], sort_keys=True)
+    content = json.dumps([request.content for request in batch], sort_keys=True)
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") >> 1

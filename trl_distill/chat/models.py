@@ -43,6 +43,8 @@ class Sampling:
             Longest answer in tokens.
         seed (`int`, *optional*):
             Random seed. A local model always has one (`None` counts as 0); to a server it is sent only if it is set.
+        logprobs (`bool`, *optional*, defaults to `False`):
+            Whether to ask for the mean log-probability of the answer.
 
     Raises:
         `ValueError`: If a value is out of its range.
@@ -52,6 +54,7 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int = 1024
     seed: int | None = None
+    logprobs: bool = False
 
     def __post_init__(self):
         for name in ("temperature", "top_p"):  # 1 from a YAML file and 1.0 are one value, also in the key of a store
@@ -72,39 +75,54 @@ class ChatRequest:
     One question to a chat model.
 
     Args:
-        messages (`list[dict[str, str]]`):
-            The conversation, each message with `role` and `content`, the last one being what is to be answered.
+        messages (`list[dict[str, str]]` or `str`):
+            The conversation, each message with `role` and `content`, the last one being what is to be answered; or a
+            plain text that the model goes on with, without a chat template.
         sampling ([`Sampling`], *optional*):
             How the answer is drawn.
         sample_index (`int`, *optional*, defaults to `0`):
             Which draw this is. Two requests that differ in nothing are one request, so repeated draws of a prompt, and
             re-asks after an answer that could not be used, take 0, 1, 2, ...
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Values for the chat template, beside those of the model.
 
     Raises:
         `ValueError`: If there is no message, or one has no text.
     """
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, str]] | str
     sampling: Sampling = field(default_factory=Sampling)
     sample_index: int = 0
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self):
         if not self.messages:
             raise ValueError("`messages` is empty. A request needs at least one message.")
-        for message in self.messages:
+        for message in [] if isinstance(self.messages, str) else self.messages:
             if message.keys() != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
                 raise ValueError(
-                    f"Each message needs the two texts `role` and `content`, got {message!r:.200}. Remove such rows, or "
-                    "turn what they hold into text."
+                    f"Each message needs the two texts `role` and `content`, got {message!r:.200}. Remove such rows, "
+                    "or turn what they hold into text."
                 )
-            try:
-                message["content"].encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"A message cannot be written as UTF-8: {error}. Repair or remove such rows."
-                ) from error
+        try:
+            "".join(self.texts).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"A message cannot be written as UTF-8: {error}. Repair or remove such rows.") from error
         if self.sample_index < 0:
             raise ValueError(f"`sample_index` must be 0 or more, got {self.sample_index}.")
+
+    @property
+    def texts(self) -> list[str]:
+        """What is said, without the roles."""
+        return [self.messages] if isinstance(self.messages, str) else [message["content"] for message in self.messages]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """JSON that tells this request from any other. It leaves out later fields that are not set, for older keys."""
+        sampling = {name: value for name, value in vars(self.sampling).items() if name != "logprobs" or value}
+        content = {"messages": self.messages, "sampling": sampling, "sample_index": self.sample_index}
+        kwargs = self.chat_template_kwargs
+        return content | ({"chat_template_kwargs": kwargs} if kwargs else {})
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,9 @@ class Completion:
             Length of question and answer in tokens. `None` if the model does not say.
         retries (`int`, *optional*, defaults to `0`):
             Attempts that failed before this answer came.
+        mean_logp (`float`, *optional*):
+            Mean log-probability of the answer's tokens at temperature 1, the end token included. `None` if it was not
+            asked for, or the model does not say.
     """
 
     text: str
@@ -128,6 +149,7 @@ class Completion:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     retries: int = 0
+    mean_logp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +206,10 @@ class Prices(NamedTuple):
     prompt: float
     completion: float
 
+    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """What so many tokens cost."""
+        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
+
 
 class BaseChatModel(ABC):
     """
@@ -209,7 +235,7 @@ class BaseChatModel(ABC):
 
     @property
     def address(self) -> str | None:
-        """Where the model is served, if its identity may belong to another model elsewhere. A store then allows one."""
+        """Where the model is served, if another model elsewhere may have its identity. A store then allows one."""
         return None
 
     @abstractmethod
@@ -225,6 +251,9 @@ class BaseChatModel(ABC):
         would have given.
         """
         return [[i] for i in range(len(requests))]
+
+    def check(self, requests: Sequence[ChatRequest]) -> None:  # noqa: B027  most models can tell only by asking
+        """Raise `ValueError` if there are requests, counted from 0, that this model can never answer."""
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         """Answers to the requests, in their order, and kept nowhere."""
@@ -248,7 +277,7 @@ class BaseChatModel(ABC):
 
 
 def digest(*parts: int | str) -> str:
-    """SHA-256 over numbers and texts: what is drawn or ordered by it depends on nothing else, such as a place in a list."""
+    """SHA-256 over numbers and texts: what is drawn or ordered by it depends on nothing else."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -261,8 +290,8 @@ def run_batches(batches: Iterable[Any], work: Callable[[Any], None], concurrency
     """
     Do `work(batch)` for each batch, `concurrency` of them at a time.
 
-    After the first error no other batch starts; those under way finish, since their answers are paid for. Then the error
-    is raised. `batches` may be a generator: the next batch is taken when there is a free place for it.
+    After the first error no other batch starts; those under way finish, since their answers are paid for. Then the
+    error is raised. `batches` may be a generator: the next batch is taken when there is a free place for it.
     """
     if concurrency == 1:
         for batch in batches:
@@ -326,6 +355,6 @@ class FunctionChatModel(BaseChatModel):
         answers = []
         for request in batch:
             text = self.function(request)
-            prompt = sum(len(message["content"].split()) for message in request.messages)
+            prompt = sum(len(text.split()) for text in request.texts)
             answers.append(Completion(text, "stop", prompt, len(text.split())))
         return answers

@@ -24,6 +24,7 @@ from .models import BaseChatModel
 
 
 _KINDS = {"model": EndpointChatModel, "model_name_or_path": LocalChatModel}  # by the key that names the model
+_FOR_PROGRAMS = ("load", "weights")  # parameters that no file can give
 
 
 def chat_model(settings: dict[str, Any]) -> BaseChatModel:
@@ -60,7 +61,8 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
             f"{', '.join(map(str, settings)) or 'an empty entry'}."
         )
     kind = _KINDS[kinds[0]]
-    parameters = typing.get_type_hints(kind.__init__)
+    hints = typing.get_type_hints(kind.__init__)
+    parameters = {name: hint for name, hint in hints.items() if name not in _FOR_PROGRAMS}
     for key, value in settings.items():
         if key == "api_key":
             raise ValueError(
@@ -78,6 +80,10 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
 
 
 def _is_of_type(value: Any, annotation: Any) -> bool:
-    """Whether a value from YAML is of the type of a parameter. There, whole numbers are floats too, and booleans are none."""
+    """
+    Whether a value from YAML is of the type of a parameter: whole numbers are floats there, too, booleans no numbers.
+
+    Pydantic could tell, but comes with openai only, which those who ask local models do without.
+    """
     types = [typing.get_origin(kind) or kind for kind in typing.get_args(annotation) or [annotation]]
     return type(value) in types or (type(value) is int and float in types)

@@ -15,9 +15,9 @@
 """
 A file that keeps every call: nothing is asked twice, and every token and dollar can be traced.
 
-[`CallStore`] is the file, [`StoredChatModel`] a model that asks through it. A call is one row: written before the request
-is sent, with the most that it may cost, and completed with the answer. So the budgets hold with many calls in flight, and
-after `kill -9` the file says what was answered and what was under way.
+[`CallStore`] is the file, [`StoredChatModel`] a model that asks through it. A call is one row: written before the
+request is sent, with the most that it may cost, and completed with the answer. So the budgets hold with many calls in
+flight, and after `kill -9` the file says what was answered and what was under way.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -34,37 +34,8 @@ from typing import Any, NamedTuple, NoReturn
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from .ledger import LedgerRow, clear_errors, ledger_of, prepare
 from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, run_batches
-
-
-_APPLICATION_ID = 0x74726C64  # "trld": tells our files from any other SQLite file
-_FORMAT = 1
-_SCHEMA = f"""
-CREATE TABLE calls (  -- the long texts stand last, so that sums need not read them
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL,                   -- SHA-256 of `request`
-    round INTEGER NOT NULL,
-    stage TEXT NOT NULL,
-    role TEXT NOT NULL,
-    model TEXT NOT NULL,                 -- its name in reports; what it is stands in `request`
-    state TEXT NOT NULL DEFAULT 'sent',  -- then 'answered' or 'failed'
-    retries INTEGER NOT NULL DEFAULT 0,
-    prompt_tokens INTEGER,
-    completion_tokens INTEGER,
-    cost REAL,                           -- US dollars: until the answer the most it may be, NULL without prices
-    finish_reason TEXT,
-    error TEXT,
-    request TEXT NOT NULL,               -- JSON of role, model, messages, sampling and sample index
-    text TEXT
-);
-CREATE UNIQUE INDEX answers ON calls (key) WHERE state = 'answered';
-CREATE TABLE reuses (                    -- answers that another round or stage used again
-    key TEXT, round INTEGER, stage TEXT, PRIMARY KEY (key, round, stage)
-) WITHOUT ROWID;
-CREATE TABLE addresses (identity TEXT PRIMARY KEY, address TEXT NOT NULL) WITHOUT ROWID;
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {_FORMAT};
-"""
 
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode  # one text for one value
@@ -72,43 +43,6 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=F
 
 class BudgetReached(Exception):
     """The next call would break `max_calls` or `budget_usd`. All answers so far are in the store."""
-
-
-class LedgerRow(NamedTuple):
-    """
-    The calls of one model in one role, stage and round.
-
-    Args:
-        round (`int`), stage (`str`), role (`str`), model (`str`):
-            Whose calls these are.
-        calls (`int`):
-            Requests that were sent, however many attempts each took.
-        failures (`int`):
-            Calls without an answer after all attempts.
-        unanswered (`int`):
-            Calls whose end is not known: in flight now, or in flight when a run was killed.
-        retries (`int`):
-            Attempts beyond the first one of each call.
-        reused (`int`):
-            Answers taken from another round or stage, without a call.
-        prompt_tokens, completion_tokens (`int`):
-            Tokens of the answered calls, as far as the model counted them.
-        cost_usd (`float`, *optional*):
-            US dollars; an unanswered call counts with the most that it may cost. `None` if a price is not known.
-    """
-
-    round: int
-    stage: str
-    role: str
-    model: str
-    calls: int = 0
-    failures: int = 0
-    unanswered: int = 0
-    retries: int = 0
-    reused: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float | None = 0.0
 
 
 class Missing(NamedTuple):
@@ -132,88 +66,7 @@ class Missing(NamedTuple):
 
 def most_prompt_tokens(request: ChatRequest) -> int:
     """What a prompt is at most: a token is a byte of it or more, and 16 a message are for the template."""
-    return 16 + sum(16 + len(message["content"].encode()) for message in request.messages)
-
-
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    """Say what a user can do about an error of SQLite."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind
-        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            message = (
-                f"{path} is no call store, or is damaged ({error}). Choose another file, or restore a copy of it."
-            )
-            raise ValueError(message) from error
-        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-            raise OSError(
-                f"The call store {path} cannot be written: {error}. What it holds is safe: make room, then run the same "
-                "command again."
-            ) from error
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise OSError(
-                f"Another program holds the call store {path}: {error}. Close it, then try again."
-            ) from error
-        if isinstance(error, sqlite3.OperationalError):
-            raise OSError(f"The call store {path} cannot be used: {error}.") from error
-        raise
-
-
-def _check_format(connection: sqlite3.Connection, path: Path) -> None:
-    [application], [version] = (
-        connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
-    )
-    if application != _APPLICATION_ID:
-        raise ValueError(f"{path} is an SQLite file of another program, no call store. Choose another file.")
-    if version != _FORMAT:
-        raise ValueError(
-            f"{path} has format {version} of the call store, this release reads {_FORMAT}. Use the release that wrote it, "
-            "or another file."
-        )
-
-
-def _ledger(connection: sqlite3.Connection) -> list[LedgerRow]:
-    rows = {}
-    for *group, costs_known, cost, calls, failures, unanswered, retries, prompt, completion in connection.execute(
-        """SELECT round, stage, role, model, COUNT(cost) = COUNT(*), TOTAL(cost), COUNT(*), SUM(state = 'failed'),
-        SUM(state = 'sent'), SUM(retries), IFNULL(SUM(prompt_tokens), 0), IFNULL(SUM(completion_tokens), 0)
-        FROM calls GROUP BY round, stage, role, model"""
-    ):
-        cost = cost if costs_known else None
-        rows[tuple(group)] = LedgerRow(
-            *group, calls, failures, unanswered, retries, 0, prompt, completion, cost_usd=cost
-        )
-    for *group, reused in connection.execute(
-        """SELECT reuses.round, reuses.stage, role, model, COUNT(*) FROM reuses JOIN calls ON calls.key = reuses.key AND
-        state = 'answered' GROUP BY reuses.round, reuses.stage, role, model"""
-    ):
-        row = rows.get(tuple(group), LedgerRow(*group))
-        rows[tuple(group)] = row._replace(reused=reused)
-    return [rows[group] for group in sorted(rows)]
-
-
-def read_ledger(path: str | PathLike) -> list[LedgerRow]:
-    """
-    The ledger of a store, also while a run writes it.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            File of a [`CallStore`].
-
-    Returns:
-        `list[LedgerRow]`: One row for each round, stage, role and model.
-
-    Raises:
-        `OSError`, `ValueError`: If there is no such file, or it is no call store.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No such file: {path}")
-    with _clear_errors(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        _check_format(connection, path)
-        return _ledger(connection)
+    return 16 + sum(16 + len(text.encode()) for text in request.texts)
 
 
 class Reserved(NamedTuple):
@@ -233,7 +86,7 @@ def _write_end(
     else:
         tokens = (answer.prompt_tokens, answer.completion_tokens)
         known = prices is not None and None not in tokens  # else it stays at its worst case
-        cost = (prices.prompt * tokens[0] + prices.completion * tokens[1]) / 1e6 if known else most
+        cost = prices.of(*tokens) if known else most
         values = vars(answer) | {"state": "answered"}
     values |= {"retries": answer.retries, "cost": cost}
     connection.execute(
@@ -246,12 +99,12 @@ class CallStore:
     """
     One SQLite file with every request and its answer, for all models and roles of a run.
 
-    A request whose answer is in the file is not sent again: after a stop of any kind, `kill -9` included, the same program
-    goes on where it was, and gives the same result. Lost are only the calls in flight. (After a power cut the last few
-    answers may be missing as well; the file stays sound.)
+    A request whose answer is in the file is not sent again: after a stop of any kind, `kill -9` included, the same
+    program goes on where it was, and gives the same result. Lost are only the calls in flight. (After a power cut the
+    last few answers may be missing as well; the file stays sound.)
 
-    Answers are found by content: role, model, messages, sampling and sample index. Round and stage are only noted, so a
-    later round reuses what an earlier one asked. A failed call is noted too, and asked again by the next run.
+    Answers are found by content: role, model, messages, sampling and sample index. Round and stage are only noted, so
+    a later round reuses what an earlier one asked. A failed call is noted too, and asked again by the next run.
 
     One process at a time may write the file, with any number of threads. [`read_ledger`] may read it at any time.
 
@@ -261,8 +114,8 @@ class CallStore:
         max_calls (`int`, *optional*):
             Calls that the file may hold, all runs together. Retries do not count.
         budget_usd (`float`, *optional*):
-            What the calls in the file may cost, all runs together. A call is let through only if its worst case fits: the
-            prompt in bytes as if each were a token, and `max_tokens`. Attempts that failed count as free.
+            What the calls in the file may cost, all runs together. A call is let through only if its worst case fits:
+            the prompt in bytes as if each were a token, and `max_tokens`. Attempts that failed count as free.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
@@ -297,8 +150,8 @@ class CallStore:
             self._process_lock.acquire(timeout=0)
         except Timeout:
             raise OSError(
-                f"Another run has the call store {self.path} open. Wait for it, stop it, or choose another file: two runs "
-                "would ask the same questions twice."
+                f"Another run has the call store {self.path} open. Wait for it, stop it, or choose another file: two "
+                "runs would ask the same questions twice."
             ) from None
         self._connection = None
         try:
@@ -311,12 +164,9 @@ class CallStore:
         # Every use of the connection is under this lock. Who waits for a call to end waits on it too.
         self._lock = threading.Condition(threading.RLock())
         self._role_locks: dict[tuple[str, str], threading.Lock] = {}
-        with _clear_errors(self.path):
+        with clear_errors(self.path):
             self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            if self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
-            _check_format(self._connection, self.path)
+            prepare(self._connection, self.path)
             # Nothing that was committed is lost with the process, and no call waits for the disk.
             self._connection.execute("PRAGMA synchronous = NORMAL")
             [(self._calls, self._spent)] = self._connection.execute("SELECT COUNT(*), TOTAL(cost) FROM calls")
@@ -340,7 +190,7 @@ class CallStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All that is written inside becomes visible at once, or not at all."""
-        with self._lock, _clear_errors(self.path):
+        with self._lock, clear_errors(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -366,13 +216,13 @@ class CallStore:
             [`StoredChatModel`]
 
         Raises:
-            `ValueError`: If a model of this name and revision was asked at another address, or a budget in dollars meets
-            a model without prices.
+            `ValueError`: If a model of this name and revision was asked at another address, or a budget in dollars
+                meets a model without prices.
         """
         if self.budget_usd is not None and model.prices is None:
             raise ValueError(
-                f"`budget_usd` is {self.budget_usd}, but the prices of {model.name} are not known. Set `prompt_price` and "
-                "`completion_price` in US dollars for a million tokens (0 for a server of your own)."
+                f"`budget_usd` is {self.budget_usd}, but the prices of {model.name} are not known. Set `prompt_price` "
+                "and `completion_price` in US dollars for a million tokens (0 for a server of your own)."
             )
         if model.address is not None:
             with self._transaction() as connection:
@@ -383,9 +233,9 @@ class CallStore:
                 ).fetchone()
             if known != model.address:
                 raise ValueError(
-                    f"{model.name} was asked at {known} before and is now at {model.address}. If that is another model, set "
-                    "`revision`, so that their answers are not mixed. If the same model has moved, run `trl-distill calls "
-                    f"{self.path} --moved {known} {model.address}`."
+                    f"{model.name} was asked at {known} before and is now at {model.address}. If that is another "
+                    "model, set `revision`, so that their answers are not mixed. If the same model has moved, run "
+                    f"`trl-distill calls {self.path} --moved {known} {model.address}`."
                 )
         return StoredChatModel(self, model, role, stage, round)
 
@@ -410,21 +260,21 @@ class CallStore:
 
     def ledger(self) -> list[LedgerRow]:
         """One row for each round, stage, role and model."""
-        with self._lock, _clear_errors(self.path):
-            return _ledger(self._connection)
+        with self._lock, clear_errors(self.path):
+            return ledger_of(self._connection)
 
     def _find(self, keys: Sequence[str]) -> dict[str, tuple[Completion, int, str]]:
         """The stored answers among `keys`, with the round and stage that asked."""
         found = {}
-        with self._lock, _clear_errors(self.path):
+        with self._lock, clear_errors(self.path):
             for key in keys:
                 row = self._connection.execute(
-                    "SELECT text, finish_reason, prompt_tokens, completion_tokens, retries, round, stage FROM calls "
-                    "WHERE key = ? AND state = 'answered'",
+                    "SELECT text, finish_reason, prompt_tokens, completion_tokens, retries, mean_logp, round, stage "
+                    "FROM calls WHERE key = ? AND state = 'answered'",
                     (key,),
                 ).fetchone()
                 if row is not None:
-                    found[key] = (Completion(*row[:5]), *row[5:])
+                    found[key] = (Completion(*row[:6]), *row[6:])
         return found
 
     def _note_reuse(self, keys: Sequence[str], round: int, stage: str) -> None:
@@ -435,7 +285,7 @@ class CallStore:
 
     def _mean_tokens(self, role: str) -> tuple[float, float] | None:
         """Mean tokens of the prompts and completions of a role's stored calls, if there are any."""
-        with self._lock, _clear_errors(self.path):
+        with self._lock, clear_errors(self.path):
             means = self._connection.execute(
                 "SELECT AVG(prompt_tokens), AVG(completion_tokens) FROM calls WHERE role = ? AND state = 'answered'",
                 (role,),
@@ -462,7 +312,8 @@ class CallStore:
                 reserved = [
                     Reserved(
                         connection.execute(
-                            "INSERT INTO calls (round, stage, role, model, key, request, cost) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                            "INSERT INTO calls (round, stage, role, model, key, request, cost) "
+                            "VALUES (?, ?, ?, ?, ?, ?, ?)",
                             (*place, *call),
                         ).lastrowid,
                         call[-1],
@@ -476,8 +327,8 @@ class CallStore:
 
     def _stop(self, limit: str, calls: int, cost: float) -> NoReturn:
         raise BudgetReached(
-            f"{limit}. The next {calls} call(s) may cost up to {cost:.6f} dollars. All answers so far are in {self.path}: "
-            "raise the limit and run the same command again to go on."
+            f"{limit}. The next {calls} call(s) may cost up to {cost:.6f} dollars. All answers so far are in "
+            f"{self.path}: raise the limit and run the same command again to go on."
         )
 
     def _settle(
@@ -512,24 +363,14 @@ class StoredChatModel:
         return self._model.identity  # of a local model it takes the reading of its weights
 
     def _content(self, request: ChatRequest) -> str:
-        return _canonical(
-            {
-                "role": self._role,
-                "model": self._identity,
-                "messages": request.messages,
-                "sampling": vars(request.sampling),
-                "sample_index": request.sample_index,
-            }
-        )
+        return _canonical({"role": self._role, "model": self._identity, **request.content})
 
     def _key(self, request: ChatRequest) -> str:
         return hashlib.sha256(self._content(request).encode()).hexdigest()
 
     def _most_cost(self, request: ChatRequest) -> float | None:
         prices = self._model.prices
-        if prices is None:
-            return None
-        return (prices.prompt * most_prompt_tokens(request) + prices.completion * request.sampling.max_tokens) / 1e6
+        return None if prices is None else prices.of(most_prompt_tokens(request), request.sampling.max_tokens)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         """
@@ -603,5 +444,4 @@ class StoredChatModel:
             prompt = sum(map(most_prompt_tokens, missing))
             completion = sum(request.sampling.max_tokens for request in missing)
         prices = self._model.prices
-        cost = None if prices is None else (prices.prompt * prompt + prices.completion * completion) / 1e6
-        return Missing(len(missing), prompt, completion, cost)
+        return Missing(len(missing), prompt, completion, None if prices is None else prices.of(prompt, completion))

@@ -32,13 +32,11 @@ import argparse
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_json, write_rows
-from .arguments import split_arguments, user_errors
-from .evaluate import _placement
-from .sample import add_arguments, sample
+from .arguments import check_outputs, split_arguments, user_errors
+from .sample import add_arguments, add_server, sample
 
 
 if TYPE_CHECKING:
@@ -56,21 +54,18 @@ METHODS = {  # in the order of the table
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Sample answers to prompts, score them with a ranker, and vote: self-consistency (SC), weighted by "
-        "the model's log-probabilities (WS), and weighted by the ranker (ASC). With right answers in the data their "
-        "accuracy.",
+        description="Sample answers to prompts, score them with a ranker, and vote: self-consistency (SC), weighted "
+        "by the model's log-probabilities (WS), and weighted by the ranker (ASC). With right answers in the data "
+        "their accuracy.",
     )
     add_arguments(parser)
+    add_server(parser)
     add = parser.add_argument_group("ranker and output").add_argument
     add("--ranker_name_or_path", required=True, help="Ranker: model id, folder, or folder of a PEFT adapter.")
     add("--ranker_revision", help="Branch, tag or commit of the ranker.")
     add("--load_ranker_in_4bit", action="store_true", help="Quantize the ranker. One that was trained so needs it.")
-    add(
-        "--max_length",
-        type=int,
-        default=1024,
-        help="Longest prompt with its sample, in the ranker's tokens. Longer ones get no score.",
-    )
+    help = "Longest prompt with its sample, in the ranker's tokens. Longer ones get no score."
+    add("--max_length", type=int, default=1024, help=help)
     add("--ranker_batch_size", type=int, default=16, help="Samples scored together.")
     add("--samples_file", required=True, metavar="FILE", help="Samples as JSONL: written, or read if complete.")
     add("--votes_file", metavar="FILE", help="Write samples, answers, scores and votes of each prompt as JSONL.")
@@ -80,7 +75,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def _sample(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The samples of all prompts: drawn, or read from a file."""
-    from ..generation import read_samples
+    from ..chat import read_samples
 
     if args.model_name_or_path is None and args.dataset_name is None:
         return read_samples(args.samples_file)
@@ -94,9 +89,10 @@ def _sample(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _score(args: argparse.Namespace, rows: list[dict[str, Any]]) -> list[list[float | None]]:
     """Scores of the ranker for each row's samples."""
+    from ..models import placement
     from ..rationales.asc import load_ranker, score_rationales
 
-    kwargs = _placement(args, args.load_ranker_in_4bit)
+    kwargs = placement(args.dtype, args.device, args.load_ranker_in_4bit, args.trust_remote_code)
     ranker, tokenizer = load_ranker(args.ranker_name_or_path, args.ranker_revision, **kwargs)
     rationales = [{**row, "completion": text} for row in rows for text in row["completions"]]
     scores = iter(
@@ -216,9 +212,7 @@ def run(argv: list[str]) -> None:
     """Parse `argv`, sample, score, vote, show a table and write the files."""
     with user_errors("trl-distill asc"):
         args, _, _ = split_arguments(make_parser("trl-distill asc"), argv)
-        for file in (args.samples_file, args.votes_file, args.output_file):
-            if file is not None and not Path(file).absolute().parent.is_dir():
-                raise ValueError(f"The folder of {file} does not exist. Create it first.")
+        check_outputs(args.samples_file, args.votes_file, args.output_file)
         result, votes = _vote(args)
         if args.votes_file is not None:
             write_rows(args.votes_file, votes)

@@ -23,75 +23,105 @@ trl-distill sample \
     --output_file samples.jsonl
 ```
 
-A run that was killed goes on when it is started again. `trl-distill label` reads the file.
+A run that was killed goes on when it is started again: what was drawn is in `samples.jsonl.calls.sqlite`.
+`trl-distill label` reads the file.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import load_split
-from .arguments import split_arguments, user_errors
+from .arguments import check_outputs, split_arguments, user_errors
 from .evaluate import _load_model
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Fields of a command that samples: the model, the prompts, how to sample, and the server."""
+if TYPE_CHECKING:
+    from ..chat import BaseChatModel, Sampling
+
+
+def add_arguments(parser: argparse.ArgumentParser, required: bool = False, **defaults: Any) -> None:
+    """Fields of a command that samples: the model, the prompts and how to sample."""
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
     )
     add = parser.add_argument_group("model and data").add_argument
-    add(
-        "--model_name_or_path",
-        help="Model id, folder, folder of a PEFT adapter or of NAT; on a server its name there.",
-    )
+    help = "Model id, folder, folder of a PEFT adapter or of NAT; on a server its name there."
+    add("--model_name_or_path", required=required, help=help)
     add("--model_revision", help="Branch, tag or commit of the model.")
-    add("--dataset_name", help="JSON, JSONL, CSV or Parquet file, folder, or data set id, with the column `prompt`.")
+    help = "JSON, JSONL, CSV or Parquet file, folder, or data set id, with the column `prompt`."
+    add("--dataset_name", required=required, help=help)
     add("--dataset_config", help="Configuration of the data set.")
-    add("--dataset_split", help="Split. Default: `test`, or the only one.")
-    add("--max_rows", type=int, help="Use the first rows only.")
-    add(
-        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="Data type of the weights."
-    )
+    add("--dataset_split", help="Split. Default: `test` (in `augment` `train`), or the only one.")
+    help = "Data type of the weights."
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=help)
     add("--device", help="Default: the GPU if there is one, else the CPU.")
-    add("--load_in_4bit", action="store_true", help="Quantize the model with bitsandbytes.")
+    add("--load_in_4bit", action="store_true", help="Quantize the model to NF4 with bitsandbytes.")
     add("--trust_remote_code", action="store_true", help="Run Python code that ships with a checkpoint.")
     add = parser.add_argument_group("sampling").add_argument
-    add("--num_samples", type=int, default=16, help="Samples a prompt. 16 in the paper.")
+    add("--num_samples", type=int, default=16, help="Samples a prompt. Votes are of 16 in the paper.")
     add("--temperature", type=float, default=1.0, help="Temperature of sampling. 1 in the paper.")
     add("--top_p", type=float, default=1.0, help="Nucleus of sampling.")
     add("--max_new_tokens", type=int, default=512, help="Longest sample.")
     add("--batch_size", type=int, default=16, help="Samples generated together.")
     add("--seed", type=int, default=42, help="Random seed.")
+    parser.set_defaults(**defaults)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Fields of a command that may sample from a server."""
+    parser.add_argument("--max_rows", type=int, help="Use the first rows only.")
     add = parser.add_argument_group("server").add_argument
-    add(
-        "--base_url",
-        help="Sample from the OpenAI-compatible server at this address, such as http://localhost:8000/v1.",
-    )
-    add(
-        "--api_key_env",
-        help="Environment variable with the key. Default: OPENAI_API_KEY, but none for a server at --base_url.",
-    )
-    add("--concurrency", type=int, default=8, help="Prompts that wait for the server at the same time.")
+    help = "Sample from the OpenAI-compatible server at this address, such as http://localhost:8000/v1."
+    add("--base_url", help=help)
+    add("--api_key_env", help="Environment variable with the key. Default: no key is sent.")
+    add("--concurrency", type=int, default=8, help="Requests that wait for the server at the same time.")
     add("--no_logprobs", action="store_true", help="Do not ask for log-probabilities: then there is no WS.")
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Sample answers to prompts into a file: a row a prompt with its columns, `completions`, their mean "
-        "token log-probabilities, and whether they were cut off.",
+        description="Sample answers to prompts into a file: a row a prompt with its columns, `completions`, their "
+        "mean token log-probabilities, and whether they were cut off.",
     )
     add_arguments(parser)
+    add_server(parser)
     add = parser.add_argument_group("output").add_argument
     add("--output_file", required=True, metavar="FILE", help="Samples as JSON Lines.")
     return parser
 
 
+def _model(args: argparse.Namespace) -> "BaseChatModel":
+    """The model on its server or on this machine, where it may be the two adapters of NAT."""
+    from ..chat import EndpointChatModel, LocalChatModel
+
+    path, revision = args.model_name_or_path, args.model_revision
+    if args.base_url is not None:
+        return EndpointChatModel(
+            path, args.base_url, api_key_env=args.api_key_env, revision=revision, concurrency=args.concurrency
+        )
+    nat = Path(path, "nat", "adapter_config.json").is_file()
+    names = ("dtype", "load_in_4bit", "device", "batch_size", "trust_remote_code")
+    return LocalChatModel(
+        path,
+        revision=revision,
+        load=(lambda: _load_model(args, path, revision, args.load_in_4bit)) if nat else None,
+        **{name: getattr(args, name) for name in names},
+    )
+
+
+def sampling_of(args: argparse.Namespace, logprobs: bool = True) -> "Sampling":
+    """How the answers are drawn."""
+    from ..chat import Sampling
+
+    return Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed, logprobs)
+
+
 def sample(args: argparse.Namespace, path: str) -> list[dict[str, Any]]:
-    """Draw the samples of all prompts into a file, or read them where it is complete."""
-    from ..generation import sample_server_to_file, sample_to_file
+    """Draw the samples of all prompts into a file, or what of them is missing."""
+    from ..chat import samples_to_file
 
     if args.model_name_or_path is None or args.dataset_name is None:
         raise ValueError("Nothing to sample: set --model_name_or_path and --dataset_name.")
@@ -103,41 +133,15 @@ def sample(args: argparse.Namespace, path: str) -> list[dict[str, Any]]:
         )
     if args.max_rows is not None:
         rows = rows.select(range(min(args.max_rows, len(rows))))
-    names = ("temperature", "top_p", "max_new_tokens", "seed")
-    settings = {name: getattr(args, name) for name in names}
-    if args.base_url is not None:
-        return sample_server_to_file(
-            path,
-            rows,
-            args.model_name_or_path,
-            args.num_samples,
-            base_url=args.base_url,
-            api_key_env=args.api_key_env,
-            logprobs=not args.no_logprobs,
-            concurrency=args.concurrency,
-            **settings,
-        )
-    model, tokenizer = _load_model(args, args.model_name_or_path, args.model_revision, args.load_in_4bit)
-    if tokenizer is None:
-        raise ValueError(f"No tokenizer in {args.model_name_or_path}. Save it beside the model.")
-    return sample_to_file(
-        path,
-        rows,
-        model,
-        tokenizer,
-        args.num_samples,
-        model_name=args.model_name_or_path,
-        batch_size=args.batch_size,
-        **settings,
-    )
+    with _model(args) as model:
+        return samples_to_file(path, model, rows, args.num_samples, sampling_of(args, not args.no_logprobs))
 
 
 def run(argv: list[str]) -> None:
     """Parse `argv` and sample."""
     with user_errors("trl-distill sample"):
         args, _, _ = split_arguments(make_parser("trl-distill sample"), argv)
-        if not Path(args.output_file).absolute().parent.is_dir():
-            raise ValueError(f"The folder of {args.output_file} does not exist. Create it first.")
+        check_outputs(args.output_file)
         rows = sample(args, args.output_file)
     samples = sum(len(row["completions"]) for row in rows)
     cut_off = sum(sum(row["truncated"]) for row in rows)

@@ -1,0 +1,182 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The SQLite file of a call store: what is in it, what is said of one that cannot be used, and its ledger."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+
+_APPLICATION_ID = 0x74726C64  # "trld": tells our files from any other SQLite file
+_FORMAT = 2
+_SCHEMA = f"""
+CREATE TABLE calls (  -- the long texts stand last, so that sums need not read them
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,                   -- SHA-256 of `request`
+    round INTEGER NOT NULL,
+    stage TEXT NOT NULL,
+    role TEXT NOT NULL,
+    model TEXT NOT NULL,                 -- its name in reports; what it is stands in `request`
+    state TEXT NOT NULL DEFAULT 'sent',  -- then 'answered' or 'failed'
+    retries INTEGER NOT NULL DEFAULT 0,
+    prompt_tokens INTEGER,
+    completion_tokens INTEGER,
+    cost REAL,                           -- US dollars: until the answer the most it may be, NULL without prices
+    finish_reason TEXT,
+    mean_logp REAL,                      -- since format 2
+    error TEXT,
+    request TEXT NOT NULL,               -- JSON of role, model, messages, sampling and sample index
+    text TEXT
+);
+CREATE UNIQUE INDEX answers ON calls (key) WHERE state = 'answered';
+CREATE TABLE reuses (                    -- answers that another round or stage used again
+    key TEXT, round INTEGER, stage TEXT, PRIMARY KEY (key, round, stage)
+) WITHOUT ROWID;
+CREATE TABLE addresses (identity TEXT PRIMARY KEY, address TEXT NOT NULL) WITHOUT ROWID;
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_FORMAT};
+"""
+_FROM_FORMAT_1 = f"ALTER TABLE calls ADD COLUMN mean_logp REAL; PRAGMA user_version = {_FORMAT};"
+
+
+class LedgerRow(NamedTuple):
+    """
+    The calls of one model in one role, stage and round.
+
+    Args:
+        round (`int`), stage (`str`), role (`str`), model (`str`):
+            Whose calls these are.
+        calls (`int`):
+            Requests that were sent, however many attempts each took.
+        failures (`int`):
+            Calls without an answer after all attempts.
+        unanswered (`int`):
+            Calls whose end is not known: in flight now, or in flight when a run was killed.
+        retries (`int`):
+            Attempts beyond the first one of each call.
+        reused (`int`):
+            Answers taken from another round or stage, without a call.
+        prompt_tokens, completion_tokens (`int`):
+            Tokens of the answered calls, as far as the model counted them.
+        cost_usd (`float`, *optional*):
+            US dollars; an unanswered call counts with the most that it may cost. `None` if a price is not known.
+    """
+
+    round: int
+    stage: str
+    role: str
+    model: str
+    calls: int = 0
+    failures: int = 0
+    unanswered: int = 0
+    retries: int = 0
+    reused: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+
+@contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """Say what a user can do about an error of SQLite."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise ValueError(
+                f"{path} is no call store, or is damaged ({error}). Choose another file, or restore a copy of it."
+            ) from error
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise OSError(
+                f"The call store {path} cannot be written: {error}. What it holds is safe: make room, then run the "
+                "same command again."
+            ) from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise OSError(
+                f"Another program holds the call store {path}: {error}. Close it, then try again."
+            ) from error
+        if isinstance(error, sqlite3.OperationalError):
+            raise OSError(f"The call store {path} cannot be used: {error}.") from error
+        raise
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Make the tables in an empty file, and bring those of an older release to the form of today."""
+    if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+    if _format(connection, path) == 1:
+        connection.executescript(f"BEGIN;{_FROM_FORMAT_1}COMMIT;")
+
+
+def _format(connection: sqlite3.Connection, path: Path) -> int:
+    """Format of a call store. Raises `ValueError` if it is none, or not one of ours."""
+    [application], [version] = (
+        connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+    )
+    if application != _APPLICATION_ID:
+        raise ValueError(f"{path} is an SQLite file of another program, no call store. Choose another file.")
+    if not 1 <= version <= _FORMAT:
+        raise ValueError(
+            f"{path} has format {version} of the call store, this release reads {_FORMAT} and older. Use the release "
+            "that wrote it, or another file."
+        )
+    return version
+
+
+def ledger_of(connection: sqlite3.Connection) -> list[LedgerRow]:
+    rows = {}
+    for *group, costs_known, cost, calls, failures, unanswered, retries, prompt, completion in connection.execute(
+        """SELECT round, stage, role, model, COUNT(cost) = COUNT(*), TOTAL(cost), COUNT(*), SUM(state = 'failed'),
+        SUM(state = 'sent'), SUM(retries), IFNULL(SUM(prompt_tokens), 0), IFNULL(SUM(completion_tokens), 0)
+        FROM calls GROUP BY round, stage, role, model"""
+    ):
+        cost = cost if costs_known else None
+        rows[tuple(group)] = LedgerRow(
+            *group, calls, failures, unanswered, retries, 0, prompt, completion, cost_usd=cost
+        )
+    for *group, reused in connection.execute(
+        """SELECT reuses.round, reuses.stage, role, model, COUNT(*) FROM reuses JOIN calls
+        ON calls.key = reuses.key AND state = 'answered' GROUP BY reuses.round, reuses.stage, role, model"""
+    ):
+        row = rows.get(tuple(group), LedgerRow(*group))
+        rows[tuple(group)] = row._replace(reused=reused)
+    return [rows[group] for group in sorted(rows)]
+
+
+def read_ledger(path: str | PathLike) -> list[LedgerRow]:
+    """
+    The ledger of a store, also while a run writes it.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            File of a [`CallStore`].
+
+    Returns:
+        `list[LedgerRow]`: One row for each round, stage, role and model.
+
+    Raises:
+        `OSError`, `ValueError`: If there is no such file, or it is no call store.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No such file: {path}")
+    with clear_errors(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        _format(connection, path)
+        return ledger_of(connection)
