@@ -239,3 +239,20 @@ def completion_states(
     """
     input_ids, attention_mask, positions = join_completions(prompt_ids, prompt_mask, completion_ids, completion_mask)
     return select_states(backbone_states(model, input_ids, attention_mask), positions)
+
+
+def completion_logps(
+    model,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    vocab_size: int | None = None,
+    temperature: float = 1.0,
+    chunk_tokens: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """[`completion_states`] `(B, T, H)`, and from them the log-probabilities of the tokens `(B, T)`, 0 on padding."""
+    states = completion_states(model, prompt_ids, prompt_mask, completion_ids, completion_mask)
+    mask = completion_mask.bool()
+    logps = token_logps(states[mask], lm_head(model, vocab_size), completion_ids[mask], temperature, chunk_tokens)
+    return states, logps.new_zeros(mask.shape).masked_scatter(mask, logps)

@@ -80,10 +80,10 @@ def corpus():
 
 
 def first_batch(trainer, rows=None):
-    """The first micro-batch of the trainer's first rollout set."""
+    """A copy of the first micro-batch of the trainer's first rollout set."""
     trainer.model.train()
     torch.manual_seed(0)
-    return trainer._prepare_inputs(list(rows or next(iter(trainer.get_train_dataloader()))))
+    return dict(trainer._prepare_inputs(list(rows or next(iter(trainer.get_train_dataloader())))))
 
 
 def gradients(trainer, inputs):
@@ -144,13 +144,14 @@ class TestMiniLLMTrainer:
             )
         logged = {key for entry in trainer.state.log_history for key in entry}
         assert {
-            "loss/long", "loss/single", "kl/step", "kl/sampled", "reward/mean", "reward/clipped", "advantage/mean",
-            "advantage/std", "weight/mean", "weight/min", "ratio/mean", "clip/low", "clip/high", "mix/teacher_share",
+            "loss/long", "loss/single", "kl", "kl/sampled", "reward/mean", "reward/clipped", "advantage/mean",
+            "advantage/std", "sampling/importance_sampling_ratio/mean",
+            "sampling/importance_sampling_ratio/min", "ratio/mean", "clip_ratio/low_mean", "clip_ratio/high_mean", "mix/teacher_share",
             "mix/teacher_calls", "text/distinct_4", "text/repetition", "entropy", "completions/clipped_ratio",
             "time/rollout", "time/scoring", "time/loss",
         } <= logged  # fmt: skip
         metrics = trainer.evaluate()
-        assert metrics["eval_loss"] == pytest.approx(metrics["eval_kl/step"], rel=1e-4)
+        assert metrics["eval_loss"] == pytest.approx(metrics["eval_kl"], rel=1e-4)
         assert {"eval_kl/forward", "eval_kl/sequence", "eval_rougeL", "eval_text/distinct_4"} <= set(metrics)
 
     @pytest.mark.parametrize("credit", [{}, {"length_normalization": False, "whiten_advantages": True}])
@@ -167,9 +168,9 @@ class TestMiniLLMTrainer:
             learning_rate=3e-3,
             **credit,
         )
-        before = trainer.evaluate()["eval_kl/step"]
+        before = trainer.evaluate()["eval_kl"]
         trainer.train()
-        assert trainer.evaluate()["eval_kl/step"] < 0.5 * before
+        assert trainer.evaluate()["eval_kl"] < 0.5 * before
 
     @pytest.mark.parametrize("alpha", [0.0, 0.2])
     def test_gradient_vanishes_when_the_student_is_the_teacher(self, make_trainer, tiny_model, alpha):
@@ -246,23 +247,23 @@ class TestMiniLLMTrainer:
         for inside in (True, False):
             trainer = make_trainer(clip_importance_weight=inside)
             gradients(trainer, first_batch(trainer))
-            blocked[inside] = float(trainer._totals["train"]["clip/low"][0])
+            blocked[inside] = float(trainer._averages["train"].sums["clip_ratio/low_mean"][0])
         assert blocked[True] > 0 and blocked[False] == 0
 
     def test_single_step_kl_is_not_computed_when_it_is_off(self, make_trainer):
         trainer = make_trainer(single_step_decomposition=False)
         assert trainer.args.inclusive_returns
         gradients(trainer, first_batch(trainer))
-        assert "kl/step" not in trainer._totals["train"]
+        assert "kl" not in trainer._averages["train"].sums
 
     def test_gamma_0_is_the_single_step_term_alone(self, make_trainer):
         trainer = make_trainer(gamma=0.0, teacher_mix_alpha=0.0)
         inputs = first_batch(trainer)
         loss, _ = gradients(trainer, inputs)
         assert loss == pytest.approx(
-            float(trainer._totals["train"]["loss/single"][0]) / inputs["completion_mask"].sum().item()
+            float(trainer._averages["train"].sums["loss/single"][0]) / inputs["completion_mask"].sum().item()
         )
-        assert "loss/long" not in trainer._totals["train"]
+        assert "loss/long" not in trainer._averages["train"].sums
 
     def test_padding_and_order_change_nothing(self, make_trainer):
         trainer = make_trainer()
@@ -273,8 +274,8 @@ class TestMiniLLMTrainer:
         for key, left, right in [("prompt", 5, 0), ("completion", 0, 3)]:
             changed[f"{key}_ids"] = pad(inputs[f"{key}_ids"], left, right, 7)  # a token that is not the pad token
             changed[f"{key}_mask"] = pad(inputs[f"{key}_mask"], left, right, 0)
-        changed["teacher_logps"] = pad(inputs["teacher_logps"], 0, 3, 0.0)
-        changed["teacher_states"] = torch.nn.functional.pad(inputs["teacher_states"], (0, 0, 0, 3), value=9.0)
+        changed["teacher_per_token_logps"] = pad(inputs["teacher_per_token_logps"], 0, 3, 0.0)
+        changed["teacher_hidden_states"] = torch.nn.functional.pad(inputs["teacher_hidden_states"], (0, 0, 0, 3), value=9.0)
         order = torch.tensor([2, 0, 3, 1])
         changed = {key: value[order] if value.ndim else value for key, value in changed.items()}
         changed_loss, changed_grads = gradients(trainer, changed)
@@ -295,7 +296,7 @@ class TestMiniLLMTrainer:
             completion = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()]
             logits = teacher(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
             expected = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
-            torch.testing.assert_close(inputs["teacher_logps"][row][: len(completion)], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(inputs["teacher_per_token_logps"][row][: len(completion)], expected, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("steps_per_optimizer_step", [1, 2])
     def test_accumulation_is_exact(self, make_trainer, tmp_path, steps_per_optimizer_step, corpus):
@@ -338,7 +339,7 @@ class TestMiniLLMTrainer:
             trainer._step = step
             torch.manual_seed(0)
             trainer._mixed_rollout([[5, 6]] * 4)
-            return trainer._totals["train"]["mix/teacher_calls"][0], trainer._totals["train"]["mix/teacher_share"][0]
+            return trainer._averages["train"].sums["mix/teacher_calls"][0], trainer._averages["train"].sums["mix/teacher_share"][0]
 
         assert tossed(42, 0) == tossed(42, 3)  # all passes over one set
         assert len({tossed(42, 0), tossed(42, 4), tossed(7, 0), tossed(20250101, 0)}) > 2
@@ -476,7 +477,8 @@ class TestMiniLLMTrainer:
     def test_metrics_do_not_change_training(self, make_trainer, prompts):
         """An evaluation between two steps draws its samples without disturbing the coins or the partition."""
         trainer = make_trainer(eval_dataset=prompts)
-        inputs = first_batch(trainer)
+        first_batch(trainer)
+        (inputs,) = trainer._buffered_inputs
         trainer._step = 1  # the second pass over the set
         trainer.evaluate()
         trainer.model.train()
@@ -494,8 +496,8 @@ class TestLanguageModellingLoss:
         logits = with_corpus.model(ids).logits[:, :-1]
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
         assert loss - plain_loss == pytest.approx(expected, rel=1e-4)
-        for name in ("kl/step", "reward/mean", "loss/long"):
-            ours, theirs = with_corpus._totals["train"][name], plain._totals["train"][name]
+        for name in ("kl", "reward/mean", "loss/long"):
+            ours, theirs = with_corpus._averages["train"].sums[name], plain._averages["train"].sums[name]
             assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-5)
 
     def test_coefficient_zero_is_bit_equal_to_no_corpus(self, make_trainer, corpus):
@@ -517,15 +519,15 @@ class TestLanguageModellingLoss:
         cross_entropy = -logq.gather(2, ids[:, 1:, None]).mean()
         forward_kl = (logp.exp() * (logp - logq)).sum(-1).mean()
         tokens = inputs["completion_mask"].sum()
-        rollout_part = sum(float(trainer._totals["train"][name][0]) for name in ("loss/long", "loss/single")) / tokens
+        rollout_part = sum(float(trainer._averages["train"].sums[name][0]) for name in ("loss/long", "loss/single")) / tokens
         assert loss - rollout_part == pytest.approx(2.0 * (0.75 * cross_entropy + 0.25 * forward_kl).item(), rel=1e-4)
 
     def test_every_block_is_read_once_a_pass(self, make_trainer, corpus):
         trainer = make_trainer(lm_dataset=corpus, lm_max_length=32)
-        blocks, seen = len(trainer._corpus), []
+        blocks, seen = len(trainer._corpus.blocks), []
         for trainer._step in range(3 * blocks // 4 + 1):
             seen += [tuple(row.tolist()) for row in trainer._corpus_batch()["corpus_ids"]]
-        everything = sorted(tuple(row.tolist()) for row in trainer._corpus)
+        everything = sorted(tuple(row.tolist()) for row in trainer._corpus.blocks)
         assert sorted(seen[:blocks]) == sorted(seen[blocks : 2 * blocks]) == everything
         assert seen[:blocks] != seen[blocks : 2 * blocks]
 
@@ -579,10 +581,10 @@ class TestData:
         trainer = make_trainer(eval_dataset=sets, per_device_eval_batch_size=4)
         metrics = trainer.evaluate()
         for name in sets:
-            assert metrics[f"eval_{name}_loss"] == metrics[f"eval_{name}_kl/step"]
+            assert metrics[f"eval_{name}_loss"] == metrics[f"eval_{name}_kl"]
             assert f"eval_{name}_rougeL" in metrics and f"eval_{name}_completions/mean_length" in metrics
-        assert metrics["eval_short_kl/step"] != metrics["eval_long_kl/step"]
-        assert "eval_kl/step" not in metrics
+        assert metrics["eval_short_kl"] != metrics["eval_long_kl"]
+        assert "eval_kl" not in metrics
         assert set(metrics) <= {key for entry in trainer.state.log_history for key in entry}
 
     def test_best_model_by_rouge_and_early_stopping(self, make_trainer, prompts):
@@ -773,7 +775,7 @@ class TestTeacher:
         inputs = first_batch(trainer)
         explicit = make_trainer(teacher_model=tiny_model(seed=0), teacher_mix_alpha=alpha)
         scores = explicit._score(inputs, [None] * 4)
-        torch.testing.assert_close(inputs["teacher_logps"], scores["teacher_logps"])
+        torch.testing.assert_close(inputs["teacher_per_token_logps"], scores["teacher_per_token_logps"])
         assert gradients(trainer, inputs)[0] > 0.01
         trainer.train()
         assert all(torch.equal(param, base[name]) for name, param in trainer.model.named_parameters() if name in base)
@@ -791,7 +793,7 @@ class TestTeacher:
         trainer = make_trainer()
         inputs = first_batch(trainer)
         again = trainer._score(inputs, [None] * 4)
-        assert torch.equal(inputs["teacher_states"], again["teacher_states"])
+        assert torch.equal(inputs["teacher_hidden_states"], again["teacher_hidden_states"])
 
 
 class TestAdapters:
