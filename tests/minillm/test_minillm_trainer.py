@@ -275,7 +275,9 @@ class TestMiniLLMTrainer:
             changed[f"{key}_ids"] = pad(inputs[f"{key}_ids"], left, right, 7)  # a token that is not the pad token
             changed[f"{key}_mask"] = pad(inputs[f"{key}_mask"], left, right, 0)
         changed["teacher_per_token_logps"] = pad(inputs["teacher_per_token_logps"], 0, 3, 0.0)
-        changed["teacher_hidden_states"] = torch.nn.functional.pad(inputs["teacher_hidden_states"], (0, 0, 0, 3), value=9.0)
+        changed["teacher_hidden_states"] = torch.nn.functional.pad(
+            inputs["teacher_hidden_states"], (0, 0, 0, 3), value=9.0
+        )
         order = torch.tensor([2, 0, 3, 1])
         changed = {key: value[order] if value.ndim else value for key, value in changed.items()}
         changed_loss, changed_grads = gradients(trainer, changed)
@@ -296,7 +298,9 @@ class TestMiniLLMTrainer:
             completion = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()]
             logits = teacher(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
             expected = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
-            torch.testing.assert_close(inputs["teacher_per_token_logps"][row][: len(completion)], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                inputs["teacher_per_token_logps"][row][: len(completion)], expected, rtol=1e-4, atol=1e-4
+            )
 
     @pytest.mark.parametrize("steps_per_optimizer_step", [1, 2])
     def test_accumulation_is_exact(self, make_trainer, tmp_path, steps_per_optimizer_step, corpus):
@@ -339,7 +343,9 @@ class TestMiniLLMTrainer:
             trainer._step = step
             torch.manual_seed(0)
             trainer._mixed_rollout([[5, 6]] * 4)
-            return trainer._averages["train"].sums["mix/teacher_calls"][0], trainer._averages["train"].sums["mix/teacher_share"][0]
+            return trainer._averages["train"].sums["mix/teacher_calls"][0], trainer._averages["train"].sums[
+                "mix/teacher_share"
+            ][0]
 
         assert tossed(42, 0) == tossed(42, 3)  # all passes over one set
         assert len({tossed(42, 0), tossed(42, 4), tossed(7, 0), tossed(20250101, 0)}) > 2
@@ -519,7 +525,9 @@ class TestLanguageModellingLoss:
         cross_entropy = -logq.gather(2, ids[:, 1:, None]).mean()
         forward_kl = (logp.exp() * (logp - logq)).sum(-1).mean()
         tokens = inputs["completion_mask"].sum()
-        rollout_part = sum(float(trainer._averages["train"].sums[name][0]) for name in ("loss/long", "loss/single")) / tokens
+        rollout_part = (
+            sum(float(trainer._averages["train"].sums[name][0]) for name in ("loss/long", "loss/single")) / tokens
+        )
         assert loss - rollout_part == pytest.approx(2.0 * (0.75 * cross_entropy + 0.25 * forward_kl).item(), rel=1e-4)
 
     def test_every_block_is_read_once_a_pass(self, make_trainer, corpus):

@@ -104,14 +104,11 @@ def advantages(
 
 
 def masked_moments(values: Tensor, mask: Tensor, reduce=lambda total: total) -> tuple[Tensor, Tensor]:
-    """
-    Mean and variance of `values` `(B, T)` over `mask`.
-
-    `reduce` sums a tensor over processes. Two passes, because the difference of large squares would cancel in fp32.
-    """
+    """Mean and variance of `values` `(B, T)` over `mask`; `reduce` sums a tensor over processes."""
     mask = mask.bool()
     count = reduce(mask.sum()).clamp(min=1)
     mean = reduce(torch.where(mask, values, 0).sum()) / count
+    # A second pass, because the difference of large squares would cancel in fp32
     var = reduce(torch.where(mask, (values - mean) ** 2, 0).sum()) / count
     return mean, var
 
@@ -156,9 +153,6 @@ def long_term_loss(
             Credit of each token, of the same shape.
         epsilon (`float`):
             Half-width of the clip; `inf` switches it off.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Loss and clipped-at ratio of each token, of the same shape.
     """
     anchor = sampling_per_token_logps if old_per_token_logps is None else old_per_token_logps
     weight = (anchor - sampling_per_token_logps).exp()

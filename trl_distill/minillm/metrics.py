@@ -68,8 +68,7 @@ def timed(name: str):
         def run(self, *args, **kwargs):
             start = time.perf_counter()
             result = method(self, *args, **kwargs)
-            mode = "train" if self.model.training else "eval"
-            self._metrics[mode][name].append(time.perf_counter() - start)
+            self._metrics[self._mode][name].append(time.perf_counter() - start)
             return result
 
         return run
@@ -93,18 +92,17 @@ def real_rows(accelerator, rows: int) -> int:
 
 def credit_metrics(rewards: Tensor, advantages: Tensor, weights: Tensor, mask: Tensor, reward_clip: float | None):
     """Rewards, advantages and importance weights `(B, T)` of a rollout set, over its completion tokens."""
-    tokens = mask.sum()
-    name = "sampling/importance_sampling_ratio"
+    tokens, weights = mask.sum(), weights[mask]
     metrics = {
         "reward/mean": (rewards.sum(), tokens),
         "advantage/mean": (advantages.sum(), tokens),
         "advantage/square": (advantages.square().sum(), tokens),
-        f"{name}/mean": (weights[mask].sum(), tokens),
+        "sampling/importance_sampling_ratio/mean": (weights.sum(), tokens),
     }
     if reward_clip is not None:
         metrics["reward/clipped"] = ((rewards.abs() >= reward_clip).sum(), tokens)
-    if mask.any():
-        metrics[f"{name}/min"] = (weights[mask].min(), 1)
+    if len(weights):
+        metrics["sampling/importance_sampling_ratio/min"] = (weights.min(), 1)
     return metrics
 
 

@@ -45,8 +45,8 @@ class MiniLLMConfig(DistillationConfig):
             Whether to add the exact per-token reverse KL, the single-step term of Eq. (3).
         return_mode (`str`, *optional*, defaults to `"auto"`):
             Whether a token's own reward is part of its credit: `"exclusive"` (no: the single-step term holds it),
-            `"inclusive"` (yes: the policy gradient of Eq. (2), and the released code's variant), or `"auto"`, which is
-            exclusive with `single_step_decomposition` and inclusive without it.
+            `"inclusive"` (yes: Eq. (2), and the released code), or `"auto"`: the first with
+            `single_step_decomposition`, else the second.
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount of later rewards, in `[0, 1]`. The paper has none; `0.0` leaves only the single-step term.
         length_normalization (`bool`, *optional*, defaults to `False`):
@@ -93,8 +93,6 @@ class MiniLLMConfig(DistillationConfig):
     > - `max_completion_length`: Defaults to `256` instead of `512`.
     > - `disable_dropout`: Defaults to `True` instead of `False`.
     """
-
-    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS
 
     # Parameters whose default values are overridden from DistillationConfig
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})

@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import json
 import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,7 +28,6 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
-from trl.models import prepare_deepspeed
 from trl.trainer.utils import get_config_model_id, repeat_iterable_dataset, split_tensor_dict
 
 from ..divergence import (
@@ -53,6 +53,7 @@ from .metrics import (
 )
 from .minillm_config import MiniLLMConfig
 from .preparation import (
+    Corpus,
     check_datasets,
     check_prompts,
     check_teacher,
@@ -61,7 +62,7 @@ from .preparation import (
     prepare_teacher,
     prepare_tokenizer,
 )
-from .resume import ResumableRepeatSampler, check_resumable, resume_settings, write_settings
+from .resume import RESUME_FILE, ResumableRepeatSampler, check_resumable, resume_settings
 
 
 _ROWS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -186,13 +187,15 @@ class MiniLLMTrainer(DistillationTrainer):
         )
         self.answer_checker = answer_checker
         self._averages = {"train": Averages(), "eval": Averages()}
-        self._prepare_teacher(teacher_model)
+        self.teacher_model, self.vocab_size = prepare_teacher(
+            teacher_model, self.model, self.processing_class, args, self.accelerator, self._dist.is_zero3
+        )
+        unshared = range(self.vocab_size, vocabulary_rows(self.model))
+        if unshared:
+            suppressed = [*(self.generation_kwargs.get("suppress_tokens") or []), *unshared]
+            self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = suppressed
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
-        self._corpus = None
-        if self.lm_coef > 0.0:
-            from .corpus import Corpus
-
-            self._corpus = Corpus(lm_dataset, self.processing_class, args)
+        self._corpus = Corpus(lm_dataset, self.processing_class, args) if self.lm_coef > 0.0 else None
 
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.teacher_model or self.model)]
         limit = longest_prompt(models, self.generation_config.max_new_tokens, args.lm_max_length * bool(self._corpus))
@@ -207,22 +210,6 @@ class MiniLLMTrainer(DistillationTrainer):
         self._scores_student = args.has_long_term and (
             args.steps_per_generation != args.gradient_accumulation_steps or args.whiten_advantages
         )
-
-    def _prepare_teacher(self, teacher_model: str | PreTrainedModel | None):
-        teacher_model, self.vocab_size = prepare_teacher(
-            teacher_model, self.model, self.processing_class, self.args, self._dist.is_zero3
-        )
-        unshared = range(self.vocab_size, vocabulary_rows(self.model))
-        if unshared:
-            suppressed = [*(self.generation_kwargs.get("suppress_tokens") or []), *unshared]
-            self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = suppressed
-        if teacher_model is not None and self.is_deepspeed_enabled:
-            self.teacher_model = prepare_deepspeed(teacher_model, self.accelerator)
-        elif teacher_model is not None:
-            # Under FSDP accelerate leaves the placement to the sharding, which a frozen model does not get
-            self.teacher_model = self.accelerator.prepare_model(
-                teacher_model, device_placement=True, evaluation_mode=True
-            )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -329,8 +316,7 @@ class MiniLLMTrainer(DistillationTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rollouts = super()._generate_and_score_completions(inputs)
-        # Neither rows without a completion (see `_generate_single_turn`) nor rows that fill up the last batch of an
-        # evaluation count
+        # Rows without a completion do not count (see `_generate_single_turn`), nor those that fill up an evaluation
         ids, mask = rollouts["completion_ids"], rollouts["completion_mask"]
         empty = ((ids == self._tokenizer.eos_token_id) & mask.bool()).sum(dim=1) > 1
         real = len(inputs) if self.model.training else real_rows(self.accelerator, len(inputs))
@@ -378,7 +364,9 @@ class MiniLLMTrainer(DistillationTrainer):
         if self.args.teacher_states_on_cpu and torch.cuda.is_available():
             scores["teacher_hidden_states"] = scores["teacher_hidden_states"].pin_memory()
         if "old_per_token_logps" in scores:
-            scores |= self._credit(scores["old_per_token_logps"], scores["teacher_per_token_logps"], rollouts)
+            scores |= self._credit(
+                scores["old_per_token_logps"], scores["teacher_per_token_logps"], rollouts["completion_mask"]
+            )
         return scores
 
     def _with_teacher(self, method: Callable, *args):
@@ -389,10 +377,9 @@ class MiniLLMTrainer(DistillationTrainer):
         with teacher.disable_adapter() if base_teaches else nullcontext():
             return self._forward_redirection(wrapper, teacher, method, teacher, *args)
 
-    def _credit(self, old_per_token_logps: Tensor, teacher_per_token_logps: Tensor, inputs: dict) -> dict[str, Tensor]:
+    def _credit(self, old: Tensor, teacher: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What the long-term loss needs of each token, constant over the passes. All `(B, T)`, fp32."""
-        args, mask = self.args, inputs["completion_mask"].bool()
-        old, teacher = old_per_token_logps, teacher_per_token_logps
+        args, mask = self.args, mask.bool()
         sampling = mixture_logps(old, teacher, args.teacher_mix_alpha)
         rewards = token_rewards(old, teacher, mask, args.reward_scaling, args.reward_clip)
         credit = advantages(rewards, mask, args.gamma, args.inclusive_returns, args.length_normalization)
@@ -408,7 +395,7 @@ class MiniLLMTrainer(DistillationTrainer):
         mask = inputs["completion_mask"].bool()  # (b, T)
         rows = [inputs[key] for key in _ROWS]
         if "corpus_ids" in inputs:
-            states, corpus_states = self._corpus.states(unwrapped_student, *rows, inputs["corpus_ids"])
+            states, corpus_states = self._corpus.states(unwrapped_student, rows, inputs["corpus_ids"])
         else:
             states = completion_states(unwrapped_student, *rows)
         hidden_states = states[mask]  # (N, H)
@@ -429,7 +416,7 @@ class MiniLLMTrainer(DistillationTrainer):
                 # The first pass over a set that `_score` left to it. Kept for the next ones in the buffer itself,
                 # because the wrapper of the model may have copied `inputs` on its way here.
                 old = torch.zeros_like(teacher_per_token_logps).masked_scatter(mask, per_token_logps.detach())
-                credit = self._credit(old, teacher_per_token_logps, inputs)
+                credit = self._credit(old, teacher_per_token_logps, mask)
                 self._buffered_inputs[self._step % args.steps_per_generation] |= credit
                 inputs = inputs | credit
             keys = ("sampling_per_token_logps", "advantages", "old_per_token_logps")
@@ -501,6 +488,7 @@ class MiniLLMTrainer(DistillationTrainer):
     def _save_checkpoint(self, model, trial):
         # First, so that no kill and no push to the Hub sees a checkpoint without it
         if self.args.should_save:
-            checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            write_settings(checkpoint, self._resume_settings())
+            checkpoint = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            (checkpoint / RESUME_FILE).write_text(json.dumps(self._resume_settings(), indent=2))
         super()._save_checkpoint(model, trial)

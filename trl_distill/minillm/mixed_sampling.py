@@ -116,9 +116,6 @@ def mixed_generate(
             processes must then be given coins from equal generators.
         teacher_context (`Callable[[], AbstractContextManager]`, *optional*):
             Entered around each teacher pass, such as `student.disable_adapter` when both are one model.
-
-    Returns:
-        [`MixedRollout`]
     """
     readers = {
         True: _Reader(teacher, vocab_size, teacher_context),

@@ -12,17 +12,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a run is made of, checked and prepared before its first step: teacher, tokenizer and prompts."""
+"""What a run is made of, checked and prepared before its first step: teacher, tokenizer, prompts and corpus."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
+import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import get_config_model_id
+from trl import pack_dataset
+from trl.models import prepare_deepspeed
+from trl.trainer.utils import get_config_model_id, pad
 
+from ..divergence import LMHead, backbone_states, join_completions, select_states, token_divergence, token_logps
 from ..models import (
     check_same_tokens,
     context_length,
@@ -54,14 +60,8 @@ def check_teacher(teacher_model: str | PreTrainedModel | None, args: MiniLLMConf
         )
 
 
-def prepare_teacher(
-    teacher_model: str | PreTrainedModel | None,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    args: MiniLLMConfig,
-    is_zero3: bool,
-) -> tuple[PreTrainedModel | None, int]:
-    """The frozen teacher, `None` if it is the student's base, and the vocabulary rows that both models share."""
+def prepare_teacher(teacher_model, student, tokenizer, args: MiniLLMConfig, accelerator, is_zero3: bool):
+    """The frozen teacher, `None` if it is the student's base, and the number of vocabulary rows that both share."""
     if args.teacher_is_base:  # the same tokens, heads and wrapper: the student serves with its adapter disabled
         if isinstance(student.get_output_embeddings(), AuxiliaryTrainingWrapper):
             raise ValueError(
@@ -101,15 +101,13 @@ def prepare_teacher(
             f"The student's LM head has {student_rows} rows, {student_rows - shared} more than the teacher's, and "
             "vLLM could sample them. Call `resize_token_embeddings` on the student, or set `use_vllm=False`."
         )
-    return teacher_model, shared
+    if accelerator.distributed_type == "DEEPSPEED":
+        return prepare_deepspeed(teacher_model, accelerator), shared
+    # Under FSDP accelerate leaves the placement to the sharding, which a frozen model does not get
+    return accelerator.prepare_model(teacher_model, device_placement=True, evaluation_mode=True), shared
 
 
-def prepare_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None,
-    student: str | PreTrainedModel,
-    teacher: str | PreTrainedModel | None,
-    args: MiniLLMConfig,
-) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(tokenizer, student, teacher, args: MiniLLMConfig) -> PreTrainedTokenizerBase:
     """The student's tokenizer, loaded if it was not passed. The teacher must read tokens in the same way."""
     if tokenizer is None:
         is_name = isinstance(student, str)
@@ -162,11 +160,7 @@ def check_datasets(train_dataset, eval_dataset, lm_dataset, args: MiniLLMConfig)
 
 
 def check_prompts(dataset: Dataset | IterableDataset, name: str, rollout_size: int = 1):
-    """
-    Refuse a dataset without usable text prompts, as far as it can be told without a tokenizer or reading a stream.
-
-    `rollout_size` is the number of prompts that training needs at least.
-    """
+    """Refuse a dataset without text prompts, or with fewer than one rollout set takes. A stream is not read."""
     columns = dataset.column_names or []
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"`{name}` is empty.")
@@ -222,3 +216,57 @@ def longest_prompt(models: list[PreTrainedModel], max_new_tokens: int, corpus_le
     if corpus_length > context:
         raise ValueError(f"`lm_max_length` is {corpus_length}, but the models' context is {context} tokens.")
     return context - max_new_tokens
+
+
+@lru_cache(maxsize=2)  # a batch reads from one pass, or from the end of one and the start of the next
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+class Corpus:
+    """
+    Plain text for the language-modelling loss of the paper's Algorithm 1.
+
+    Documents in the column `text`, joined by EOS and cut into blocks; a rest shorter than a block is dropped.
+    """
+
+    def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MiniLLMConfig):
+        def tokenize(batch):
+            return {"input_ids": [ids + [tokenizer.eos_token_id] for ids in tokenizer(batch["text"])["input_ids"]]}
+
+        length = args.lm_max_length
+        tokenized = dataset.map(tokenize, batched=True, remove_columns=dataset.column_names)
+        packed = pack_dataset(tokenized, seq_length=length, strategy="wrapped")
+        blocks = [ids for ids in packed["input_ids"] if len(ids) == length]
+        if not blocks:
+            raise ValueError(f"`lm_dataset` has fewer tokens than one block of `lm_max_length` ({length}) tokens.")
+        self.blocks = torch.tensor(blocks)  # (blocks, lm_max_length)
+        self.args = args
+
+    def batch(self, step: int) -> Tensor:
+        """Blocks `(b, lm_max_length)` of a micro-step of any process: each once a pass, by the step alone."""
+        count, rows = len(self.blocks), self.args.per_device_train_batch_size
+        places = [divmod(step * rows + row, count) for row in range(rows)]
+        return self.blocks[torch.stack([_permutation(count, self.args.seed + turn)[row] for turn, row in places])]
+
+    def states(self, model, rows: list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states of completions `(B, T, H)` and of blocks `(b * (L - 1), H)`, from one backbone forward."""
+        input_ids, attention_mask, positions = join_completions(*rows)
+        attention_mask = pad([*attention_mask, *torch.ones_like(ids)])
+        states = backbone_states(model, pad([*input_ids, *ids]), attention_mask)
+        completions, blocks = states[: len(positions)], states[len(positions) :, : ids.shape[1] - 1]
+        return select_states(completions, positions), blocks.flatten(0, 1)
+
+    def loss(
+        self, states: Tensor, head: LMHead, ids: Tensor, teacher_states: Tensor | None, teacher_head: LMHead
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
+        """Mean loss of blocks `(b, L)`, from hidden states `(b * (L - 1), H)`; the teacher's are there for the KL."""
+        chunk, ratio = self.args.loss_chunk_tokens, self.args.lm_kd_ratio
+        targets = ids[:, 1:].flatten()
+        per_token_loss = -token_logps(states, head, targets, chunk_tokens=chunk)
+        metrics = {"loss/lm": (per_token_loss.sum(), len(targets))}
+        if teacher_states is not None:
+            divergence, _ = token_divergence(states, head, teacher_states, teacher_head, 0.0, chunk_tokens=chunk)
+            metrics["loss/lm_kd"] = (divergence.sum(), len(targets))
+            per_token_loss = (1 - ratio) * per_token_loss + ratio * divergence
+        return per_token_loss.mean(), metrics

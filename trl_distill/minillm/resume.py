@@ -26,8 +26,8 @@ from .minillm_config import MiniLLMConfig
 
 RESUME_FILE = "minillm_config.json"  # in every checkpoint
 
-# A run that resumes with another value would not continue that run. This holds for every field that `MiniLLMConfig`
-# declares, except the following, and for these of its parents.
+# A run that resumes with another value would not continue that run. This holds for all fields that `MiniLLMConfig`
+# declares but the following, and for some of its parents.
 MAY_CHANGE = {
     "learning_rate",  # the optimizer and the schedule of the checkpoint hold it
     "loss_chunk_tokens",  # how much is computed at a time
@@ -56,11 +56,6 @@ def resume_settings(args: MiniLLMConfig, corpus_blocks: int | None, lm_coef: flo
         settings["corpus"] = {"blocks": corpus_blocks, "lm_max_length": args.lm_max_length}
         settings["corpus"] |= {"lm_coef": lm_coef, "lm_kd_ratio": args.lm_kd_ratio}
     return json.loads(json.dumps(settings))
-
-
-def write_settings(checkpoint: Path, settings: dict[str, Any]):
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / RESUME_FILE).write_text(json.dumps(settings, indent=2))
 
 
 def check_resumable(checkpoint: Path, settings: dict[str, Any]):
