@@ -346,7 +346,7 @@ def train(trainer):
 
     class Bar(ProgressCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            names = {"loss": "loss", "reverse KL": "kl/step"}
+            names = {"loss": "loss", "reverse KL": "kl"}
             self.training_bar.set_postfix({name: logs[key] for name, key in names.items() if key in logs})
 
     trainer.remove_callback(ProgressCallback)
@@ -395,7 +395,7 @@ def plot(results: dict, path: Path) -> None:
     axes[0].plot(range(1, len(sft) + 1), [log["loss"] for log in sft], label="SFT: cross-entropy")
     axes[0].plot(steps, [log["loss"] for log in minillm], label="MiniLLM: long-term + single-step")
     axes[0].set(title="Training loss", ylabel="nats a token")
-    axes[1].plot(steps, [log["kl/step"] for log in minillm], color="C1", label="training, mixed rollouts")
+    axes[1].plot(steps, [log["kl"] for log in minillm], color="C1", label="training, mixed rollouts")
     axes[1].plot(measured_at, held_out["reverse_kl"], "o:", color="C3", label="held-out, student alone")
     axes[1].set(title="Reverse KL to the teacher", ylabel="nats a token")
     axes[2].plot(measured_at, held_out["rougeL_greedy"], "s:", color="C0", label="held-out, greedy answers")

@@ -15,8 +15,8 @@
 """
 Vocabulary-sized mathematics: token log-probabilities and full-vocabulary divergences from hidden states and LM heads.
 
-This is the one place that calls TRL's chunked kernels. They project a tile of the vocabulary at a time and recompute it
-in the backward, so no tensor of shape `(tokens, V)` is ever saved. Shapes: B rows, P padded prompt, T padded
+This is the one place that calls TRL's chunked kernels. They project a tile of the vocabulary at a time and recompute
+it in the backward, so no tensor of shape `(tokens, V)` is ever saved. Shapes: B rows, P padded prompt, T padded
 completion, N tokens, H hidden width, V vocabulary rows.
 """
 
@@ -35,21 +35,13 @@ class LMHead(NamedTuple):
     """
     What turns hidden states into logits: `softcap(logit_scale * (hidden @ weight.T + bias))`.
 
-    Args:
-        weight (`torch.Tensor`):
-            Projection of shape `(V, H)`.
-        bias (`torch.Tensor`, *optional*):
-            Bias of shape `(V,)`.
-        logit_scale (`float`, *optional*, defaults to `1.0`):
-            Multiplier of the logits (Cohere, Granite).
-        final_logit_softcapping (`float`, *optional*):
-            `cap * tanh(logits / cap)` after the scale (Gemma).
+    The softcap is `cap * tanh(logits / cap)`.
     """
 
-    weight: Tensor
-    bias: Tensor | None = None
-    logit_scale: float = 1.0
-    final_logit_softcapping: float | None = None
+    weight: Tensor  # (V, H)
+    bias: Tensor | None = None  # (V,)
+    logit_scale: float = 1.0  # Cohere, Granite
+    final_logit_softcapping: float | None = None  # Gemma
 
 
 def _logit_scale(config) -> float:
@@ -146,14 +138,10 @@ def token_divergence(
     Exact per-token divergence between student and teacher over the whole vocabulary, and the student's entropy.
 
     Args:
-        student_hidden (`torch.Tensor`):
-            Student hidden states of shape `(N, H_s)`.
-        student_head ([`LMHead`]):
-            Student head with `V` rows.
-        teacher_hidden (`torch.Tensor`):
-            Teacher hidden states of shape `(N, H_t)`. They receive no gradient.
-        teacher_head ([`LMHead`]):
-            Teacher head with the same `V` rows.
+        student_hidden, teacher_hidden (`torch.Tensor`):
+            Hidden states of shape `(N, H_s)` and `(N, H_t)`. The teacher's receive no gradient.
+        student_head, teacher_head ([`LMHead`]):
+            Heads with the same `V` rows.
         beta (`float`, *optional*, defaults to `1.0`):
             As in [`~trl.DistillationConfig`]: `1.0` is the reverse KL(student || teacher), `0.0` the forward
             KL(teacher || student), in between the generalized Jensen-Shannon divergence.
@@ -203,13 +191,12 @@ def join_completions(
     Join left-padded prompts and right-padded completions into rows that start at position 0.
 
     Without padding on the left, the default positions are right for every model, those with learned absolute positions
-    (GPT-2) included, and the width of the padding changes nothing.
+    (GPT-2) included, and the width of the padding changes nothing. TRL's `flush_left` also cuts columns that no row
+    fills, which waits for the GPU to count them and moves the last bits of what the model computes.
 
     Args:
-        prompt_ids, prompt_mask (`torch.Tensor`):
-            Left-padded prompts and their masks, of shape `(B, P)`.
-        completion_ids, completion_mask (`torch.Tensor`):
-            Right-padded completions and their masks, of shape `(B, T)`.
+        prompt_ids, prompt_mask, completion_ids, completion_mask (`torch.Tensor`):
+            Prompts and their masks of shape `(B, P)`, completions and theirs of shape `(B, T)`.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(B, P + T)`, and
@@ -239,3 +226,13 @@ def completion_states(
     """
     input_ids, attention_mask, positions = join_completions(prompt_ids, prompt_mask, completion_ids, completion_mask)
     return select_states(backbone_states(model, input_ids, attention_mask), positions)
+
+
+def completion_logps(
+    model, prompt_ids, prompt_mask, completion_ids, completion_mask, vocab_size, temperature, chunk_tokens
+) -> tuple[Tensor, Tensor]:
+    """[`completion_states`] `(B, T, H)`, and from them the log-probabilities of the tokens `(B, T)`, 0 on padding."""
+    states = completion_states(model, prompt_ids, prompt_mask, completion_ids, completion_mask)
+    mask = completion_mask.bool()
+    logps = token_logps(states[mask], lm_head(model, vocab_size), completion_ids[mask], temperature, chunk_tokens)
+    return states, logps.new_zeros(mask.shape).masked_scatter(mask, logps)

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Measures of generated text: Rouge-L, diversity, repetition. And of names: which one may be meant."""
 
 import difflib
@@ -23,7 +22,7 @@ from typing import Any
 
 @cache
 def rouge_scorer(tokenizer=None):
-    """The scorer of `rouge_score` for Rouge-L: with stemmed English words, or with the tokens of `tokenizer` as they are."""
+    """The scorer of `rouge_score`: with stemmed English words, or with the tokens of `tokenizer` as they are."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
@@ -55,7 +54,8 @@ def rouge_l(prediction: str, references: str | Sequence[str], tokenizer=None) ->
         references (`str` or `list[str]`):
             One or more right answers.
         tokenizer (*optional*):
-            Object with a method `tokenize(text) -> list[str]`, for texts that are not in English. Its tokens are not stemmed.
+            Object with a method `tokenize(text) -> list[str]`, for texts that are not in English. Its tokens are not
+            stemmed.
 
     Returns:
         `float`: Score between 0 and 100. Papers report its mean over the prompts.

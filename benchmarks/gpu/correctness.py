@@ -108,7 +108,7 @@ def same_teacher(args, folder: Path, alpha: float) -> float:
 
 
 def few_steps(args, folder: Path) -> list[float]:
-    return [log["kl/step"] for log in few_minillm_steps(args, folder, 1, max_steps=24, learning_rate=1e-2)]
+    return [log["kl"] for log in few_minillm_steps(args, folder, 1, max_steps=24, learning_rate=1e-2)]
 
 
 def accelerate_configs(folder: Path) -> dict[str, str]:

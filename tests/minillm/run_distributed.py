@@ -28,7 +28,6 @@ class FixedCompletions(MiniLLMTrainer):
     """Answers that depend on the prompt alone, so that any split over processes trains on the same rollouts."""
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        self._empty_rows = [False] * len(prompt_ids)
         return [[5 + (7 * sum(ids) + t) % 90 for t in range(2 + sum(ids) % 7)] for ids in prompt_ids]
 
 
@@ -84,10 +83,10 @@ if __name__ == "__main__":
             "processes": processes,
             "loss": [entry["loss"] for entry in history],
             "grad_norm": [entry["grad_norm"] for entry in history],
-            "kl": [entry["kl/step"] for entry in history],
+            "kl": [entry["kl"] for entry in history],
             "evaluation": {
                 name: metrics[name]
-                for name in ("eval_accuracy", "eval_rougeL", "eval_kl/step", "eval_kl/forward", "eval_kl/sequence")
+                for name in ("eval_accuracy", "eval_rougeL", "eval_kl", "eval_kl/forward", "eval_kl/sequence")
             },
             "mixed": [entry["loss"] for entry in mixed],
         }

@@ -11,6 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+
+"""The gradient of MiniLLM, its metrics and its rollout sets."""
+
 import itertools
 import json
 import math
@@ -21,81 +24,18 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    EarlyStoppingCallback,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
 from trl import DistillationConfig, DistillationTrainer
 
-from trl_distill import MiniLLMConfig, MiniLLMTrainer
+from tests.minillm.steps import first_batch, gradients, norm
 
 
-TRAINER_ARGUMENTS = ("eval_dataset", "lm_dataset", "processing_class", "callbacks", "peft_config", "answer_checker")
 NO_CLIP = float("inf")
-
-
-@pytest.fixture
-def make_trainer(tiny_model, tokenizer, prompts, tmp_path):
-    def build(model=None, teacher_model=None, train_dataset=prompts, **kwargs):
-        arguments = {name: kwargs.pop(name) for name in TRAINER_ARGUMENTS if name in kwargs}
-        settings = dict(
-            output_dir=str(tmp_path / "run"),
-            per_device_train_batch_size=4,
-            max_completion_length=8,
-            learning_rate=1e-2,
-            max_steps=4,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            length_normalization=True,  # the paper's credit; whitening would need a student pass of its own
-            whiten_advantages=False,
-        )
-        settings |= kwargs
-        if teacher_model is None and not settings.get("teacher_is_base"):
-            teacher_model = tiny_model(seed=1)
-        return MiniLLMTrainer(
-            model=tiny_model(seed=0) if model is None else model,
-            teacher_model=teacher_model,
-            args=MiniLLMConfig(**settings),
-            train_dataset=train_dataset,
-            **({"processing_class": tokenizer} | arguments),
-        )
-
-    return build
-
-
-@pytest.fixture
-def corpus():
-    return Dataset.from_dict({"text": [f"Sentence number {i} of a plain text. " * 3 for i in range(12)]})
-
-
-def first_batch(trainer, rows=None):
-    """The first micro-batch of the trainer's first rollout set."""
-    trainer.model.train()
-    torch.manual_seed(0)
-    return trainer._prepare_inputs(list(rows or next(iter(trainer.get_train_dataloader()))))
-
-
-def gradients(trainer, inputs):
-    """Loss and gradients of one micro-batch, without touching the micro-batch itself."""
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, dict(inputs))
-    loss.backward()
-    return loss.item(), [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
-
-
-def norm(tensors):
-    return torch.stack([tensor.norm() for tensor in tensors]).norm().item()
 
 
 def naive_loss(
@@ -144,13 +84,14 @@ class TestMiniLLMTrainer:
             )
         logged = {key for entry in trainer.state.log_history for key in entry}
         assert {
-            "loss/long", "loss/single", "kl/step", "kl/sampled", "reward/mean", "reward/clipped", "advantage/mean",
-            "advantage/std", "weight/mean", "weight/min", "ratio/mean", "clip/low", "clip/high", "mix/teacher_share",
+            "loss/long", "loss/single", "kl", "kl/sampled", "reward/mean", "reward/clipped", "advantage/mean",
+            "advantage/std", "sampling/importance_sampling_ratio/mean",
+            "sampling/importance_sampling_ratio/min", "ratio/mean", "clip_ratio/low_mean", "clip_ratio/high_mean", "mix/teacher_share",
             "mix/teacher_calls", "text/distinct_4", "text/repetition", "entropy", "completions/clipped_ratio",
             "time/rollout", "time/scoring", "time/loss",
         } <= logged  # fmt: skip
         metrics = trainer.evaluate()
-        assert metrics["eval_loss"] == pytest.approx(metrics["eval_kl/step"], rel=1e-4)
+        assert metrics["eval_loss"] == pytest.approx(metrics["eval_kl"], rel=1e-4)
         assert {"eval_kl/forward", "eval_kl/sequence", "eval_rougeL", "eval_text/distinct_4"} <= set(metrics)
 
     @pytest.mark.parametrize("credit", [{}, {"length_normalization": False, "whiten_advantages": True}])
@@ -167,9 +108,9 @@ class TestMiniLLMTrainer:
             learning_rate=3e-3,
             **credit,
         )
-        before = trainer.evaluate()["eval_kl/step"]
+        before = trainer.evaluate()["eval_kl"]
         trainer.train()
-        assert trainer.evaluate()["eval_kl/step"] < 0.5 * before
+        assert trainer.evaluate()["eval_kl"] < 0.5 * before
 
     @pytest.mark.parametrize("alpha", [0.0, 0.2])
     def test_gradient_vanishes_when_the_student_is_the_teacher(self, make_trainer, tiny_model, alpha):
@@ -246,23 +187,23 @@ class TestMiniLLMTrainer:
         for inside in (True, False):
             trainer = make_trainer(clip_importance_weight=inside)
             gradients(trainer, first_batch(trainer))
-            blocked[inside] = float(trainer._totals["train"]["clip/low"][0])
+            blocked[inside] = float(trainer._averages["train"].sums["clip_ratio/low_mean"][0])
         assert blocked[True] > 0 and blocked[False] == 0
 
     def test_single_step_kl_is_not_computed_when_it_is_off(self, make_trainer):
         trainer = make_trainer(single_step_decomposition=False)
         assert trainer.args.inclusive_returns
         gradients(trainer, first_batch(trainer))
-        assert "kl/step" not in trainer._totals["train"]
+        assert "kl" not in trainer._averages["train"].sums
 
     def test_gamma_0_is_the_single_step_term_alone(self, make_trainer):
         trainer = make_trainer(gamma=0.0, teacher_mix_alpha=0.0)
         inputs = first_batch(trainer)
         loss, _ = gradients(trainer, inputs)
         assert loss == pytest.approx(
-            float(trainer._totals["train"]["loss/single"][0]) / inputs["completion_mask"].sum().item()
+            float(trainer._averages["train"].sums["loss/single"][0]) / inputs["completion_mask"].sum().item()
         )
-        assert "loss/long" not in trainer._totals["train"]
+        assert "loss/long" not in trainer._averages["train"].sums
 
     def test_padding_and_order_change_nothing(self, make_trainer):
         trainer = make_trainer()
@@ -273,8 +214,10 @@ class TestMiniLLMTrainer:
         for key, left, right in [("prompt", 5, 0), ("completion", 0, 3)]:
             changed[f"{key}_ids"] = pad(inputs[f"{key}_ids"], left, right, 7)  # a token that is not the pad token
             changed[f"{key}_mask"] = pad(inputs[f"{key}_mask"], left, right, 0)
-        changed["teacher_logps"] = pad(inputs["teacher_logps"], 0, 3, 0.0)
-        changed["teacher_states"] = torch.nn.functional.pad(inputs["teacher_states"], (0, 0, 0, 3), value=9.0)
+        changed["teacher_per_token_logps"] = pad(inputs["teacher_per_token_logps"], 0, 3, 0.0)
+        changed["teacher_hidden_states"] = torch.nn.functional.pad(
+            inputs["teacher_hidden_states"], (0, 0, 0, 3), value=9.0
+        )
         order = torch.tensor([2, 0, 3, 1])
         changed = {key: value[order] if value.ndim else value for key, value in changed.items()}
         changed_loss, changed_grads = gradients(trainer, changed)
@@ -295,7 +238,9 @@ class TestMiniLLMTrainer:
             completion = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()]
             logits = teacher(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
             expected = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
-            torch.testing.assert_close(inputs["teacher_logps"][row][: len(completion)], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                inputs["teacher_per_token_logps"][row][: len(completion)], expected, rtol=1e-4, atol=1e-4
+            )
 
     @pytest.mark.parametrize("steps_per_optimizer_step", [1, 2])
     def test_accumulation_is_exact(self, make_trainer, tmp_path, steps_per_optimizer_step, corpus):
@@ -338,7 +283,9 @@ class TestMiniLLMTrainer:
             trainer._step = step
             torch.manual_seed(0)
             trainer._mixed_rollout([[5, 6]] * 4)
-            return trainer._totals["train"]["mix/teacher_calls"][0], trainer._totals["train"]["mix/teacher_share"][0]
+            return trainer._averages["train"].sums["mix/teacher_calls"][0], trainer._averages["train"].sums[
+                "mix/teacher_share"
+            ][0]
 
         assert tossed(42, 0) == tossed(42, 3)  # all passes over one set
         assert len({tossed(42, 0), tossed(42, 4), tossed(7, 0), tossed(20250101, 0)}) > 2
@@ -476,420 +423,12 @@ class TestMiniLLMTrainer:
     def test_metrics_do_not_change_training(self, make_trainer, prompts):
         """An evaluation between two steps draws its samples without disturbing the coins or the partition."""
         trainer = make_trainer(eval_dataset=prompts)
-        inputs = first_batch(trainer)
+        first_batch(trainer)
+        (inputs,) = trainer._buffered_inputs
         trainer._step = 1  # the second pass over the set
         trainer.evaluate()
         trainer.model.train()
         assert trainer._step == 1 and trainer._prepare_inputs(None) is inputs
-
-
-class TestLanguageModellingLoss:
-    def test_is_cross_entropy_and_leaves_the_rollouts_alone(self, make_trainer, corpus):
-        plain, with_corpus = make_trainer(), make_trainer(lm_dataset=corpus, lm_max_length=32)
-        plain_inputs, inputs = first_batch(plain), first_batch(with_corpus)
-        plain_loss, _ = gradients(plain, plain_inputs)
-        loss, _ = gradients(with_corpus, inputs)
-        ids = inputs["corpus_ids"]
-        assert ids.shape == (4, 32)
-        logits = with_corpus.model(ids).logits[:, :-1]
-        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
-        assert loss - plain_loss == pytest.approx(expected, rel=1e-4)
-        for name in ("kl/step", "reward/mean", "loss/long"):
-            ours, theirs = with_corpus._totals["train"][name], plain._totals["train"][name]
-            assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-5)
-
-    def test_coefficient_zero_is_bit_equal_to_no_corpus(self, make_trainer, corpus):
-        runs = []
-        for arguments in ({}, {"lm_dataset": corpus, "lm_coef": 0.0}):
-            trainer = make_trainer(**arguments)
-            trainer.train()
-            runs.append([param.clone() for param in trainer.model.parameters()])
-        for a, b in zip(*runs, strict=True):
-            assert torch.equal(a, b)
-
-    def test_distillation_share(self, make_trainer, corpus):
-        trainer = make_trainer(lm_dataset=corpus, lm_max_length=32, lm_kd_ratio=0.25, lm_coef=2.0)
-        inputs = first_batch(trainer)
-        loss, _ = gradients(trainer, inputs)
-        ids = inputs["corpus_ids"]
-        logq = trainer.model(ids).logits[:, :-1].log_softmax(-1)
-        logp = trainer.teacher_model(ids).logits[:, :-1].log_softmax(-1)
-        cross_entropy = -logq.gather(2, ids[:, 1:, None]).mean()
-        forward_kl = (logp.exp() * (logp - logq)).sum(-1).mean()
-        tokens = inputs["completion_mask"].sum()
-        rollout_part = sum(float(trainer._totals["train"][name][0]) for name in ("loss/long", "loss/single")) / tokens
-        assert loss - rollout_part == pytest.approx(2.0 * (0.75 * cross_entropy + 0.25 * forward_kl).item(), rel=1e-4)
-
-    def test_every_block_is_read_once_a_pass(self, make_trainer, corpus):
-        trainer = make_trainer(lm_dataset=corpus, lm_max_length=32)
-        blocks, seen = len(trainer._corpus), []
-        for trainer._step in range(3 * blocks // 4 + 1):
-            seen += [tuple(row.tolist()) for row in trainer._corpus_batch()["corpus_ids"]]
-        everything = sorted(tuple(row.tolist()) for row in trainer._corpus)
-        assert sorted(seen[:blocks]) == sorted(seen[blocks : 2 * blocks]) == everything
-        assert seen[:blocks] != seen[blocks : 2 * blocks]
-
-    def test_bad_corpora(self, make_trainer, corpus):
-        with pytest.raises(ValueError, match="no corpus"):
-            make_trainer(lm_coef=1.0)
-        with pytest.raises(ValueError, match="column `text`"):
-            make_trainer(lm_dataset=corpus.rename_column("text", "document"))
-        with pytest.raises(ValueError, match="fewer tokens than one block"):
-            make_trainer(lm_dataset=corpus, lm_max_length=100_000)
-
-
-class TestData:
-    def test_conversational_prompts(self, make_trainer, prompts):
-        conversations = Dataset.from_list(
-            [
-                {
-                    "prompt": [{"role": "user", "content": row["prompt"]}],
-                    "completion": [{"role": "assistant", "content": row["completion"]}],
-                }
-                for row in prompts
-            ]
-        )
-        trainer = make_trainer(train_dataset=conversations, eval_dataset=conversations)
-        trainer.train()
-        assert "eval_rougeL" in trainer.evaluate()
-
-    def test_streaming_reads_the_same_prompts_for_all_passes(self, make_trainer, prompts):
-        trainer = make_trainer(
-            train_dataset=prompts.to_iterable_dataset(), num_iterations=2, max_steps=8, shuffle_dataset=False
-        )
-        read = [[row["prompt"] for row in batch] for batch in itertools.islice(trainer.get_train_dataloader(), 4)]
-        assert read[0] == read[1] == prompts["prompt"][:4]
-        assert read[2] == read[3] == prompts["prompt"][4:8]
-        trainer.train()
-        assert trainer.state.global_step == 8
-
-    def test_answer_checker(self, make_trainer, prompts):
-        seen = []
-
-        def checker(completion, row):
-            seen.append((completion, row["prompt"]))
-            return None if row["prompt"].endswith("0") else row["prompt"].endswith("1")
-
-        metrics = make_trainer(eval_dataset=prompts, answer_checker=checker).evaluate()
-        assert len(seen) == 16 and isinstance(seen[0][0], str)
-        assert metrics["eval_accuracy"] == pytest.approx(2 / 16)  # 1 and 11; no answer counts as wrong
-
-    def test_several_evaluation_sets_keep_their_names(self, make_trainer, prompts):
-        sets = {"short": prompts.select(range(5)), "long": prompts.select(range(5, 16))}
-        trainer = make_trainer(eval_dataset=sets, per_device_eval_batch_size=4)
-        metrics = trainer.evaluate()
-        for name in sets:
-            assert metrics[f"eval_{name}_loss"] == metrics[f"eval_{name}_kl/step"]
-            assert f"eval_{name}_rougeL" in metrics and f"eval_{name}_completions/mean_length" in metrics
-        assert metrics["eval_short_kl/step"] != metrics["eval_long_kl/step"]
-        assert "eval_kl/step" not in metrics
-        assert set(metrics) <= {key for entry in trainer.state.log_history for key in entry}
-
-    def test_best_model_by_rouge_and_early_stopping(self, make_trainer, prompts):
-        trainer = make_trainer(
-            eval_dataset=prompts,
-            eval_strategy="steps",
-            eval_steps=1,
-            save_strategy="steps",
-            save_steps=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_rougeL",
-            greater_is_better=True,
-            max_steps=8,
-            learning_rate=0.0,
-            callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
-        )
-        trainer.train()
-        assert trainer.state.global_step < 8  # nothing improves at learning rate 0
-        assert trainer.state.best_metric is not None
-
-    def test_long_prompts_are_dropped_and_counted(self, make_trainer, prompts, tiny_model, caplog):
-        lengths = [len(prompt) for prompt in prompts["prompt"]]
-        limit = sorted(lengths)[10]  # bytes are tokens here
-        model, teacher = tiny_model(max_position_embeddings=limit + 8), tiny_model(seed=1)
-        trainer = make_trainer(model, teacher, max_completion_length=8)
-        assert trainer.train_dataset["prompt"] == [p for p in prompts["prompt"] if len(p) <= limit]
-        with pytest.raises(ValueError, match="Every prompt of `train_dataset` is longer than"):
-            make_trainer(tiny_model(max_position_embeddings=16), teacher, max_completion_length=8)
-
-    def test_bad_data(self, make_trainer, prompts):
-        with pytest.raises(ValueError, match="no column `prompt`, only"):
-            make_trainer(train_dataset=prompts.rename_column("prompt", "question"))
-        with pytest.raises(ValueError, match="empty prompt in row 3"):
-            make_trainer(train_dataset=Dataset.from_dict({"prompt": ["a", "b", "c", "", "d"]}))
-        with pytest.raises(ValueError, match="`eval_dataset` is empty"):
-            make_trainer(eval_dataset=Dataset.from_dict({"prompt": []}))
-        with pytest.raises(ValueError, match="16 usable prompts, but one rollout set takes 32"):
-            make_trainer(per_device_train_batch_size=32)
-        with pytest.raises(ValueError, match="images"):
-            make_trainer(train_dataset=prompts.add_column("image", [None] * 16))
-
-    @pytest.mark.parametrize("alpha", [0.0, 0.2])
-    def test_completions_without_tokens(self, make_trainer, alpha, monkeypatch):
-        """A server may return nothing for a prompt; such rows carry no loss, and a batch of them only a zero."""
-        trainer = make_trainer(teacher_mix_alpha=alpha)
-        turn = MiniLLMTrainer.__mro__[1]._generate_single_turn if alpha == 0.0 else MiniLLMTrainer._mixed_rollout
-        name = "_generate_single_turn" if alpha == 0.0 else "_mixed_rollout"
-        owner = MiniLLMTrainer.__mro__[1] if alpha == 0.0 else MiniLLMTrainer
-        for empty in ([1], [0, 1, 2, 3]):
-            monkeypatch.setattr(
-                owner, name, lambda *args, e=empty: [[] if i in e else ids for i, ids in enumerate(turn(*args))]
-            )
-            trainer._buffered_inputs = None
-            inputs = first_batch(trainer)
-            assert inputs["completion_mask"].sum(1).eq(0).nonzero()[:, 0].tolist() == empty
-            loss, grads = gradients(trainer, inputs)
-            assert torch.tensor(loss).isfinite() and all(grad.isfinite().all() for grad in grads)
-        assert loss == 0.0 and norm(grads) == 0.0
-
-    @pytest.mark.parametrize("alpha", [0.0, 0.5])
-    def test_teacher_without_finite_logits(self, make_trainer, tiny_model, alpha):
-        teacher = tiny_model(seed=1)
-        with torch.no_grad():
-            teacher.lm_head.weight.fill_(float("nan"))
-        with pytest.raises(ValueError, match=r"not finite at step 0 \(micro-batch 0, row 0\), on the prompt 'Say"):
-            first_batch(make_trainer(teacher_model=teacher, teacher_mix_alpha=alpha))
-
-    def test_context_is_shared_with_the_completion_and_the_corpus(self, make_trainer, tiny_model, corpus):
-        limit = dict(model=tiny_model(max_position_embeddings=64))
-        with pytest.raises(ValueError, match="`lm_max_length` is 128, but the models' context is 64"):
-            make_trainer(**limit, lm_dataset=corpus, lm_max_length=128)
-        with pytest.raises(ValueError, match="longer than 4 tokens"):
-            make_trainer(**limit, generation_kwargs={"max_new_tokens": 60})
-
-    def test_what_needs_no_model_is_found_before_one_is_loaded(
-        self, make_trainer, tiny_model, tokenizer, prompts, corpus
-    ):
-        for settings, message in [
-            ({"train_dataset": prompts.select(range(3))}, "one rollout set takes 4"),
-            ({"lm_dataset": corpus.rename_column("text", "document")}, "column `text`"),
-            ({"teacher_model_init_kwargs": {"dtype": "float32"}}, "already instantiated"),
-            ({"train_dataset": prompts.rename_column("prompt", "question")}, "no column `prompt`"),
-        ]:
-            with pytest.raises(ValueError, match=message):
-                make_trainer(model="a/model/that/does/not/exist", **settings)
-
-
-class TestConfig:
-    @pytest.mark.parametrize(
-        "settings, message",
-        [
-            ({"teacher_mix_alpha": 1.0}, r"`teacher_mix_alpha` must be in \[0, 1\), got 1.0"),
-            ({"teacher_mix_alpha": -0.1}, r"`teacher_mix_alpha` must be in \[0, 1\)"),
-            ({"num_iterations": 0}, "`num_iterations` must be at least 1"),
-            ({"gradient_accumulation_steps": 4, "steps_per_generation": 6}, "multiple of `gradient_accumulation_steps`"),
-            ({"return_mode": "both"}, "`return_mode` must be auto"),
-            ({"gamma": 1.5}, r"`gamma` must be in \[0, 1\]"),
-            ({"epsilon": 0.0}, "`epsilon` must be above 0"),
-            ({"reward_scaling": 0.0}, "`reward_scaling` must be above 0"),
-            ({"lm_kd_ratio": 2.0}, "`lm_kd_ratio` must be in"),
-            ({"beta": 0.5}, "`beta` must be 1.0"),
-            ({"temperature": 0.0}, "`temperature` must be above 0"),
-            ({"top_p": 0.9}, "`top_p=0.9` changes the distribution"),
-            ({"top_k": 50}, "`top_k=50` changes the distribution"),
-            ({"min_p": 0.1}, "`min_p=0.1` changes the distribution"),
-            ({"repetition_penalty": 1.2}, "`repetition_penalty=1.2` changes the distribution"),
-            ({"generation_kwargs": {"top_p": 0.9}}, "`top_p=0.9` changes the distribution"),
-            ({"generation_kwargs": {"num_beams": 4}}, "Remove it from `generation_kwargs`"),
-            ({"use_vllm": True}, "vLLM samples from the student alone"),
-            ({"single_step_decomposition": False, "return_mode": "exclusive", "gamma": 0.0}, "nothing is left to train"),
-            ({"teacher_is_base": True, "teacher_model_name_or_path": "x"}, "Set only one of them"),
-            ({"teacher_is_base": True, "disable_dropout": False}, "needs `disable_dropout=True`"),
-        ],
-    )  # fmt: skip
-    def test_bad_values(self, tmp_path, settings, message):
-        with pytest.raises(ValueError, match=message):
-            MiniLLMConfig(str(tmp_path), bf16=False, use_cpu=True, **settings)
-
-    def test_truncated_sampling_is_allowed_without_the_teacher(self, tmp_path):
-        config = MiniLLMConfig(str(tmp_path), bf16=False, use_cpu=True, teacher_mix_alpha=0.0, top_p=0.9)
-        assert config.steps_per_generation == config.gradient_accumulation_steps == 1
-
-    def test_defaults_of_the_laboratory(self, tmp_path):
-        """Changing one of these needs a new laboratory table (benchmarks/results/quality.json) and a line in the docs."""
-        config = MiniLLMConfig(str(tmp_path), bf16=False, use_cpu=True)
-        assert (config.length_normalization, config.whiten_advantages, config.return_mode) == (False, True, "auto")
-        assert config.clip_importance_weight is False and config.inclusive_returns is False
-
-
-class TestTeacher:
-    def test_padded_vocabularies(self, make_trainer, tiny_model, tokenizer):
-        rows = len(tokenizer)
-        for student_rows, teacher_rows in [(rows, rows + 5), (rows + 5, rows)]:
-            student, teacher = tiny_model(vocab_size=student_rows), tiny_model(seed=1, vocab_size=teacher_rows)
-            with torch.no_grad():  # rows beyond the tokenizer that would win every draw
-                student.lm_head.weight[rows:] += 50.0
-                teacher.lm_head.weight[rows:] += 50.0
-            for alpha in (0.0, 0.5):
-                trainer = make_trainer(student, teacher, teacher_mix_alpha=alpha)
-                inputs = first_batch(trainer)
-                assert inputs["completion_ids"].max() < rows
-                loss, _ = gradients(trainer, inputs)
-                assert torch.tensor(loss).isfinite()
-                assert student.lm_head.weight.grad[rows:].abs().sum() == 0
-                assert student.lm_head.weight.grad[:rows].abs().sum() > 0
-
-    def test_other_tokenizer(self, make_trainer, tiny_model, tokenizer, tmp_path):
-        teacher, path = tiny_model(seed=1), str(tmp_path / "teacher")
-        teacher.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-        make_trainer(teacher_model=path)
-        data = json.loads(Path(path, "tokenizer.json").read_text())
-        vocabulary = data["model"]["vocab"]
-        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-        Path(path, "tokenizer.json").write_text(json.dumps(data))
-        with pytest.raises(ValueError, match="GOLD.*sequence-level"):
-            make_trainer(teacher_model=path)
-
-    def test_exactly_one_teacher(self, make_trainer, tiny_model, tokenizer, prompts, tmp_path):
-        with pytest.raises(ValueError, match="exactly one teacher"):
-            MiniLLMTrainer(
-                tiny_model(), args=MiniLLMConfig(str(tmp_path), bf16=False, use_cpu=True), train_dataset=prompts
-            )
-        with pytest.raises(ValueError, match="exactly one teacher"):
-            make_trainer(teacher_model=tiny_model(), teacher_is_base=True, peft_config=LoraConfig())
-        with pytest.raises(ValueError, match="has no adapter"):
-            make_trainer(teacher_is_base=True)
-        with pytest.raises(ValueError, match="already instantiated"):
-            make_trainer(teacher_model_init_kwargs={"dtype": "float32"})
-
-    def test_adapter_on_the_head(self, make_trainer):
-        with pytest.raises(ValueError, match="lm_head"):
-            make_trainer(peft_config=LoraConfig(target_modules=["q_proj", "lm_head"]))
-
-    @pytest.mark.parametrize("alpha", [0.0, 0.5])
-    def test_teacher_is_the_base_model(self, make_trainer, tiny_model, alpha):
-        torch.manual_seed(0)
-        lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=4)
-        trainer = make_trainer(peft_config=lora, teacher_is_base=True, teacher_mix_alpha=alpha)
-        loss, grads = gradients(trainer, first_batch(trainer))
-        assert abs(loss) < 1e-6  # a fresh adapter is its teacher
-        with torch.no_grad():
-            for name, param in trainer.model.named_parameters():
-                if "lora_B" in name:
-                    param.normal_(std=0.5)
-        base = {name: param.clone() for name, param in trainer.model.named_parameters() if "lora" not in name}
-        trainer._buffered_inputs = None
-        inputs = first_batch(trainer)
-        explicit = make_trainer(teacher_model=tiny_model(seed=0), teacher_mix_alpha=alpha)
-        scores = explicit._score(inputs, [None] * 4)
-        torch.testing.assert_close(inputs["teacher_logps"], scores["teacher_logps"])
-        assert gradients(trainer, inputs)[0] > 0.01
-        trainer.train()
-        assert all(torch.equal(param, base[name]) for name, param in trainer.model.named_parameters() if name in base)
-
-    def test_base_teacher_needs_the_base_head(self, make_trainer):
-        lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
-        with pytest.raises(ValueError, match="Remove `lm_head` from `modules_to_save`"):
-            make_trainer(peft_config=lora, teacher_is_base=True)
-
-    def test_states_on_cpu(self, make_trainer):
-        a, b = make_trainer(), make_trainer(teacher_states_on_cpu=True)
-        assert gradients(a, first_batch(a))[0] == gradients(b, first_batch(b))[0]
-
-    def test_kept_states_equal_a_fresh_pass(self, make_trainer):
-        trainer = make_trainer()
-        inputs = first_batch(trainer)
-        again = trainer._score(inputs, [None] * 4)
-        assert torch.equal(inputs["teacher_states"], again["teacher_states"])
-
-
-class TestAdapters:
-    def test_4bit_student_and_teacher(self, make_trainer, tiny_model, tokenizer, prompts, tmp_path):
-        config = dict(hidden_size=64, intermediate_size=64)  # 4-bit blocks hold 64 values
-        paths = [str(tmp_path / name) for name in ("student", "teacher")]
-        for seed, path in enumerate(paths):
-            tiny_model(seed=seed, initializer_range=0.1, **config).save_pretrained(path)
-            tokenizer.save_pretrained(path)
-        quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
-        student = AutoModelForCausalLM.from_pretrained(
-            paths[0], quantization_config=BitsAndBytesConfig(**quantization), dtype=torch.float32
-        )
-        trainer = make_trainer(
-            student,
-            paths[1],
-            peft_config=LoraConfig(target_modules="all-linear", r=4),
-            teacher_model_init_kwargs={"quantization_config": quantization, "dtype": "float32"},
-            bf16=True,
-        )
-        assert trainer.teacher_model.is_loaded_in_4bit and student.is_loaded_in_4bit
-        before = {name: param.clone() for name, param in trainer.model.named_parameters() if param.requires_grad}
-        trainer.train()
-        assert all(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if p.requires_grad)
-        output = str(tmp_path / "adapter")
-        trainer.save_model(output)
-        reloaded = AutoPeftModelForCausalLM.from_pretrained(
-            output, quantization_config=BitsAndBytesConfig(**quantization), dtype=torch.float32
-        ).eval()
-        ids = torch.tensor([tokenizer("Say well").input_ids])
-        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-        for param in trained.parameters():
-            if param.requires_grad:  # TRL trains the adapter in bf16, and PEFT loads it in fp32
-                param.data = param.data.float()
-        with torch.no_grad():
-            torch.testing.assert_close(reloaded(ids).logits, trained(ids).logits)
-
-    def test_saved_model_loads_with_plain_transformers(self, make_trainer, tokenizer, tmp_path):
-        trainer = make_trainer()
-        trainer.train()
-        trainer.save_model(str(tmp_path / "model"))
-        reloaded = AutoModelForCausalLM.from_pretrained(str(tmp_path / "model")).eval()
-        ids = torch.tensor([tokenizer("Say well").input_ids])
-        with torch.no_grad():
-            assert torch.equal(reloaded(ids).logits, trainer.model.eval()(ids).logits)
-
-    def test_model_card_cites_the_paper(self, make_trainer):
-        trainer = make_trainer()
-        trainer.create_model_card()
-        card = Path(trainer.args.output_dir, "README.md").read_text()
-        assert "gu2024minillm" in card and "2306.08543" in card
-
-    def test_gradient_checkpointing_changes_nothing(self, make_trainer):
-        losses = []
-        for checkpointing in (False, True):
-            trainer = make_trainer(gradient_checkpointing=checkpointing, max_steps=2)
-            trainer.train()
-            losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-class TestResume:
-    def run(self, make_trainer, corpus, output_dir, resume=None, **settings):
-        values = dict(num_iterations=2, max_steps=8, save_strategy="steps", save_steps=4)
-        trainer = make_trainer(
-            lm_dataset=corpus,
-            lm_max_length=32,
-            output_dir=str(output_dir),
-            **(values | settings),
-        )
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
-
-    @pytest.mark.parametrize("step", [4, 8, 10])  # 8 steps an epoch: inside one, between two, inside the second
-    def test_equals_an_uninterrupted_run(self, make_trainer, corpus, tmp_path, step):
-        settings = dict(max_steps=12, save_steps=2)
-        whole = self.run(make_trainer, corpus, tmp_path / "whole", **settings)
-        checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
-        resumed = self.run(make_trainer, corpus, tmp_path / "again", checkpoint, **settings)
-        assert resumed.state.global_step == 12
-        for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
-            assert torch.equal(a, b)
-
-    def test_inside_a_set_samples_anew_and_keeps_the_order_of_prompts(self, make_trainer, corpus, tmp_path):
-        whole = self.run(make_trainer, corpus, tmp_path / "whole", save_steps=3)
-        resumed = self.run(
-            make_trainer, corpus, tmp_path / "again", str(tmp_path / "whole" / "checkpoint-3"), save_steps=3
-        )
-        assert resumed._step == whole._step == 8
-
-    def test_refuses_another_configuration(self, make_trainer, corpus, tmp_path):
-        self.run(make_trainer, corpus, tmp_path / "whole", max_steps=4)
-        checkpoint = str(tmp_path / "whole" / "checkpoint-4")
-        with pytest.raises(ValueError, match="`gamma` was 1.0 and is now 0.5"):
-            self.run(make_trainer, corpus, tmp_path / "again", checkpoint, gamma=0.5)
-        Path(checkpoint, "minillm_config.json").unlink()
-        with pytest.raises(ValueError, match="no checkpoint of a MiniLLM run"):
-            self.run(make_trainer, corpus, tmp_path / "again", checkpoint)
 
 
 def test_two_processes_give_the_loss_of_one(tmp_path, tiny_model, tokenizer):

@@ -60,11 +60,13 @@ def left_padded(prompts, width=None):
     return ids, mask
 
 
-def generate(student, teacher, prompts, seed=0, **kwargs):
+def generate(student, teacher, prompts, seed=0, width=None, **kwargs):
+    """Seeded, unless a `generator` of the coins is passed."""
     settings = dict(alpha=0.5, max_new_tokens=6, eos_token_ids=[EOS], pad_token_id=PAD) | kwargs
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    return mixed_generate(student, teacher, *left_padded(prompts), generator=generator, **settings)
+    if "generator" not in settings:
+        torch.manual_seed(seed)
+        settings["generator"] = torch.Generator().manual_seed(seed)
+    return mixed_generate(student, teacher, *left_padded(prompts, width), **settings)
 
 
 @torch.no_grad()
@@ -121,25 +123,13 @@ def completions(rollout):
 
 @pytest.mark.parametrize("kind, alpha, temperature", [("qwen2-gpt2", 0.2, 1.0), ("gpt2-qwen2", 0.5, 0.7)])
 def test_every_row_is_a_sample_of_the_mixture(pair, kind, alpha, temperature):
-    """Two steps, thus also a second step after a switch. Rows of one call share coins, so a row is tested over calls."""
+    """Two steps, thus also one after a switch. Rows of one call share coins, so a row is tested over calls."""
     student, teacher = pair(kind)
-    ids, mask = left_padded(PROMPTS)
-    generator = torch.Generator().manual_seed(0)
+    settings = dict(alpha=alpha, max_new_tokens=2, temperature=temperature, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     drawn = [[] for _ in PROMPTS]
     for _ in range(700):
-        rollout = mixed_generate(
-            student,
-            teacher,
-            ids,
-            mask,
-            alpha=alpha,
-            max_new_tokens=2,
-            eos_token_ids=[EOS],
-            pad_token_id=PAD,
-            temperature=temperature,
-            generator=generator,
-        )
+        rollout = generate(student, teacher, PROMPTS, **settings)
         for rows, completion in zip(drawn, completions(rollout), strict=True):
             rows.append(completion)
     for prompt, rows in zip(PROMPTS, drawn, strict=True):
@@ -191,22 +181,10 @@ def test_switching_equals_lockstep_sampling(pair):
     student, teacher = pair()
     torch.manual_seed(0)
     lockstep = lockstep_generate(student, teacher, PROMPTS[1], 8_000, 0.4, 4)
-    generator = torch.Generator().manual_seed(1)
-    ids, mask = left_padded([PROMPTS[1]])
+    settings = dict(alpha=0.4, max_new_tokens=4, generator=torch.Generator().manual_seed(1))
     switching = []
     for _ in range(350):
-        rollout = mixed_generate(
-            student,
-            teacher,
-            ids,
-            mask,
-            alpha=0.4,
-            max_new_tokens=4,
-            eos_token_ids=[EOS],
-            pad_token_id=PAD,
-            generator=generator,
-        )
-        switching += completions(rollout)
+        switching += completions(generate(student, teacher, [PROMPTS[1]], **settings))
 
     def summary(row):
         return len(row), row[-1], len(row) > 1 and row[-1] == row[-2]
@@ -287,34 +265,21 @@ def test_replay_without_cache_draws_the_same_tokens(pair, kind):
 
 def test_width_of_the_padding_changes_no_token(pair):
     student, teacher = pair()
-    rollouts = []
-    for width in (4, 9):
-        torch.manual_seed(0)
-        rollouts.append(
-            mixed_generate(
-                student,
-                teacher,
-                *left_padded(PROMPTS, width),
-                alpha=0.5,
-                max_new_tokens=10,
-                eos_token_ids=[NEVER],
-                pad_token_id=PAD,
-                generator=torch.Generator().manual_seed(0),
-            )
-        )
-    assert torch.equal(rollouts[0].completion_ids, rollouts[1].completion_ids)
+    settings = dict(max_new_tokens=10, eos_token_ids=[NEVER])
+    narrow, wide = (generate(student, teacher, PROMPTS, width=width, **settings) for width in (4, 9))
+    assert torch.equal(narrow.completion_ids, wide.completion_ids)
 
 
-def test_rows_end_at_their_first_eos(pair):
+@pytest.mark.parametrize("pad, ends", [(PAD, [EOS, 3]), (EOS, [EOS])])  # the padding token may be the EOS
+def test_rows_end_at_their_first_eos(pair, pad, ends):
     student, teacher = pair()
-    ends = [EOS, 3]
-    rollout = generate(student, teacher, PROMPTS * 8, max_new_tokens=12, eos_token_ids=ends)
+    rollout = generate(student, teacher, PROMPTS * 8, max_new_tokens=12, eos_token_ids=ends, pad_token_id=pad)
     assert rollout.completion_ids.shape[1] <= 12
     assert len(set(rollout.lengths.tolist())) > 2
     for ids, length in zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True):
         assert not set(ids[: length - 1]) & set(ends)
         assert ids[length - 1] in ends or length == 12  # the EOS counts
-        assert ids[length:] == [PAD] * (len(ids) - length)
+        assert ids[length:] == [pad] * (len(ids) - length)
 
 
 @pytest.mark.parametrize("pad", [PAD, EOS])
@@ -326,16 +291,6 @@ def test_generation_stops_when_every_row_has_ended(pair, pad):
     assert rollout.completion_ids.shape == (3, 1)
     assert rollout.lengths.tolist() == [1, 1, 1]
     assert len(calls) == 1
-
-
-def test_padding_token_may_be_the_eos(pair):
-    """A row that draws the EOS ends there, and the EOS behind it does not count."""
-    student, teacher = pair()
-    rollout = generate(student, teacher, PROMPTS * 8, max_new_tokens=12, pad_token_id=EOS)
-    assert len(set(rollout.lengths.tolist())) > 2
-    for ids, length in zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True):
-        assert EOS not in ids[: length - 1]
-        assert ids[length:] == [EOS] * (len(ids) - length)
 
 
 def test_ended_rows_do_not_disturb_the_others(pair):
@@ -383,22 +338,13 @@ def test_same_seeds_same_tokens(pair):
 def test_coins_come_from_their_own_generator(pair):
     """Other token draws leave the coins alone, and coins leave the global generator alone."""
     student, teacher = pair()
-    shares = []
+    rollouts = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        rollout = mixed_generate(
-            student,
-            teacher,
-            *left_padded(PROMPTS),
-            alpha=0.5,
-            max_new_tokens=24,
-            eos_token_ids=[NEVER],
-            pad_token_id=PAD,
-            generator=torch.Generator().manual_seed(0),
-        )
-        shares.append((rollout.teacher_calls, rollout.completion_ids))
-    assert shares[0][0] == shares[1][0]
-    assert not torch.equal(shares[0][1], shares[1][1])
+        settings = dict(max_new_tokens=24, eos_token_ids=[NEVER], generator=torch.Generator().manual_seed(0))
+        rollouts.append(generate(student, teacher, PROMPTS, **settings))
+    assert rollouts[0].teacher_calls == rollouts[1].teacher_calls
+    assert not torch.equal(rollouts[0].completion_ids, rollouts[1].completion_ids)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.7])
@@ -406,22 +352,10 @@ def test_teacher_draws_its_share(pair, alpha):
     """600 coins: within 4 standard errors, and as many teacher forwards as coins."""
     student, teacher = pair()
     with recorded(student, teacher) as calls:
-        generator = torch.Generator().manual_seed(0)
-        coins = 0
-        rollouts = []
-        for _ in range(6):
-            rollout = mixed_generate(
-                student,
-                teacher,
-                *left_padded(PROMPTS),
-                alpha=alpha,
-                max_new_tokens=100,
-                eos_token_ids=[NEVER],
-                pad_token_id=PAD,
-                generator=generator,
-            )
-            coins += rollout.teacher_calls
-            rollouts.append(rollout)
+        settings = dict(alpha=alpha, max_new_tokens=100, eos_token_ids=[NEVER])
+        settings["generator"] = torch.Generator().manual_seed(0)
+        rollouts = [generate(student, teacher, PROMPTS, **settings) for _ in range(6)]
+    coins = sum(rollout.teacher_calls for rollout in rollouts)
     assert abs(coins / 600 - alpha) < 4 * math.sqrt(alpha * (1 - alpha) / 600)
     assert sum(is_teacher for is_teacher, *_ in calls) == coins
     assert sum(rollout.student_calls for rollout in rollouts) == 600 - coins

@@ -26,16 +26,9 @@ from torch import Tensor
 
 def mixture_logps(student_logps: Tensor, teacher_logps: Tensor, alpha: float) -> Tensor:
     r"""
-    Log-probabilities of tokens under the sampling distribution, Eq. (4): $\alpha p + (1 - \alpha) q$.
+    Log-probabilities `(B, T)` of tokens under the sampling distribution, Eq. (4): $\alpha p + (1 - \alpha) q$.
 
-    Args:
-        student_logps, teacher_logps (`torch.Tensor`):
-            Log-probabilities of the sampled tokens, of shape `(B, T)`.
-        alpha (`float`):
-            Share of the teacher, in `[0, 1]`.
-
-    Returns:
-        `torch.Tensor`: `(B, T)`; exactly `student_logps` when `alpha` is 0 and `teacher_logps` when it is 1.
+    Exactly `student_logps` when the teacher's share `alpha` is 0, and `teacher_logps` when it is 1.
     """
     share = torch.tensor(alpha, dtype=student_logps.dtype, device=student_logps.device)
     return torch.logaddexp((1 - share).log() + student_logps, share.log() + teacher_logps)
@@ -86,20 +79,16 @@ def advantages(
     after itself. Its own reward is in the single-step term, exactly. Inclusive credit is $R_t$, for the plain policy
     gradient of Eq. (2) without a single-step term.
 
-    Length normalisation, Eq. (6), divides by the number of terms summed. As printed, the equation divides $T - t$ terms
-    by $T - t - 1$, which is 0 at the last but one token; this divides by the $T - t$ terms.
+    Length normalisation, Eq. (6), divides by the number of terms summed. As printed, the equation divides $T - t$
+    terms by $T - t - 1$, which is 0 at the last but one token; this divides by the $T - t$ terms.
 
     Args:
-        rewards (`torch.Tensor`):
-            Rewards of shape `(B, T)`, 0 outside `mask`.
-        mask (`torch.Tensor`):
-            Whether a position is a completion token, of shape `(B, T)`.
+        rewards, mask (`torch.Tensor`):
+            Rewards, 0 outside `mask`, of shape `(B, T)`.
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount. At `0.0` the exclusive credit vanishes.
-        inclusive (`bool`, *optional*, defaults to `False`):
-            Whether a token's own reward is part of its credit.
-        length_normalization (`bool`, *optional*, defaults to `True`):
-            Whether to divide by the number of terms summed.
+        inclusive, length_normalization (`bool`, *optional*):
+            Whether a token's own reward counts, and whether to divide by the number of terms summed.
 
     Returns:
         `torch.Tensor`: Credit of shape `(B, T)`, 0 outside `mask` and where no term is summed.
@@ -114,66 +103,59 @@ def advantages(
     return torch.where((mask > 0) & (terms > 0), credit, 0)
 
 
-def whiten(values: Tensor, mask: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
-    """
-    Shift and scale `values` `(B, T)` to mean 0 and variance 1 over `mask`; positions outside it become 0.
-
-    `mean` and `var` are given when they span more rows than these, such as those of all processes.
-    """
-    if mean is None or var is None:
-        mean, var = masked_moments(values, mask)
-    return torch.where(mask.bool(), (values - mean) / (var + 1e-8).sqrt(), 0)
-
-
 def masked_moments(values: Tensor, mask: Tensor, reduce=lambda total: total) -> tuple[Tensor, Tensor]:
-    """
-    Mean and variance of `values` `(B, T)` over `mask`.
-
-    `reduce` sums a tensor over processes. Two passes, because the difference of large squares would cancel in fp32.
-    """
+    """Mean and variance of `values` `(B, T)` over `mask`; `reduce` sums a tensor over processes."""
     mask = mask.bool()
     count = reduce(mask.sum()).clamp(min=1)
     mean = reduce(torch.where(mask, values, 0).sum()) / count
+    # A second pass, because the difference of large squares would cancel in fp32
     var = reduce(torch.where(mask, (values - mean) ** 2, 0).sum()) / count
     return mean, var
 
 
+def whiten(values: Tensor, mask: Tensor, reduce=lambda total: total) -> Tensor:
+    """Shift and scale `values` `(B, T)` to mean 0 and variance 1 over `mask`, on all processes; 0 outside it."""
+    mean, var = masked_moments(values, mask, reduce)
+    return torch.where(mask.bool(), (values - mean) / (var + 1e-8).sqrt(), 0)
+
+
 def long_term_loss(
-    logps: Tensor, sampling_logps: Tensor, credit: Tensor, epsilon: float, old_logps: Tensor | None = None
+    per_token_logps: Tensor,
+    sampling_per_token_logps: Tensor,
+    credit: Tensor,
+    epsilon: float,
+    old_per_token_logps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""
-    Clipped long-term loss of each token.
+    Clipped long-term loss of each token, and the ratio that is clipped.
 
-    With $\tilde p$ the distribution that the tokens were drawn from, Eq. (4), and $q_0$ the student that it was made of,
+    With $\tilde p$ the distribution that the tokens were drawn from, Eq. (4), and $q_0$ the student that it was made
+    of,
 
     $$ w_t \max\left(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\right), \qquad
        \rho_t = \frac{q_\theta(y_t)}{q_0(y_t)}, \quad w_t = \frac{q_0(y_t)}{\tilde p(y_t)}. $$
 
-    This clips what PPO means to clip, the change of the student since the rollout. Without `old_logps` it is the form of
-    the paper and of the released code, with the importance weight inside the clip: $\rho_t = q_\theta / \tilde p$ and
-    $w_t = 1$. That form has a floor. At $\alpha = \epsilon = 0.2$ a token with negative credit has no gradient once
-    $q < p / 2.25$, before any update, so no bad start can be unlearnt below 44 % of the teacher's probability.
+    This clips what PPO means to clip, the change of the student since the rollout. Without `old_per_token_logps` it is
+    the form of the paper and of the released code, with the importance weight inside the clip: $\rho_t = q_\theta /
+    \tilde p$ and $w_t = 1$. That form has a floor. At $\alpha = \epsilon = 0.2$ a token with negative credit has no
+    gradient once $q < p / 2.25$, before any update, so no bad start can be unlearnt below 44 % of the teacher's
+    probability.
 
     Either way one factor of Eq. (5)'s product is kept, like in the paper's algorithm, which lowers variance and adds
     bias. The paper's transcriptions clip from above whatever the sign of $A_t$; this is PPO's rule, as in the released
     code.
 
     Args:
-        logps (`torch.Tensor`):
-            Log-probabilities under the present student, with gradient, of any shape.
-        sampling_logps, credit (`torch.Tensor`):
-            Log-probabilities under the sampling distribution and credit, of the same shape, constants.
+        per_token_logps, sampling_per_token_logps, old_per_token_logps (`torch.Tensor`):
+            Log-probabilities under the present student, with gradient, under the sampling distribution, and under the
+            student that sampled, of one shape.
+        credit (`torch.Tensor`):
+            Credit of each token, of the same shape.
         epsilon (`float`):
             Half-width of the clip; `inf` switches it off.
-        old_logps (`torch.Tensor`, *optional*):
-            Log-probabilities under the student that sampled, of the same shape. If given, the importance weight stays
-            outside the clip.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Loss and clipped-at ratio of each token, of the same shape.
     """
-    anchor = sampling_logps if old_logps is None else old_logps
-    weight = (anchor - sampling_logps).exp()
-    ratio = (logps - anchor).exp()
+    anchor = sampling_per_token_logps if old_per_token_logps is None else old_per_token_logps
+    weight = (anchor - sampling_per_token_logps).exp()
+    ratio = (per_token_logps - anchor).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
     return weight * torch.max(-credit * ratio, -credit * clipped), ratio

@@ -30,12 +30,12 @@ class MiniLLMConfig(DistillationConfig):
 
         teacher_mix_alpha (`float`, *optional*, defaults to `0.2`):
             Share of the teacher in the sampling distribution, Eq. (4) of the
-            [MiniLLM](https://huggingface.co/papers/2306.08543) paper, in `[0, 1)`. Above `0.0`, completions are sampled
-            without vLLM and without truncated sampling. Evaluation always samples from the student alone.
+            [MiniLLM](https://huggingface.co/papers/2306.08543) paper, in `[0, 1)`. Above `0.0`, completions are
+            sampled without vLLM and without truncated sampling. Evaluation samples from the student alone.
         steps_per_generation (`int`, *optional*):
-            Micro-batches of one rollout set on each process. Must be a multiple of `gradient_accumulation_steps`, which
-            is the default: one optimizer step per set and pass. The paper's shape, 256 rollouts in mini-batches of 64,
-            is `4 * gradient_accumulation_steps`.
+            Micro-batches of one rollout set on each process. Must be a multiple of `gradient_accumulation_steps`,
+            which is the default: one optimizer step per set and pass. The paper's shape, 256 rollouts in mini-batches
+            of 64, is `4 * gradient_accumulation_steps`.
         num_iterations (`int`, *optional*, defaults to `4`):
             Passes over each rollout set (PPO's inner epochs).
 
@@ -45,16 +45,16 @@ class MiniLLMConfig(DistillationConfig):
             Whether to add the exact per-token reverse KL, the single-step term of Eq. (3).
         return_mode (`str`, *optional*, defaults to `"auto"`):
             Whether a token's own reward is part of its credit: `"exclusive"` (no: the single-step term holds it),
-            `"inclusive"` (yes: the policy gradient of Eq. (2), and the released code's variant), or `"auto"`, which is
-            exclusive with `single_step_decomposition` and inclusive without it.
+            `"inclusive"` (yes: Eq. (2), and the released code), or `"auto"`: the first with
+            `single_step_decomposition`, else the second.
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount of later rewards, in `[0, 1]`. The paper has none; `0.0` leaves only the single-step term.
         length_normalization (`bool`, *optional*, defaults to `False`):
             Whether to divide each credit by the number of rewards it sums, Eq. (6). The paper does; in the laboratory
             (`benchmarks/results/quality.json`) this gives most of the long-term gain away.
         whiten_advantages (`bool`, *optional*, defaults to `True`):
-            Whether to shift and scale credits to mean 0 and variance 1 over the tokens of the whole rollout set. Not in
-            the paper; without length normalization it is what keeps answers from growing short in the laboratory.
+            Whether to shift and scale credits to mean 0 and variance 1 over the tokens of the whole rollout set. Not
+            in the paper; without length normalization it keeps answers from growing short in the laboratory.
         reward_scaling (`float`, *optional*, defaults to `1.0`):
             Divisor of the rewards. The released code uses `0.5`.
         reward_clip (`float`, *optional*):
@@ -64,8 +64,8 @@ class MiniLLMConfig(DistillationConfig):
         clip_importance_weight (`bool`, *optional*, defaults to `False`):
             Whether the importance weight is part of the clipped ratio, as in the paper and the released code. It then
             stops the long-term gradient of tokens that the student makes less than 0.44 times as likely as the teacher
-            (at `teacher_mix_alpha` and `epsilon` of `0.2`), which keeps bad starts alive. If `False`, only the change of
-            the student since the rollout is clipped.
+            (at `teacher_mix_alpha` and `epsilon` of `0.2`), which keeps bad starts alive. If `False`, only the change
+            of the student since the rollout is clipped.
 
         > Parameters that control the language-modelling loss
 
@@ -94,8 +94,6 @@ class MiniLLMConfig(DistillationConfig):
     > - `disable_dropout`: Defaults to `True` instead of `False`.
     """
 
-    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS
-
     # Parameters whose default values are overridden from DistillationConfig
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
     max_completion_length: int | None = field(
@@ -107,18 +105,11 @@ class MiniLLMConfig(DistillationConfig):
 
     # Parameters that control the rollouts
     teacher_mix_alpha: float = field(
-        default=0.2,
-        metadata={
-            "help": "Share of the teacher in the sampling distribution, in [0, 1). Above 0.0, completions are sampled "
-            "without vLLM and without truncated sampling."
-        },
+        default=0.2, metadata={"help": "Share of the teacher in the sampling distribution, in [0, 1)."}
     )
     steps_per_generation: int | None = field(
         default=None,
-        metadata={
-            "help": "Micro-batches of one rollout set on each process, a multiple of `gradient_accumulation_steps`, "
-            "which is the default."
-        },
+        metadata={"help": "Micro-batches of one rollout set on each process; by default one optimizer step."},
     )
     num_iterations: int = field(default=4, metadata={"help": "Passes over each rollout set (PPO's inner epochs)."})
 
@@ -129,42 +120,27 @@ class MiniLLMConfig(DistillationConfig):
     return_mode: str = field(
         default="auto",
         metadata={
-            "help": "Whether a token's own reward is part of its credit: 'exclusive' (no), 'inclusive' (yes), or "
-            "'auto', which is exclusive with `single_step_decomposition` and inclusive without it.",
+            "help": "Whether a token's own reward is part of its credit: 'exclusive' (no), 'inclusive' (yes), 'auto'.",
             "choices": ["auto", "exclusive", "inclusive"],
         },
     )
-    gamma: float = field(
-        default=1.0,
-        metadata={"help": "Discount of later rewards, in [0, 1]. 0.0 leaves only the single-step term."},
-    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards; 0.0 leaves only the single step."})
     length_normalization: bool = field(
         default=False, metadata={"help": "Whether to divide each credit by the number of rewards it sums."}
     )
     whiten_advantages: bool = field(
-        default=True,
-        metadata={"help": "Whether to shift and scale credits to mean 0 and variance 1 over the whole rollout set."},
+        default=True, metadata={"help": "Whether to whiten credits over the whole rollout set."}
     )
     reward_scaling: float = field(default=1.0, metadata={"help": "Divisor of the rewards."})
     reward_clip: float | None = field(default=None, metadata={"help": "Bound on the size of the scaled rewards."})
-    epsilon: float = field(
-        default=0.2, metadata={"help": "Half-width of the clip of the probability ratio. `inf` switches it off."}
-    )
+    epsilon: float = field(default=0.2, metadata={"help": "Half-width of the clip of the probability ratio."})
     clip_importance_weight: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether the importance weight is part of the clipped ratio, as in the paper. If `False`, only the "
-            "change of the student since the rollout is clipped."
-        },
+        default=False, metadata={"help": "Whether the importance weight is part of the clipped ratio."}
     )
 
     # Parameters that control the language-modelling loss
     lm_coef: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the language-modelling loss on the corpus. If not set, it is 1.0 with a corpus. A value "
-            "above 0 without a corpus is an error."
-        },
+        default=None, metadata={"help": "Weight of the language-modelling loss; 1.0 if there is a corpus."}
     )
     lm_kd_ratio: float = field(
         default=0.0, metadata={"help": "Share of the forward KL to the teacher in the loss on the corpus."}
@@ -175,19 +151,12 @@ class MiniLLMConfig(DistillationConfig):
 
     # Parameters that control the teacher
     teacher_is_base: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether the teacher is the student's own base model with the adapter disabled. Needs a PEFT student."
-        },
+        default=False, metadata={"help": "Whether the teacher is the PEFT student with its adapter disabled."}
     )
     teacher_states_on_cpu: bool = field(
-        default=False,
-        metadata={"help": "Whether to keep the teacher's hidden states in host memory between passes over a set."},
+        default=False, metadata={"help": "Whether to keep the teacher's hidden states in host memory between passes."}
     )
-    loss_chunk_tokens: int = field(
-        default=1024,
-        metadata={"help": "Tokens projected to the vocabulary at a time. The workspace is 256 KiB a token on GPUs."},
-    )
+    loss_chunk_tokens: int = field(default=1024, metadata={"help": "Tokens projected to the vocabulary at a time."})
 
     @property
     def inclusive_returns(self) -> bool:
@@ -228,11 +197,7 @@ class MiniLLMConfig(DistillationConfig):
         require(self.lm_max_length >= 2, "lm_max_length", "at least 2")
         require(self.loss_chunk_tokens >= 1, "loss_chunk_tokens", "at least 1")
         require(self.temperature > 0.0, "temperature", "above 0")
-        require(
-            self.max_completion_length is not None and self.max_completion_length >= 1,
-            "max_completion_length",
-            "at least 1",
-        )
+        require((self.max_completion_length or 0) >= 1, "max_completion_length", "at least 1")
         require(self.beta == 1.0, "beta", "1.0, the reverse KL (for other divergences use `trl.DistillationTrainer`)")
         if not (self.single_step_decomposition or self.has_long_term):
             raise ValueError(
@@ -241,8 +206,8 @@ class MiniLLMConfig(DistillationConfig):
             )
         if self.teacher_is_base and self.teacher_model_name_or_path is not None:
             raise ValueError(
-                "`teacher_is_base=True` takes the student's base model as teacher, but `teacher_model_name_or_path` is "
-                f"{self.teacher_model_name_or_path!r}. Set only one of them."
+                "`teacher_is_base=True` takes the student's base model as teacher, but `teacher_model_name_or_path` "
+                f"is {self.teacher_model_name_or_path!r}. Set only one of them."
             )
         if self.teacher_is_base and not self.disable_dropout:
             raise ValueError("`teacher_is_base=True` needs `disable_dropout=True`: the teacher runs in the student.")
@@ -251,16 +216,10 @@ class MiniLLMConfig(DistillationConfig):
 
     # With a share of the teacher, the probability that a token was drawn with must be known exactly
     def _require_plain_sampling(self):
-        neutral: dict[str, Any] = {
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": None,
-            "repetition_penalty": 1.0,
-            "temperature": self.temperature,
-            "do_sample": True,
-        }
-        settings = {name: getattr(self, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+        neutral: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+        settings = {name: getattr(self, name) for name in neutral}
         settings |= self.generation_kwargs or {}  # these override the fields
+        neutral |= {"temperature": self.temperature, "do_sample": True}
         harmless = {"max_new_tokens", "cache_implementation", "use_cache"}
         for name, value in settings.items():
             if name not in harmless and not (name in neutral and value == neutral[name]):

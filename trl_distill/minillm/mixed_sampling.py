@@ -15,35 +15,27 @@
 """Teacher-mixed sampling of MiniLLM (https://huggingface.co/papers/2306.08543, Eq. 4), by switching models."""
 
 import inspect
+import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import DynamicCache
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import pad
 
 
 class MixedRollout(NamedTuple):
-    """
-    What [`mixed_generate`] returns.
+    """What [`mixed_generate`] returns."""
 
-    Args:
-        completion_ids (`torch.Tensor`):
-            Sampled tokens of shape `(B, T)`, `pad_token_id` behind the end of a row.
-        lengths (`torch.Tensor`):
-            Tokens of each completion, the EOS included, of shape `(B,)`.
-        teacher_tokens (`int`):
-            How many of the tokens the teacher drew.
-        teacher_calls, student_calls (`int`):
-            Forward passes of each model.
-    """
-
-    completion_ids: Tensor
-    lengths: Tensor
-    teacher_tokens: int
-    teacher_calls: int
+    completion_ids: Tensor  # (B, T), `pad_token_id` behind the end of a row
+    lengths: Tensor  # (B,), tokens of each completion, the EOS included
+    teacher_tokens: int  # how many of them the teacher drew
+    teacher_calls: int  # forward passes
     student_calls: int
 
 
@@ -65,8 +57,8 @@ class _Reader:
         if "position_ids" in self.accepts:
             inputs["position_ids"] = positions[:, self.seen :]
         if "logits_to_keep" in self.accepts:
-            # An index, not the number 1: the slice that 1 stands for is strided, and torch multiplies strided states with
-            # a frozen head by copying the head once a row
+            # An index, not the number 1: the slice that 1 stands for is strided, and torch multiplies strided states
+            # with a frozen head by copying the head once a row
             last = ids.shape[1] - self.seen - 1
             inputs["logits_to_keep"] = torch.arange(last, last + 1, device=ids.device)
         with self.context():
@@ -99,10 +91,10 @@ def mixed_generate(
     r"""
     Sample completions from $\tilde p = \alpha p + (1 - \alpha) q$, with teacher $p$ and student $q$.
 
-    One coin a step chooses the model that draws the next token of every row, and a model that was not chosen for a while
-    catches up in one block. A mixture of distributions is what a coin that ignores the text samples from, so every row
-    is an exact sample of $\tilde p$, for `alpha` teacher passes a token in place of one. Rows of one call share their
-    coins and are therefore correlated: give them different prompts.
+    One coin a step chooses the model that draws the next token of every row, and a model that was not chosen for a
+    while catches up in one block. A mixture of distributions is what a coin that ignores the text samples from, so
+    every row is an exact sample of $\tilde p$, for `alpha` teacher passes a token in place of one. Rows of one call
+    share their coins and are therefore correlated: give them different prompts.
 
     Args:
         student, teacher ([`~transformers.PreTrainedModel`]):
@@ -111,12 +103,8 @@ def mixed_generate(
             Left-padded prompts and their masks, of shape `(B, P)`.
         alpha (`float`):
             Share of the teacher, in `[0, 1]`.
-        max_new_tokens (`int`):
-            Longest completion.
-        eos_token_ids (`list[int]`):
-            Tokens that end a completion.
-        pad_token_id (`int`):
-            Token behind the end of a completion.
+        max_new_tokens, eos_token_ids, pad_token_id (`int`, `list[int]`, `int`):
+            Longest completion, the tokens that end one, and the token behind its end.
         temperature (`float`, *optional*, defaults to `1.0`):
             Softmax temperature of both models.
         vocab_size (`int`, *optional*):
@@ -128,9 +116,6 @@ def mixed_generate(
             processes must then be given coins from equal generators.
         teacher_context (`Callable[[], AbstractContextManager]`, *optional*):
             Entered around each teacher pass, such as `student.disable_adapter` when both are one model.
-
-    Returns:
-        [`MixedRollout`]
     """
     readers = {
         True: _Reader(teacher, vocab_size, teacher_context),
@@ -169,8 +154,8 @@ def mixed_generate(
                 break
         elif not waiting:
             break
-        # Rows that have ended leave the batch, a quarter at a time so that the caches are seldom copied. One row stays to
-        # take part in the collectives of the others.
+        # Rows that have ended leave the batch, a quarter at a time so that the caches are seldom copied. One row stays
+        # to take part in the collectives of the others.
         if waiting <= 0.75 * len(rows) and len(rows) > 1:
             keep = (~finished).nonzero()[:, 0] if waiting else rows.new_zeros(1)
             ids, mask, positions, rows, finished = (x[keep] for x in (ids, mask, positions, rows, finished))
@@ -184,3 +169,57 @@ def mixed_generate(
         teacher_calls=readers[True].calls,
         student_calls=readers[False].calls,
     )
+
+
+@contextmanager
+def _ready_to_generate(model, accelerator, backend, args):
+    """The unwrapped model with its parameters gathered, as TRL's trainers prepare theirs for `generate`."""
+    with (
+        unwrap_model_for_generation(
+            model,
+            accelerator,
+            gather_deepspeed3_params=args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        ) as unwrapped_model,
+        backend.summon_full_params(model, recurse=False),
+    ):
+        yield unwrapped_model
+
+
+def mixed_completions(
+    student, teacher, prompt_ids, *, args, generation_config, vocab_size, rollout_set, accelerator, backend
+) -> tuple[list[list[int]], dict[str, tuple[int, int]]]:
+    """
+    Completions of a trainer's wrapped models to prompts as token ids, and what to log about them.
+
+    `teacher` is `None` if it is the student's base model. `rollout_set` numbers the set: coins are a function of it,
+    so that a resumed run draws the same.
+    """
+    prompts = [torch.tensor(ids, device=accelerator.device) for ids in prompt_ids]
+    # A sharded model makes each forward a collective, and then all processes must call the same model
+    sharded = accelerator.num_processes > 1 and (backend.is_zero3 or backend.is_fsdp)
+    stream = 0 if sharded else accelerator.process_index
+    coins = random.Random(f"{args.seed}, {rollout_set}, {stream}").getrandbits(32)
+    ready = partial(_ready_to_generate, accelerator=accelerator, backend=backend, args=args)
+    with ready(student) as student_model, nullcontext() if teacher is None else ready(teacher) as teacher_model:
+        rollout = mixed_generate(
+            student_model,
+            student_model if teacher is None else teacher_model,
+            pad(prompts, padding_value=generation_config.pad_token_id, padding_side="left"),
+            pad([torch.ones_like(ids) for ids in prompts], padding_side="left"),
+            alpha=args.teacher_mix_alpha,
+            max_new_tokens=generation_config.max_new_tokens,
+            eos_token_ids=generation_config.eos_token_id,
+            pad_token_id=generation_config.pad_token_id,
+            temperature=args.temperature,
+            vocab_size=vocab_size,
+            generator=torch.Generator().manual_seed(coins),
+            synced_gpus=sharded,
+            teacher_context=student_model.disable_adapter if teacher is None else nullcontext,
+        )
+    lengths = rollout.lengths.tolist()
+    metrics = {
+        "mix/teacher_share": (rollout.teacher_tokens, sum(lengths)),
+        "mix/teacher_calls": (rollout.teacher_calls, 1),
+    }
+    return [ids[:length] for ids, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)], metrics

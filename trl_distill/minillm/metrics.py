@@ -1,0 +1,147 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What MiniLLM logs beside TRL's metrics. A metric is a pair, numerator and denominator, until it is logged."""
+
+import functools
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch import Tensor
+
+
+HAS_ROUGE = importlib.util.find_spec("rouge_score") is not None
+
+
+class Averages:
+    """Metrics that are logged as ratios of sums over micro-batches and processes."""
+
+    def __init__(self):
+        self.sums: dict[str, list[Tensor | float]] = {}
+
+    def add(self, name: str, numerator: Tensor | float, denominator: Tensor | float):
+        sums = self.sums.setdefault(name, [0.0, 0.0])
+        for index, value in enumerate((numerator, denominator)):
+            # No `.item()`: it would wait for the GPU in every micro-batch
+            sums[index] = sums[index] + (value.detach().float() if isinstance(value, Tensor) else value)
+
+    def update(self, metrics: dict[str, tuple[Tensor | float, Tensor | float]]):
+        for name, pair in metrics.items():
+            self.add(name, *pair)
+
+    def pop(self) -> dict[str, float]:
+        """Ratios over all processes since the last call. A collective: all processes must call it."""
+        own = {name: [float(value) for value in pair] for name, pair in self.sums.items()}
+        self.sums.clear()
+        gathered = gather_object([own])
+        ratios = {}
+        for name in dict.fromkeys(name for sums in gathered for name in sums):
+            numerator, denominator = map(sum, zip(*(sums.get(name, (0, 0)) for sums in gathered), strict=True))
+            if denominator > 0:
+                ratios[name] = numerator / denominator
+        if "advantage/square" in ratios:
+            variance = ratios.pop("advantage/square") - ratios["advantage/mean"] ** 2
+            ratios["advantage/std"] = max(variance, 0.0) ** 0.5
+        return ratios
+
+
+def timed(name: str):
+    """Log the seconds that a method of a trainer takes."""
+
+    def decorate(method):
+        @functools.wraps(method)
+        def run(self, *args, **kwargs):
+            start = time.perf_counter()
+            result = method(self, *args, **kwargs)
+            self._metrics[self._mode][name].append(time.perf_counter() - start)
+            return result
+
+        return run
+
+    return decorate
+
+
+def known_means(metrics: dict[str, list[float]]) -> dict[str, float]:
+    """Means over batches without those that are not known, which are nan."""
+    known = {name: [value for value in values if not math.isnan(value)] for name, values in metrics.items()}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
+
+
+def real_rows(accelerator, rows: int) -> int:
+    """How many of these evaluation rows are no repeats, which make the last batch of all processes equally long."""
+    state = accelerator.gradient_state
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return rows
+    return min(max(state.remainder - accelerator.process_index * rows, 0), rows)
+
+
+def credit_metrics(rewards: Tensor, advantages: Tensor, weights: Tensor, mask: Tensor, reward_clip: float | None):
+    """Rewards, advantages and importance weights `(B, T)` of a rollout set, over its completion tokens."""
+    tokens, weights = mask.sum(), weights[mask]
+    metrics = {
+        "reward/mean": (rewards.sum(), tokens),
+        "advantage/mean": (advantages.sum(), tokens),
+        "advantage/square": (advantages.square().sum(), tokens),
+        "sampling/importance_sampling_ratio/mean": (weights.sum(), tokens),
+    }
+    if reward_clip is not None:
+        metrics["reward/clipped"] = ((rewards.abs() >= reward_clip).sum(), tokens)
+    if len(weights):
+        metrics["sampling/importance_sampling_ratio/min"] = (weights.min(), 1)
+    return metrics
+
+
+def long_term_metrics(per_token_loss: Tensor, ratio: Tensor, credit: Tensor, epsilon: float):
+    """Loss, ratio and clipped share of the `N` tokens of a micro-batch; a clipped token has no long-term gradient."""
+    tokens = len(ratio)
+    return {
+        "loss/long": (per_token_loss.sum(), tokens),
+        "ratio/mean": (ratio.sum(), tokens),
+        "clip_ratio/low_mean": (((ratio < 1 - epsilon) & (credit < 0)).sum(), tokens),
+        "clip_ratio/high_mean": (((ratio > 1 + epsilon) & (credit > 0)).sum(), tokens),
+    }
+
+
+def completion_metrics(completions: list[list[int]]) -> dict[str, tuple[float, int]]:
+    """Diversity of completions as token ids, and repetition within them."""
+    from ..text import distinct_n, repetition
+
+    return {
+        "text/distinct_4": (distinct_n(completions, 4), 1),
+        "text/repetition": (sum(repetition(ids, 4) for ids in completions), len(completions)),
+    }
+
+
+def reference_metrics(
+    completions: list[str],
+    rows: list[dict[str, Any]],
+    answer_checker: Callable[[str, dict], bool | None] | None = None,
+) -> dict[str, tuple[float, int]]:
+    """Texts against what their rows know of the right answer: Rouge-L where it is installed, and accuracy."""
+    from ..text import references_of, rouge_l
+
+    metrics = {}
+    if HAS_ROUGE:
+        pairs = zip(completions, map(references_of, rows), strict=True)
+        scores = [rouge_l(text, references) for text, references in pairs if references is not None]
+        metrics["rougeL"] = (sum(scores), len(scores))
+    if answer_checker is not None:
+        # `None`, no answer found, is no right answer: otherwise a model that falls silent would score higher
+        checks = [bool(answer_checker(text, row)) for text, row in zip(completions, rows, strict=True)]
+        metrics["accuracy"] = (sum(checks), len(checks))
+    return metrics
