@@ -29,7 +29,6 @@ server; with `--samples_file` alone its samples are taken as they are.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import write_json, write_rows
 from .arguments import check_outputs, split_arguments, user_errors
 from .sample import add_arguments, add_server, sample
+from .tables import show
 
 
 if TYPE_CHECKING:
@@ -198,16 +198,6 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
             yield f"{counts[name]} of {counts['samples']} samples {text}."
 
 
-def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if result["accuracy"]:
-        console.print(_table(result))
-    for remark in _remarks(result):
-        console.print(remark)
-
-
 def run(argv: list[str]) -> None:
     """Parse `argv`, sample, score, vote, show a table and write the files."""
     with user_errors("trl-distill asc"):
@@ -218,8 +208,4 @@ def run(argv: list[str]) -> None:
             write_rows(args.votes_file, votes)
         if args.output_file is not None:
             write_json(args.output_file, result)
-    _show(result)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])
+    show(*([_table(result)] if result["accuracy"] else []), *_remarks(result))

@@ -50,7 +50,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description="Sample answers of a NAT model to the questions of labelled rows. Those that are right and new "
         "are written to a file together with the rows that were right already, for `trl-distill calibrate`.",
     )
-    add_arguments(parser, required=True, dataset_split="train", num_samples=8)
+    add_arguments(parser, num_samples=8, required=True, split="train")
     add = parser.add_argument_group("NAT and output").add_argument
     add("--nat_path", required=True, help="Folder or Hub repository of the NAT model, on the model above.")
     add(
@@ -132,7 +132,3 @@ def run(argv: list[str]) -> None:
         "off.\n"
         f"{len(rows)} rows, {counts['teacher']} of them the teacher's: {args.output_file}.\n"
     )
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

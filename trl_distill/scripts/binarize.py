@@ -22,7 +22,6 @@ trl-distill binarize feedback/ratings.jsonl --output pairs.jsonl --rejected min 
 """
 
 import argparse
-import sys
 from typing import get_args
 
 from ..files import evaluation_questions, load_rows, write_json, write_rows
@@ -143,7 +142,3 @@ def run(argv: list[str]) -> None:
         counts = binarize(args)
     # What never happened has no row
     show(count_table(args.output, ((label, counts[name]) for name, label in LABELS.items() if counts.get(name))))
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

@@ -77,7 +77,3 @@ def run(argv: list[str]) -> None:
     # Counts that are 0 everywhere have no column, so that the table fits a terminal; a file has room for whole names
     counts = {name: label for name, label in COUNTS.items() if name in ALWAYS or total[name]}
     show(calls_table(args.store, rows, NAMES, counts), width=None if sys.stdout.isatty() else 160)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

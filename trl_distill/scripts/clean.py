@@ -23,7 +23,6 @@ trl-distill clean HuggingFaceH4/ultrachat_200k --dataset_split train_sft --outpu
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from ..files import evaluation_questions, load_rows, whole_file, write_json
@@ -117,7 +116,3 @@ def run(argv: list[str]) -> None:
         if args.report_file is not None:
             write_json(args.report_file, counts)
     _show(counts, args.output)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

@@ -26,7 +26,6 @@ trl-distill evaluate \
 """
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from ..files import write_json, write_rows
@@ -170,17 +169,3 @@ def run(argv: list[str]) -> None:
         if args.output_file is not None:
             write_json(args.output_file, result)
     _show(result)
-
-
-# For `sample` and `asc`, until they load by `loading.load_model` and `models.placement`
-_load_model = load_model
-
-
-def _placement(args: argparse.Namespace, in_4bit: bool) -> dict:
-    from ..models import placement
-
-    return placement(args.dtype, args.device, in_4bit, args.trust_remote_code)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

@@ -23,7 +23,6 @@ trl-distill feedback --config recipes/zephyr/feedback.yaml
 A stopped run goes on when it is started again. `trl-distill calls OUTPUT_DIR/calls.sqlite` shows what it asked.
 """
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from .arguments import user_errors
@@ -94,7 +93,3 @@ def run(argv: list[str]) -> None:
         _show_missing(result["missing"])
     else:
         _show_report(result, config.output_dir)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

@@ -36,7 +36,6 @@ import argparse
 import functools
 import json
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -189,7 +188,3 @@ def run(argv: list[str]) -> None:
             settings = {name: value for name, value in vars(args).items() if name != "config"}
             write_json(args.report_file, {**report, "settings": settings})
     _show(report, f"{args.dataset_name}, rule {args.rule}")
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

@@ -24,7 +24,6 @@ A run that was stopped goes on when it is started again. `trl-distill calls OUTP
 """
 
 import logging
-import sys
 from typing import TYPE_CHECKING, Any
 
 from .arguments import user_errors
@@ -116,7 +115,3 @@ def run(argv: list[str]) -> None:
             return
         result = loop.run()
     _show_result(result, config.output_dir)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

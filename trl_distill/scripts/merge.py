@@ -56,7 +56,3 @@ def run(argv: list[str]) -> None:
         f"Merged {args.adapter} into its base: {args.output}. Start the next stage from there. A new LoRA records "
         "this path as its base, so keep the folder as long as that LoRA, or merge that one, too.\n"
     )
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

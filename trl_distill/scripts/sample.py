@@ -28,45 +28,29 @@ A run that was killed goes on when it is started again: what was drawn is in `sa
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import load_split
-from .arguments import check_outputs, split_arguments, user_errors
-from .evaluate import _load_model
+from .arguments import add_model_arguments, add_sampling_arguments, check_outputs, split_arguments, user_errors
+from .loading import load_model, load_prompts
+from .tables import show
 
 
 if TYPE_CHECKING:
     from ..chat import BaseChatModel, Sampling
 
 
-def add_arguments(parser: argparse.ArgumentParser, required: bool = False, **defaults: Any) -> None:
+def add_arguments(parser: argparse.ArgumentParser, num_samples: int = 16, **model: Any) -> None:
     """Fields of a command that samples: the model, the prompts and how to sample."""
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with values of the fields below. Flags win over it."
+    add_model_arguments(
+        parser,
+        model="Model id, folder, folder of a PEFT adapter or of NAT; on a server its name there.",
+        rows="JSON, JSONL, CSV or Parquet file, folder, or data set id, with the column `prompt`.",
+        **model,
     )
-    add = parser.add_argument_group("model and data").add_argument
-    help = "Model id, folder, folder of a PEFT adapter or of NAT; on a server its name there."
-    add("--model_name_or_path", required=required, help=help)
-    add("--model_revision", help="Branch, tag or commit of the model.")
-    help = "JSON, JSONL, CSV or Parquet file, folder, or data set id, with the column `prompt`."
-    add("--dataset_name", required=required, help=help)
-    add("--dataset_config", help="Configuration of the data set.")
-    add("--dataset_split", help="Split. Default: `test` (in `augment` `train`), or the only one.")
-    help = "Data type of the weights."
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=help)
-    add("--device", help="Default: the GPU if there is one, else the CPU.")
-    add("--load_in_4bit", action="store_true", help="Quantize the model to NF4 with bitsandbytes.")
-    add("--trust_remote_code", action="store_true", help="Run Python code that ships with a checkpoint.")
-    add = parser.add_argument_group("sampling").add_argument
-    add("--num_samples", type=int, default=16, help="Samples a prompt. Votes are of 16 in the paper.")
-    add("--temperature", type=float, default=1.0, help="Temperature of sampling. 1 in the paper.")
-    add("--top_p", type=float, default=1.0, help="Nucleus of sampling.")
-    add("--max_new_tokens", type=int, default=512, help="Longest sample.")
-    add("--batch_size", type=int, default=16, help="Samples generated together.")
+    add = add_sampling_arguments(parser)
+    add("--num_samples", type=int, default=num_samples, help="Samples a prompt. Votes are of 16 in the paper.")
     add("--seed", type=int, default=42, help="Random seed.")
-    parser.set_defaults(**defaults)
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +91,7 @@ def _model(args: argparse.Namespace) -> "BaseChatModel":
     return LocalChatModel(
         path,
         revision=revision,
-        load=(lambda: _load_model(args, path, revision, args.load_in_4bit)) if nat else None,
+        load=(lambda: load_model(args, path, revision, args.load_in_4bit)) if nat else None,
         **{name: getattr(args, name) for name in names},
     )
 
@@ -125,14 +109,7 @@ def sample(args: argparse.Namespace, path: str) -> list[dict[str, Any]]:
 
     if args.model_name_or_path is None or args.dataset_name is None:
         raise ValueError("Nothing to sample: set --model_name_or_path and --dataset_name.")
-    rows = load_split(args.dataset_name, args.dataset_config, args.dataset_split, default="test")
-    if "prompt" not in rows.column_names:
-        raise ValueError(
-            f"{args.dataset_name} has no column `prompt`, only {', '.join(rows.column_names)}. Rename the column that "
-            "holds the question to `prompt`, and the reference answer, if any, to `answer`."
-        )
-    if args.max_rows is not None:
-        rows = rows.select(range(min(args.max_rows, len(rows))))
+    rows = load_prompts(args, "answer")
     with _model(args) as model:
         return samples_to_file(path, model, rows, args.num_samples, sampling_of(args, not args.no_logprobs))
 
@@ -145,10 +122,4 @@ def run(argv: list[str]) -> None:
         rows = sample(args, args.output_file)
     samples = sum(len(row["completions"]) for row in rows)
     cut_off = sum(sum(row["truncated"]) for row in rows)
-    from rich.console import Console
-
-    Console().print(f"{args.output_file}: {samples} samples of {len(rows)} prompts, {cut_off} of them cut off.")
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])
+    show(f"{args.output_file}: {samples} samples of {len(rows)} prompts, {cut_off} of them cut off.")
