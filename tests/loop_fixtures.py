@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Fixtures of the tests that talk to the scripted server, or write a report with a picture. A folder's conftest imports them."""
+"""Fixtures of tests that talk to the scripted server, or draw a report: a folder's conftest imports them."""
 
 import sys
 

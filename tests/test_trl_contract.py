@@ -89,8 +89,8 @@ SIGNATURES = {
 def test_signature(function):
     found = [name for name in inspect.signature(function).parameters if name != "self"]
     assert found == SIGNATURES[function].split(), (
-        f"TRL {trl.__version__} or PEFT {peft.__version__} changed the parameters of {function.__qualname__}. Adapt the "
-        "callers, then this table."
+        f"TRL {trl.__version__} or PEFT {peft.__version__} changed the parameters of {function.__qualname__}. Adapt "
+        "the callers, then this table."
     )
 
 
@@ -181,7 +181,7 @@ def test_lora_layer_attributes(tiny_model, tmp_path):
     for name in ("lora_A", "lora_B", "lora_dropout", "lora_embedding_A", "scaling"):
         assert hasattr(layer, name), f"PEFT {peft.__version__} no longer sets `{name}`"
 
-    # A finished negative adapter is known by its config: PEFT must write it after the weights, into a folder of its name
+    # A finished negative adapter is known by its config: PEFT must write it after the weights, into a folder of its own
     written = []
     model.peft_config["one"].save_pretrained = lambda folder, **_: written.extend(Path(folder).glob("*.safetensors"))
     model.save_pretrained(tmp_path)

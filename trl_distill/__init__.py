@@ -47,30 +47,7 @@ _MODULES = {
     "weighted_self_consistency": "trl_distill.rationales.asc",
 }
 
-__all__ = [
-    "ASCRankerConfig",
-    "ASCRankerTrainer",
-    "FeedbackConfig",
-    "LabeledSFTConfig",
-    "LabeledSFTTrainer",
-    "LionConfig",
-    "LionLoop",
-    "MiniLLMConfig",
-    "MiniLLMTrainer",
-    "NCEConfig",
-    "NCETrainer",
-    "NegativeAssistedConfig",
-    "NegativeAssistedTrainer",
-    "ReferenceCheckCallback",
-    "adaptive_self_consistency",
-    "calibration_weights",
-    "load_nat",
-    "preference_pairs",
-    "run_feedback",
-    "scored_rows",
-    "self_consistency",
-    "weighted_self_consistency",
-]
+__all__ = list(_MODULES)
 
 if TYPE_CHECKING:
     from .lion import LionConfig, LionLoop

@@ -108,6 +108,6 @@ def repetition(tokens: str | Sequence[Hashable], n: int = 4) -> float:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """`Did you mean a or b?`, for an error about a name that is not among those that are known; empty if none is near."""
+    """`Did you mean a or b?`, for an error about a name that is not among the known ones; empty if none is near."""
     close = difflib.get_close_matches(str(name), known, n=3)
     return f"Did you mean {' or '.join(close)}?" if close else ""

@@ -17,12 +17,13 @@ Write `train.jsonl`, `validation.jsonl` and `test.jsonl` with the columns `promp
 
 ```bash
 python recipes/minillm/prepare_dolly.py --tokenizer MiniLLM/teacher-gpt2-1.5B --output_dir data/dolly
-python recipes/minillm/prepare_dolly.py --tokenizer Qwen/Qwen2.5-7B-Instruct --format messages --output_dir data/dolly-chat
+python recipes/minillm/prepare_dolly.py --tokenizer Qwen/Qwen2.5-7B-Instruct --format messages \\
+    --output_dir data/dolly-chat
 ```
 
-The source is databricks-dolly-15k, or a local JSON Lines file (gzip too) with the columns `instruction` and `response`, and
-perhaps `context` and `category`. Rows are left out, and counted, when they need a passage that is missing, when they
-have no answer, and when their prompt is longer than `--max_prompt_length` tokens.
+The source is databricks-dolly-15k, or a local JSON Lines file (gzip too) with the columns `instruction` and
+`response`, and perhaps `context` and `category`. Rows are left out, and counted, when they need a passage that is
+missing, when they have no answer, and when their prompt is longer than `--max_prompt_length` tokens.
 """
 
 import argparse

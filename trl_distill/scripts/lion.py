@@ -13,14 +13,14 @@
 # limitations under the License.
 
 """
-Lion: imitate a teacher, find the instructions on which the student is behind, have more of that kind written, imitate again.
+Lion: imitate a teacher, find instructions on which the student is behind, have more of them written, imitate again.
 
 ```bash
 trl-distill lion --config recipes/lion/small_endpoint.yaml --dry_run
 trl-distill lion --config recipes/lion/small_endpoint.yaml
 ```
 
-A run that was stopped goes on when it is started again. `trl-distill calls OUTPUT_DIR/calls.sqlite` shows what it asked.
+A run that was stopped goes on when it is started again. What it asked: `trl-distill calls OUTPUT_DIR/calls.sqlite`.
 """
 
 import logging
@@ -44,8 +44,8 @@ def make_parser(prog: str | None = None) -> "HfArgumentParser":
         LionConfig,
         prog,
         "Distil a teacher that only answers into a student, by rounds. Writes a folder for each round with its pools, "
-        "scores, answers and student, and report.json, report.png and calls.sqlite. Models and the fields of the training "
-        "come from the YAML file.",
+        "scores, answers and student, and report.json, report.png and calls.sqlite. Models and the fields of the "
+        "training come from the YAML file.",
     )
 
 
@@ -53,8 +53,8 @@ def _show_estimates(estimates: "list[Estimate]") -> None:
     rows = [estimate._asdict() for estimate in estimates]
     show(
         calls_table("Still to be asked", rows, ("round", "stage", "role"), {"calls": "calls", "cost_usd": "US $"}),
-        "Calls of the generator and the referee are the least: instructions are dropped, and replies asked again. Costs "
-        "follow from the mean of earlier calls of the role, or else from the most that they may be.",
+        "Calls of the generator and the referee are the least: instructions are dropped, and replies asked again. "
+        "Costs follow from the mean of earlier calls of the role, or else from the most that they may be.",
     )
 
 
@@ -63,17 +63,8 @@ def _show_result(result: "LionResult", output_dir: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"{output_dir}: {result.status}", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in (
-        "round",
-        "pool",
-        "trained on",
-        "hard",
-        "held-out: win / tie / loss",
-        "gap",
-        "Rouge-L",
-        "calls",
-        "US $",
-    ):
+    names = "round, pool, trained on, hard, held-out: win / tie / loss, gap, Rouge-L, calls, US $"
+    for name in names.split(", "):
         table.add_column(name, justify="right")
 
     def number(value: Any, form: str) -> str:
@@ -95,8 +86,8 @@ def _show_result(result: "LionResult", output_dir: str) -> None:
         )
     show(
         table,
-        "hard: share of the scored instructions on which the student is behind by tau. gap: mean score of the teacher minus "
-        f"that of the student.\nThe student is {result.student}. More in report.json and report.png.",
+        "hard: share of the scored instructions on which the student is behind by tau. gap: mean score of the teacher "
+        f"minus that of the student.\nThe student is {result.student}. More in report.json and report.png.",
     )
 
 
