@@ -181,7 +181,7 @@ def test_lora_layer_attributes(tiny_model, tmp_path):
     for name in ("lora_A", "lora_B", "lora_dropout", "lora_embedding_A", "scaling"):
         assert hasattr(layer, name), f"PEFT {peft.__version__} no longer sets `{name}`"
 
-    # A finished negative adapter is known by its config: PEFT must write it after the weights, into a folder of its own
+    # A finished negative adapter is known by its config: PEFT writes it after the weights, into a folder of its own
     written = []
     model.peft_config["one"].save_pretrained = lambda folder, **_: written.extend(Path(folder).glob("*.safetensors"))
     model.save_pretrained(tmp_path)
