@@ -226,7 +226,8 @@ class TestASC:
         assert not list(saved.glob("samples.jsonl*"))  # nothing was drawn before
 
     def test_help_needs_no_torch(self):
-        code = "import sys; from trl_distill.scripts.asc import make_parser; make_parser().format_help(); print('torch' in sys.modules)"
+        code = "import sys; from trl_distill.scripts.asc import make_parser; make_parser().format_help(); "
+        code += "print('torch' in sys.modules)"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
         )
