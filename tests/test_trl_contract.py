@@ -26,6 +26,7 @@ import trl
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from trl import DistillationConfig, DistillationTrainer, RewardTrainer, SFTConfig, SFTTrainer
+from trl.distributed import DistributedBackend
 from trl.kernels import ChunkedLogProbFunction
 from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE, ChunkedDivergenceFunction
 from trl.models import prepare_deepspeed
@@ -54,6 +55,7 @@ SIGNATURES = {
     DistillationTrainer._get_dataloader: "dataset description batch_size sampler_fn is_training dataloader_key",
     DistillationTrainer._set_signature_columns_if_needed: "",
     DistillationTrainer._save_checkpoint: "model trial",
+    DistributedBackend.summon_full_params: "module kwargs",
     DistillationTrainer.log: "logs start_time",
     SFTTrainer._prepare_dataset: "dataset processing_class args packing formatting_func dataset_name",
     SFTTrainer._set_signature_columns_if_needed: "",
@@ -117,6 +119,9 @@ def test_trunk_attributes_and_batch(tiny_model, tokenizer, prompts, tmp_path):
         assert hasattr(trainer, name), f"TRL {trl.__version__} no longer sets `{name}`"
     batch = trainer._generate_and_score_completions([prompts[0], prompts[1]])
     assert {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "num_items_in_batch"} <= set(batch)
+    config = trainer.generation_config  # the mixed sampler reads it
+    assert config.max_new_tokens == 4 and config.pad_token_id == tokenizer.pad_token_id
+    assert config.eos_token_id == trainer.eos_token_ids and tokenizer.eos_token_id in trainer.eos_token_ids
     assert torch.equal(batch["prompt_mask"][:, -1], torch.ones(2, dtype=torch.long))  # left padding
     assert torch.equal(batch["completion_mask"][:, 0], torch.ones(2, dtype=torch.long))  # right padding
 
@@ -181,7 +186,7 @@ def test_lora_layer_attributes(tiny_model, tmp_path):
     for name in ("lora_A", "lora_B", "lora_dropout", "lora_embedding_A", "scaling"):
         assert hasattr(layer, name), f"PEFT {peft.__version__} no longer sets `{name}`"
 
-    # A finished negative adapter is known by its config: PEFT writes it after the weights, into a folder of its own
+    # A finished negative adapter is known by its config: PEFT must write it after the weights, in a folder of its name
     written = []
     model.peft_config["one"].save_pretrained = lambda folder, **_: written.extend(Path(folder).glob("*.safetensors"))
     model.save_pretrained(tmp_path)

@@ -58,6 +58,12 @@ class TestTeacher:
         with pytest.raises(ValueError, match="GOLD.*sequence-level"):
             make_trainer(teacher_model=path)
 
+    def test_init_kwargs_without_a_dtype(self, make_trainer, tiny_model, tmp_path):
+        tiny_model(seed=1).save_pretrained(tmp_path / "teacher")
+        eager = {"attn_implementation": "eager"}
+        trainer = make_trainer(teacher_model=str(tmp_path / "teacher"), teacher_model_init_kwargs=eager)
+        assert trainer.teacher_model.config._attn_implementation == "eager"
+
     def test_exactly_one_teacher(self, make_trainer, tiny_model, tokenizer, prompts, tmp_path):
         with pytest.raises(ValueError, match="exactly one teacher"):
             MiniLLMTrainer(

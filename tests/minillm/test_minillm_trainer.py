@@ -85,10 +85,10 @@ class TestMiniLLMTrainer:
         logged = {key for entry in trainer.state.log_history for key in entry}
         assert {
             "loss/long", "loss/single", "kl", "kl/sampled", "reward/mean", "reward/clipped", "advantage/mean",
-            "advantage/std", "sampling/importance_sampling_ratio/mean",
-            "sampling/importance_sampling_ratio/min", "ratio/mean", "clip_ratio/low_mean", "clip_ratio/high_mean", "mix/teacher_share",
-            "mix/teacher_calls", "text/distinct_4", "text/repetition", "entropy", "completions/clipped_ratio",
-            "time/rollout", "time/scoring", "time/loss",
+            "advantage/std", "sampling/importance_sampling_ratio/mean", "sampling/importance_sampling_ratio/min",
+            "ratio/mean", "clip_ratio/low_mean", "clip_ratio/high_mean", "mix/teacher_share", "mix/teacher_calls",
+            "text/distinct_4", "text/repetition", "entropy", "completions/clipped_ratio", "time/rollout",
+            "time/scoring", "time/loss",
         } <= logged  # fmt: skip
         metrics = trainer.evaluate()
         assert metrics["eval_loss"] == pytest.approx(metrics["eval_kl"], rel=1e-4)
@@ -226,7 +226,7 @@ class TestMiniLLMTrainer:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
     def test_scores_of_learned_positions_ignore_left_padding(self, make_trainer, tokenizer):
-        """GPT-2 has absolute positions: a prompt scored behind padding would get other logits than it was sampled with."""
+        """GPT-2 has absolute positions: a prompt scored behind padding gets other logits than when it was read."""
         torch.manual_seed(0)
         config = dict(vocab_size=len(tokenizer), n_embd=8, n_head=2, n_layer=2, n_positions=64, initializer_range=0.5)
         student, teacher = GPT2LMHeadModel(GPT2Config(**config)), GPT2LMHeadModel(GPT2Config(**config))
@@ -290,15 +290,21 @@ class TestMiniLLMTrainer:
         assert tossed(42, 0) == tossed(42, 3)  # all passes over one set
         assert len({tossed(42, 0), tossed(42, 4), tossed(7, 0), tossed(20250101, 0)}) > 2
 
-    def test_first_pass_has_ratio_one_and_zero_learning_rate_repeats_the_loss(self, make_trainer):
-        trainer = make_trainer(teacher_mix_alpha=0.0, learning_rate=0.0, max_steps=4, num_iterations=4)
-        trainer.train()
-        steps = [entry for entry in trainer.state.log_history if "ratio/mean" in entry]
-        assert [entry["ratio/mean"] for entry in steps] == [1.0] * 4
-        assert len({entry["loss"] for entry in steps}) == 1
+    @pytest.mark.parametrize("whiten", [True, False])  # with a scoring pass of its own, or in the first inner pass
+    def test_first_pass_has_ratio_one_and_zero_learning_rate_repeats_the_loss(self, make_trainer, whiten):
+        settings = dict(teacher_mix_alpha=0.0, max_steps=4, num_iterations=4, whiten_advantages=whiten)
+        steps = {}
+        for learning_rate in (0.0, 1e-2):
+            trainer = make_trainer(learning_rate=learning_rate, **settings)
+            trainer.train()
+            steps[learning_rate] = [entry for entry in trainer.state.log_history if "ratio/mean" in entry]
+        assert [entry["ratio/mean"] for entry in steps[0.0]] == [1.0] * 4
+        assert len({entry["loss"] for entry in steps[0.0]}) == 1
+        ratios = [entry["ratio/mean"] for entry in steps[1e-2]]
+        assert ratios[0] == 1.0 and len(set(ratios)) == 4  # to the student that sampled, not to the last pass
 
     def test_counts_of_forwards_and_saved_tensors(self, make_trainer, tiny_model):
-        """Four inner passes: one teacher pass a rollout, one student pass a micro-batch, nothing of size (tokens, V)."""
+        """Four inner passes: one teacher pass a set, one student pass a micro-batch, nothing of size (tokens, V)."""
         vocab = 1009  # a size that no other dimension has
         student, teacher = tiny_model(seed=0, vocab_size=vocab), tiny_model(seed=1, vocab_size=vocab)
         calls = {"student": 0, "teacher": 0}
@@ -342,7 +348,7 @@ class TestMiniLLMTrainer:
         assert wide == [], "tensors of vocabulary size were saved for backward"
 
     def test_enumerated_gradient(self, make_trainer, tiny_model):
-        """The mean sampled gradient is that of the exact sequence-level reverse KL, and the single-step part is not."""
+        """The mean sampled gradient is that of the exact sequence-level reverse KL; the single step is not."""
         words = ["<pad>", "<eos>", "a", "b"]
         backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -15,8 +15,10 @@
 """`minillm/` as a pull request to TRL would bring it: with three files beside it, and nothing else of ours."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.upstream.package import copy_as_upstream, run_as_upstream
 
@@ -64,6 +66,13 @@ def test_minillm_trains_in_another_package(tmp_path, tiny_model, tokenizer):
         tiny_model(seed=seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     assert run_as_upstream(tmp_path, TRAIN).splitlines()[-1] == "trained without trl_distill"
+
+
+def test_the_page_names_tests_that_exist():
+    root = Path(__file__).parents[2]
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "minillm_trainer.md").read_text(encoding="utf-8")))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (root / "tests" / "minillm").glob("test_*.py"))
+    assert len(named) > 10 and {name for name in named if f"def {name}(" not in tests} == set()
 
 
 def test_importing_the_trainer_loads_few_of_our_files():

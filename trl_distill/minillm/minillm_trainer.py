@@ -443,7 +443,8 @@ class MiniLLMTrainer(DistillationTrainer):
                 averages.add("kl/forward", forward_kl.sum(), tokens)
 
         if "corpus_ids" in inputs:
-            teacher = inputs.get("corpus_teacher_hidden_states"), self._teacher_head(unwrapped_student)
+            teacher_head = self._teacher_head(unwrapped_student) if args.lm_kd_ratio > 0.0 else None
+            teacher = inputs.get("corpus_teacher_hidden_states"), teacher_head
             corpus_loss, metrics = self._corpus.loss(corpus_states, student_head, inputs["corpus_ids"], *teacher)
             # All blocks have one length, so the mean over micro-batches and processes is the mean over tokens
             loss = loss + self.lm_coef * corpus_loss / args.gradient_accumulation_steps

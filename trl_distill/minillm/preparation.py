@@ -258,7 +258,7 @@ class Corpus:
         return select_states(completions, positions), blocks.flatten(0, 1)
 
     def loss(
-        self, states: Tensor, head: LMHead, ids: Tensor, teacher_states: Tensor | None, teacher_head: LMHead
+        self, states: Tensor, head: LMHead, ids: Tensor, teacher_states: Tensor | None, teacher_head: LMHead | None
     ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
         """Mean loss of blocks `(b, L)`, from hidden states `(b * (L - 1), H)`; the teacher's are there for the KL."""
         chunk, ratio = self.args.loss_chunk_tokens, self.args.lm_kd_ratio
