@@ -43,8 +43,10 @@ def load_model(training_args: "SFTConfig", model_args: "ModelConfig") -> dict[st
     """What the trainer is given as model: a name for it to load, or an adapter on its base, whose training goes on."""
     from trl import get_peft_config, get_quantization_config
 
+    from .models import adapter_config
+
     name, quantization_config = model_args.model_name_or_path, get_quantization_config(model_args)
-    if not (Path(name) / "adapter_config.json").is_file():
+    if not Path(name).is_dir() or adapter_config(name) is None:
         peft_config = get_peft_config(model_args)
         return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
     if model_args.use_peft:

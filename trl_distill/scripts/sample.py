@@ -80,13 +80,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def _model(args: argparse.Namespace) -> "BaseChatModel":
     """The model on its server or on this machine, where it may be the two adapters of NAT."""
     from ..chat import EndpointChatModel, LocalChatModel
+    from ..models import adapter_config
 
     path, revision = args.model_name_or_path, args.model_revision
     if args.base_url is not None:
         return EndpointChatModel(
             path, args.base_url, api_key_env=args.api_key_env, revision=revision, concurrency=args.concurrency
         )
-    nat = Path(path, "nat", "adapter_config.json").is_file()
+    nat = Path(path).is_dir() and adapter_config(path, subfolder="nat") is not None
     names = ("dtype", "load_in_4bit", "device", "batch_size", "trust_remote_code")
     return LocalChatModel(
         path,
