@@ -164,7 +164,7 @@ def test_arms_run_with_as_many_new_rows(laboratory):
         assert (
             sum(run["rounds"][1]["new"].values()) == len(new) == 16 and run["rounds"][1]["new"].get("weak", 0) == weak
         )
-        trained = (loop.folder / "round_1" / "answers.jsonl").read_text().splitlines()
+        trained = (loop.folder.round(1) / "answers.jsonl").read_text().splitlines()
         assert len(trained) == (16 if loop.config.init_from == "previous" else 36 + 16)
         assert ("referee" in run["calls"]) == (loop.config.strategy == "adversarial")
 
