@@ -93,7 +93,7 @@ def test_mean_is_over_running_samples_and_the_curve_ends_with_them():
 
 
 def test_standard_error_is_the_spread_over_repetitions():
-    """Prompts with their own difficulty, 2 samples of each by both models: the estimator's spread over 400 data sets."""
+    """Prompts with their own difficulty, 2 samples of each by both models: the estimator's spread over 400 sets."""
     generator = torch.Generator().manual_seed(0)
     values, errors, naive = [], [], []
     for _ in range(400):

@@ -279,7 +279,7 @@ class TestRanker:
             ({"model_name_or_path": None}, "no ranker: set `model_name_or_path`"),
             ({"dataset_name": None}, "no data: set `dataset_name`"),
             ({"dataset_name": "{folder}/questions.jsonl"}, "`train_dataset` has no column completion, label"),
-            ({"max_length": 3}, "0 right and 0 wrong rows of at most 3 tokens"),
+            ({"max_length": 3}, "rows of the train dataset are longer than 3 tokens"),
             ({"max_seq_length": 3}, "use `max_length`"),
         ],
     )

@@ -60,11 +60,9 @@ def check_rows(
     columns: Sequence[str] = ("prompt", "completion", "label"),
 ) -> None:
     """
-    Raise `ValueError` unless rows are stored, have their columns, and say by a boolean whether their final answer is
-    right.
+    Raise `ValueError` unless rows are stored, have their columns, and a boolean `label` if any.
 
-    Rows to evaluate (any other `name`) may be `None` or several datasets, and a `label` that is not among `columns`
-    may be missing.
+    Rows to evaluate (any other `name`) may be `None` or several datasets.
     """
     needed = ", ".join(f"`{column}`" for column in columns)
     if dataset is None:
@@ -137,10 +135,7 @@ def rows_with_label(dataset: Dataset, label: bool, name: str) -> Dataset:
 
 
 def drop_long_rows(dataset: Dataset, limit: int | None, name: str) -> Dataset:
-    """
-    The rows of at most `limit` tokens, and a warning: cut, the others would lose their answer. Without any it is a
-    `ValueError`.
-    """
+    """The rows of at most `limit` tokens, and a warning if there are others: cut, they would lose their answer."""
     lengths = [len(ids) for ids in dataset["input_ids"]]
     kept = [i for i, length in enumerate(lengths) if limit is None or length <= limit]
     if not kept:

@@ -12,12 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import json
 import math
 import random
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -395,13 +392,11 @@ def test_settings_that_cannot_work(make_trainer, tiny_ranker, tokenizer, rows):
         score_rationales(tiny_ranker(pad_token_id=None), tokenizer, rows)
 
 
-def test_two_processes_give_the_loss_of_one(tmp_path, tiny_ranker, tokenizer):
+def test_two_processes_give_the_loss_of_one(on_two_processes, tmp_path, tiny_ranker, tokenizer):
     tiny_ranker().save_pretrained(tmp_path / "ranker")
     tokenizer.save_pretrained(tmp_path / "ranker")
-    script, output = Path(__file__).with_name("run_distributed.py"), tmp_path / "two.json"
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
-    subprocess.run([sys.executable, "-m", *launcher, str(script), str(tmp_path), str(output)], check=True, timeout=300)
-    two, one = json.loads(output.read_text()), runpy.run_path(str(script))["run"](tmp_path, processes=1)
+    script = Path(__file__).with_name("run_distributed.py")
+    two, one = on_two_processes(script, tmp_path), runpy.run_path(str(script))["run"](tmp_path, processes=1)
     assert two.pop("processes") == 2
     assert one.keys() == two.keys() and len(one["loss"]) == 4
     for name, value in one.items():

@@ -19,7 +19,7 @@ from datasets import Dataset
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_garbage_collection():
-    """Trainers collect garbage three times a run. Spare them the objects of the libraries: most of a tiny run's time."""
+    """Trainers collect garbage three times a run. Spare them the objects of libraries: most of a tiny run's time."""
     gc.collect()
     gc.freeze()
 
@@ -37,8 +37,20 @@ def rows():
 
 
 @pytest.fixture
+def chats():
+    """Eight conversations, right and wrong in turn."""
+    return Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": f"Q{i}"}] for i in range(8)],
+            "completion": [[{"role": "assistant", "content": f"answer {i}"}] for i in range(8)],
+            "label": [i % 2 == 0 for i in range(8)],
+        }
+    )
+
+
+@pytest.fixture
 def settings():
-    """What all trainers here have in common: 4 steps of NAT's negative stage, 8 of the positive one, 12 on all rows."""
+    """What all trainers here share: 4 steps of NAT's negative stage, 8 of the positive one, 12 on all rows."""
     return dict(
         per_device_train_batch_size=4,
         num_train_epochs=2,

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One layer against the formula, limits of the gate, PEFT around it, and the way to disk and back: no training here."""
+"""One layer against the formula, limits of the gate, PEFT around it, and the way to disk and back: no training."""
 
 import json
 import math

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Value
+from datasets import Value
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import LabeledSFTConfig, LabeledSFTTrainer
@@ -195,18 +195,10 @@ class TestLoss:
         assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(metrics["eval_loss"])
 
     @pytest.mark.parametrize("objective", ["nt", "ul"])
-    def test_experts_keep_their_auxiliary_loss(self, make_trainer, tokenizer, rows, objective):
+    def test_experts_keep_their_auxiliary_loss(self, make_trainer, tiny_experts, tokenizer, rows, objective):
         found = []
         for coefficient in (0.0, 0.5):
-            torch.manual_seed(0)
-            model = Qwen2MoeForCausalLM(
-                Qwen2MoeConfig(
-                    vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, moe_intermediate_size=8,
-                    shared_expert_intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
-                    num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, max_position_embeddings=128,
-                )
-            )  # fmt: skip
-            trainer = make_trainer(objective, model=model, router_aux_loss_coef=coefficient)
+            trainer = make_trainer(objective, model=tiny_experts(), router_aux_loss_coef=coefficient)
             batch, _ = batch_of(trainer, tokenizer, rows)
             found.append(trainer.compute_loss(trainer.model.train(), dict(batch)).item())
         aux = trainer._metrics["train"]["aux_loss"][-1]
@@ -230,18 +222,8 @@ class TestRun:
         with torch.no_grad():
             assert torch.equal(reloaded(ids).logits, whole.model.eval()(ids).logits)
 
-    def test_conversational_rows(self, make_trainer, tokenizer):
-        dataset = Dataset.from_list(
-            [
-                {
-                    "prompt": [{"role": "user", "content": f"Q{i}"}],
-                    "completion": [{"role": "assistant", "content": f"answer {i}"}],
-                    "label": i % 2 == 0,
-                }
-                for i in range(8)
-            ]
-        )
-        trainer = make_trainer("ul", train_dataset=dataset)
+    def test_conversational_rows(self, make_trainer, chats, tokenizer):
+        trainer = make_trainer("ul", train_dataset=chats)
         trainer.train()
         assert len(losses(trainer)) == 4 and losses(trainer, "logps/wrong")
         row = trainer.train_dataset[1]

@@ -302,17 +302,8 @@ class TestModels:
         assert trainer.processing_class.get_vocab() == tokenizer.get_vocab()
         assert NegativeAssistedConfig("x", bf16=False).learning_rate == 3e-4
 
-    def test_conversational_rows(self, make_trainer, tokenizer):
-        rows = [
-            {
-                "prompt": [{"role": "user", "content": f"Q{i}"}],
-                "completion": [{"role": "assistant", "content": f"answer {i}"}],
-                "label": i % 2 == 0,
-            }
-            for i in range(8)
-        ]
-        dataset = Dataset.from_list(rows)
-        trainer = make_trainer(train_dataset=dataset, eval_dataset=dataset)
+    def test_conversational_rows(self, make_trainer, chats, tokenizer):
+        trainer = make_trainer(train_dataset=chats, eval_dataset=chats)
         trainer.train()
         assert len(losses(trainer)) == 2 and len(losses(trainer.negative_trainer)) == 2
         for found, expected in ((trainer, [0, 2, 4, 6]), (trainer.negative_trainer, [1, 3, 5, 7])):
@@ -385,7 +376,7 @@ class TestRows:
             make_trainer(max_length=9)
 
     def test_packing_is_a_causal_model_of_each_row(self, make_trainer, tokenizer, rows, tmp_path):
-        """Packed with block-diagonal attention, rows have the loss that they have alone; long ones are dropped whole."""
+        """Packed with block-diagonal attention, rows have the loss they have alone; long ones are dropped whole."""
         plain = run_both(make_trainer("plain", per_device_eval_batch_size=24))
         packed = make_trainer(
             "packed",
@@ -611,14 +602,11 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path, tiny_model, tokenizer):
     assert_same_weights(whole.model, resumed.model)
 
 
-def test_two_processes_give_the_loss_of_one(tmp_path, tiny_model, tokenizer):
+def test_two_processes_give_the_loss_of_one(on_two_processes, tmp_path, tiny_model, tokenizer):
     tiny_model().save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     script = Path(__file__).with_name("run_nat.py")
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
-    paths = [str(script), str(tmp_path / "base"), str(tmp_path / "two"), str(tmp_path / "two.json")]
-    subprocess.run([sys.executable, "-m", *launcher, *paths], check=True, timeout=300)
-    two = json.loads((tmp_path / "two.json").read_text())
+    two = on_two_processes(script, tmp_path / "base", tmp_path / "two")
     one = runpy.run_path(str(script))["run"](tmp_path / "base", tmp_path / "one", 1)
     assert two.pop("processes") == 2 and one.pop("processes") == 1
     assert one.pop("eval_loss") == pytest.approx(two.pop("eval_loss"), rel=1e-4)

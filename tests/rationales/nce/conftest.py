@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A tiny NAT stand-in: one base with two trained-looking LoRA adapters, `neg` and `nat`, and rows with their weights."""
+"""A tiny NAT stand-in: one base with two trained-looking LoRA adapters, `neg` and `nat`, and rows."""
 
 import pytest
 import torch

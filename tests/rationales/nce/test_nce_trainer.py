@@ -15,14 +15,12 @@
 import json
 import math
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill.divergence import LMHead, token_divergence
@@ -72,9 +70,9 @@ def make_sft(tokenizer, tiny_model, rows, tmp_path):
 
     def build(model=None, lora=STUDENT_LORA, **settings):
         args = dict(
-            output_dir=str(tmp_path / "sft"), per_device_train_batch_size=4, learning_rate=1e-2, max_steps=3, bf16=False,
-            use_cpu=True, report_to="none", logging_steps=1, save_strategy="no", gradient_checkpointing=False,
-            disable_tqdm=True,
+            output_dir=str(tmp_path / "sft"), per_device_train_batch_size=4, learning_rate=1e-2, max_steps=3,
+            bf16=False, use_cpu=True, report_to="none", logging_steps=1, gradient_checkpointing=False,
+            save_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         return SFTTrainer(
             tiny_model() if model is None else model,
@@ -117,8 +115,8 @@ def history(trainer):
 
 def naive_loss(trainer, inputs, alpha, temperature, weight_of, teacher=None):
     """
-    Loss (with the KL), and the same with NAT's soft cross-entropy, token by token in float64 from dense logits. Shares no
-    line with the trainer.
+    Loss (with the KL), and the same with NAT's soft cross-entropy, token by token in float64 from dense logits. Shares
+    no line with the trainer.
     """
     model, teacher = trainer.model.double().eval(), (teacher or trainer.model).double().eval()
     losses, tokens = {"kl": 0.0, "soft_ce": 0.0}, 0
@@ -299,19 +297,13 @@ class TestLoss:
         assert metrics["eval_soft_ce"] > metrics["eval_kl"] > 0
         assert metrics["eval_weight/mean"] == pytest.approx(sum(weighed["weight"]) / 12, rel=1e-5)
 
-    def test_load_balancing_loss_is_not_weighed(self, make_nat, tokenizer, make_args, rows):
+    def test_load_balancing_loss_is_not_weighed(self, make_nat, tiny_experts, tokenizer, make_args, rows):
         """What a mixture of experts adds to SFT's loss it adds to NCE's, whatever alpha is."""
         added = []
         for alpha in (0.0, 0.5):
             losses = []
             for coefficient in (0.0, 1.0):
-                torch.manual_seed(0)
-                config = Qwen2MoeConfig(
-                    vocab_size=len(tokenizer), hidden_size=8, num_attention_heads=2, num_key_value_heads=2,
-                    num_hidden_layers=2, intermediate_size=16, moe_intermediate_size=8, num_experts=4,
-                    num_experts_per_tok=2, shared_expert_intermediate_size=8, output_router_logits=True,
-                )  # fmt: skip
-                model = make_nat(base=Qwen2MoeForCausalLM(config), targets=("q_proj", "v_proj"))
+                model = make_nat(base=tiny_experts(), targets=("q_proj", "v_proj"))
                 trainer = NCETrainer(
                     model,
                     args=make_args(alpha=alpha, kd_weight=1.0, router_aux_loss_coef=coefficient),
@@ -479,16 +471,15 @@ class TestFiles:
 
 
 class TestDistributed:
-    def test_two_processes_give_the_loss_of_one(self, make_nat, tiny_model, weighed, tokenizer, tmp_path):
+    def test_two_processes_give_the_loss_of_one(
+        self, on_two_processes, make_nat, tiny_model, weighed, tokenizer, tmp_path
+    ):
         tiny_model().save_pretrained(tmp_path / "base")
         tokenizer.save_pretrained(tmp_path / "base")
         make_nat().save_pretrained(tmp_path / "nat")
         weighed.to_json(tmp_path / "rows.jsonl")
-        script, output = Path(__file__).parent / "run_distributed.py", tmp_path / "result.json"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        done = subprocess.run([*launcher, str(script), str(tmp_path), str(output)], capture_output=True, timeout=300)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        found = json.loads(output.read_text())
+        script = Path(__file__).with_name("run_distributed.py")
+        found = on_two_processes(script, tmp_path)
         assert found.pop("processes") == 2
         expected = runpy.run_path(str(script))["run_both"](tmp_path, processes=1)
         assert expected.pop("processes") == 1 and found.keys() == expected.keys()
@@ -500,8 +491,14 @@ class TestRefusals:
     def test_weights(self, make_trainer, weighed, rows):
         values = weighed["weight"][:]
 
+        def with_columns(dataset, **columns):
+            dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
+            for name, values in columns.items():
+                dataset = dataset.add_column(name, values)
+            return dataset
+
         def with_weights(changed):
-            return weighed.remove_columns("weight").add_column("weight", changed)
+            return with_columns(weighed, weight=changed)
 
         other = rows.map(lambda row: {"completion": row["completion"].replace("The", "So the")})
         for dataset, message in [
@@ -511,9 +508,8 @@ class TestRefusals:
             (with_weights([*values[:3], None, *values[4:]]), "in row 3 of the train dataset is None"),
             (with_weights([-0.1, *values[1:]]), "in row 0 of the train dataset is -0.1"),
             (with_weights([value + 0.5 for value in values]), "without the 0.5 that the loss adds"),
-            (other.add_column("weight", values).add_column("weight_hash", weighed["weight_hash"][:]), "row 0 of the train"),
-            (weighed.select([1, 0, *range(2, 12)]).remove_columns(["prompt", "completion"])
-             .add_column("prompt", rows["prompt"][:]).add_column("completion", rows["completion"][:]), "belongs to another"),
+            (with_columns(other, weight=values, weight_hash=weighed["weight_hash"][:]), "row 0 of the train"),
+            (with_columns(weighed.select([1, 0, *range(2, 12)]), **rows[:]), "belongs to another"),
             (weighed.to_iterable_dataset().map(lambda row: row), "is a stream"),
         ]:  # fmt: skip
             with pytest.raises(ValueError, match=message):
