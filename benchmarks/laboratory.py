@@ -303,14 +303,14 @@ def kept_model(
 
 def teacher_of(world: World, cache: Path) -> PreTrainedModel:
     """The teacher of a world, one for all seeds."""
-    file = cache / f"{world.name}-teacher.pt"
-    return kept_model(world, world.teacher, file, 0, 0, world.teacher_steps, 3e-3).requires_grad_(False)
+    settings = {"seed": 0, "data_seed": 0, "steps": world.teacher_steps, "learning_rate": 3e-3}
+    return kept_model(world, world.teacher, cache / f"{world.name}-teacher.pt", **settings).requires_grad_(False)
 
 
 def student_of(world: World, seed: int, cache: Path) -> PreTrainedModel:
     """The student that all arms of a seed start from: fine-tuned on the true process for a short while."""
-    file = cache / f"{world.name}-student-{seed}.pt"
-    return kept_model(world, world.student, file, seed, 1000 + seed, world.warm_steps, 6e-3)
+    settings = {"seed": seed, "data_seed": 1000 + seed, "steps": world.warm_steps, "learning_rate": 6e-3}
+    return kept_model(world, world.student, cache / f"{world.name}-student-{seed}.pt", **settings)
 
 
 def training_arguments(output: Path, seed: int, **settings) -> dict:

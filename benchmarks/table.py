@@ -94,9 +94,9 @@ def training_step(result: dict) -> str:
     ]
     heads = ["vocabulary", "rollout", "arm", "tokens/s", "time, multiple of TRL's", "peak MiB (multiple of TRL's)"]
     about = (
-        "Tokens of {batch_size} x {completion_tokens} a step; memory above the loaded models, at {memory_batch_size} "
-        "x {completion_tokens}. Student {layers} layers of width {hidden}, "
-        "teacher {teacher_layers} of {teacher_hidden}."
+        "Tokens of {batch_size} x {completion_tokens} a step; memory above the loaded models, at "
+        "{memory_batch_size} x {completion_tokens}. Student {layers} layers of width {hidden}, teacher "
+        "{teacher_layers} of {teacher_hidden}."
     ).format(**result["settings"])
     chunks = [
         [
