@@ -19,6 +19,7 @@ starts one, and everyone outside uses public names.
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
@@ -76,6 +77,23 @@ def violations(path: Path, root: Path = ROOT) -> list[str]:
     return broken
 
 
+def circle(root: Path = ROOT) -> list[str] | None:
+    """Modules of the package that import each other in a circle, `None` if there is none."""
+    files = {path.relative_to(root).with_suffix(""): path for path in (root / "trl_distill").rglob("*.py")}
+    modules = {".".join(name.parts[1:]).removesuffix("__init__").strip("."): path for name, path in files.items()}
+
+    def module(name: str) -> str:
+        """The module in which an imported name is found: `x.y` may be a module or a name of the module `x`."""
+        return name if name in modules else name.rpartition(".")[0]
+
+    graph = {name: {module(imported) for imported in imported_from_us(path, root)} for name, path in modules.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
 FILES = sorted(
     path for folder in ("trl_distill", "recipes", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
@@ -122,3 +140,19 @@ def test_a_broken_layer_is_seen(tmp_path, file, line, expected):
     path.parent.mkdir(parents=True)
     path.write_text(line)
     assert violations(path, tmp_path) == expected
+
+
+def test_there_is_no_circle():
+    assert circle() is None
+
+
+def test_a_circle_is_seen(tmp_path):
+    for name, line in {
+        "lion/__init__.py": "from .loop import LionLoop",
+        "lion/loop.py": "from .estimate import estimate",
+        "lion/estimate.py": "def f():\n    from .loop import LionLoop",
+    }.items():
+        path = tmp_path / "trl_distill" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line)
+    assert sorted(set(circle(tmp_path))) == ["lion.estimate", "lion.loop"]
