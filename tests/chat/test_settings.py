@@ -50,7 +50,8 @@ def test_values_of_a_yaml_file_that_are_meant():
         ),
         ({"model": "m", "load_in_4bit": True}, "Unknown key `load_in_4bit`"),
         ({"model_name_or_path": "f", "torch_dtype": "bfloat16"}, "Did you mean dtype?"),
-        ({"model_name_or_path": "f", "weights": "mine"}, "Unknown key `weights`"),
+        ({"model_name_or_path": "f", "weights": "mine"}, "Unknown key `weights`"),  # for Python only, as is the next
+        ({"model_name_or_path": "f", "load": None}, "Unknown key `load`"),
         ({"model": "m", "concurrency": "8"}, "`concurrency` of the chat model 'm' must be int, got '8'"),
         ({"model": "m", "concurrency": True}, "must be int, got True"),
         ({"model": "m", "base_url": 5}, "`base_url` of the chat model 'm' must be str | None, got 5"),

@@ -27,7 +27,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, derived_seed
+from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, at_least, derived_seed
 
 
 if TYPE_CHECKING:
@@ -75,34 +75,29 @@ class EndpointChatModel(BaseChatModel):
     The key is read from the environment when the first request is sent, and is in no file, log or error.
 
     Args:
-        model (`str`):
-            Name of the model at the server.
-        base_url (`str`, *optional*):
-            Address of the server up to `/v1`. Defaults to the environment variable `OPENAI_BASE_URL`, or OpenAI.
+        model (`str`), base_url (`str`, *optional*):
+            Name of the model at the server, and its address up to `/v1`, by default that in the environment variable
+            `OPENAI_BASE_URL`, or OpenAI's.
         api_key_env (`str`, *optional*):
             Environment variable that holds the key. Defaults to `OPENAI_API_KEY` if `base_url` is not given. A server
             that you name gets no key that you do not name.
         revision (`str`, *optional*):
             What tells this model from another one of the same name, such as the date of a snapshot or the server. It
             is part of the model's identity, `base_url` is not: stored answers outlive a server that moves.
-        name (`str`, *optional*):
-            What to call the model in reports. Defaults to `model`.
-        concurrency (`int`, *optional*, defaults to `16`):
-            Requests in flight at a time.
+        name (`str`, *optional*), concurrency (`int`, *optional*, defaults to `16`):
+            What to call the model in reports, by default `model`, and how many requests are in flight at a time.
         max_attempts (`int`, *optional*, defaults to `6`):
             Attempts for one call, the first one included.
         timeout (`float`, *optional*, defaults to `600.0`):
             Seconds without a sign of the server after which an attempt has failed.
         backoff (`float`, *optional*, defaults to `1.0`):
-            First wait in seconds. Each further one is twice as long, up to a minute, and up to `backoff` is added at
-            random.
+            First wait in seconds. Each further one is twice as long, up to a minute, plus up to `backoff` at random.
         max_consecutive_failures (`int`, *optional*, defaults to `20`):
             Failed calls in a row after which the run stops.
         prompt_price, completion_price (`float`, *optional*):
             US dollars for a million tokens. A budget in dollars needs both; a server of your own may cost `0.0`.
         max_tokens_parameter (`str`, *optional*, defaults to `"max_tokens"`):
-            Name under which the server wants the longest answer. OpenAI's reasoning models want
-            `"max_completion_tokens"`.
+            How the server calls the longest answer: OpenAI's reasoning models `"max_completion_tokens"`.
         extra_body (`dict[str, Any]`, *optional*):
             Fields that are added to each request, such as `{"chat_template_kwargs": {"enable_thinking": False}}` for
             vLLM. `transformers serve` draws at random only if the generation config says so, whatever `temperature`
@@ -111,14 +106,7 @@ class EndpointChatModel(BaseChatModel):
     Raises:
         `ValueError`: If a value is out of its range, or `base_url` holds a password or a query.
 
-    Example:
-
-    ```python
-    from trl_distill.chat import ChatRequest, EndpointChatModel
-
-    model = EndpointChatModel("Qwen/Qwen2.5-7B-Instruct", base_url="http://localhost:8000/v1")
-    [answer] = model.complete([ChatRequest([{"role": "user", "content": "Why is the sky blue?"}])])
-    ```
+    Example: see [`CallStore`].
     """
 
     def __init__(
@@ -139,20 +127,15 @@ class EndpointChatModel(BaseChatModel):
         max_tokens_parameter: str = "max_tokens",
         extra_body: dict[str, Any] | None = None,
     ):
-        for field, value in (
-            ("concurrency", concurrency),
-            ("max_attempts", max_attempts),
-            ("max_consecutive_failures", max_consecutive_failures),
-        ):
-            if value < 1:
-                raise ValueError(f"`{field}` must be 1 or more, got {value}.")
+        at_least(
+            1, concurrency=concurrency, max_attempts=max_attempts, max_consecutive_failures=max_consecutive_failures
+        )
         if (prompt_price is None) != (completion_price is None):
             raise ValueError(
-                f"One price of {model} is missing: `prompt_price` is {prompt_price}, `completion_price` is "
-                f"{completion_price}. Set both, or none."
+                f"Set both prices of {model}, or none: `prompt_price` is {prompt_price}, `completion_price` is "
+                f"{completion_price}."
             )
-        if prompt_price is not None and min(prompt_price, completion_price) < 0:
-            raise ValueError(f"The prices of {model} must be 0 or more, got {prompt_price} and {completion_price}.")
+        at_least(0, prompt_price=prompt_price or 0, completion_price=completion_price or 0)
         if base_url is None:
             api_key_env = api_key_env or "OPENAI_API_KEY"
             base_url = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
@@ -163,14 +146,13 @@ class EndpointChatModel(BaseChatModel):
             )
         if parts.username or parts.password or parts.query:
             raise ValueError(
-                f"`base_url` of {parts.hostname} holds a user, a password or a query, and would be stored with the "
-                "calls. Name an environment variable that holds the key with `api_key_env`."
+                f"`base_url` of {parts.hostname} holds a user, a password or a query, which would be stored. Name an "
+                "environment variable that holds the key with `api_key_env`."
             )
         self.model, self.revision, self.name = model, revision, name or model
         self.base_url, self.api_key_env = base_url.rstrip("/"), api_key_env
         self.concurrency, self.max_attempts = concurrency, max_attempts
-        self.timeout, self.backoff = timeout, backoff
-        self.max_consecutive_failures = max_consecutive_failures
+        self.timeout, self.backoff, self.max_consecutive_failures = timeout, backoff, max_consecutive_failures
         self.prices = None if prompt_price is None else Prices(prompt_price, completion_price)
         self.max_tokens_parameter, self.extra_body = max_tokens_parameter, extra_body
         self._failures_in_a_row, self._lock = 0, threading.Lock()
@@ -198,9 +180,7 @@ class EndpointChatModel(BaseChatModel):
         return OpenAI(
             base_url=self.base_url,
             api_key=key or "none",
-            # The retries are ours: openai's begin at half a second and end at 8 s, whatever `backoff` says, wait for
-            # Retry-After up to 2 minutes and then all at once, and do not see an answer without a choice.
-            max_retries=0,
+            max_retries=0,  # ours know `backoff`, the longest Retry-After, and answers without a choice
             timeout=Timeout(self.timeout, connect=min(self.timeout, 10.0)),
         )
 
@@ -242,23 +222,19 @@ class EndpointChatModel(BaseChatModel):
         if getattr(error, "status_code", None) in _NOT_FOR_THIS_REQUEST_ALONE:
             key = f"the key in {self.api_key_env}" if self.api_key_env else "`api_key_env`, for no key was sent"
             message = f"{self.base_url} refuses {self.model}: {call.error} Check the name, the address and {key}."
-            raise ChatServerError(message, call)
-        if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
-            raise ChatServerError(
-                f"No server answers at {self.base_url}: {call.error} Start it, or check `base_url`, then run the same "
-                "command again. Answers that came are kept.",
-                call,
-            )
-        with self._lock:
-            self._failures_in_a_row += 1
-            failures = self._failures_in_a_row
-        if failures >= self.max_consecutive_failures:
-            raise ChatServerError(
+        elif type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
+            message = f"No server answers at {self.base_url}: {call.error} Start it, or check `base_url`."
+        else:
+            with self._lock:
+                self._failures_in_a_row += 1
+                failures = self._failures_in_a_row
+            if failures < self.max_consecutive_failures:
+                return
+            message = (
                 f"{failures} calls of {self.model} at {self.base_url} failed in a row, the last one with: "
-                f"{call.error} Answers that came are kept. Run the same command again when the cause is gone; if "
-                "these are single bad requests, raise `max_consecutive_failures`.",
-                call,
+                f"{call.error} If these are single bad requests, raise `max_consecutive_failures`."
             )
+        raise ChatServerError(f"{message} Answers that came are kept: run the same command again.", call)
 
     def _attempt(self, client: "OpenAI", request: ChatRequest) -> Completion:
         sampling, plain = request.sampling, isinstance(request.messages, str)
@@ -305,10 +281,8 @@ class EndpointChatModel(BaseChatModel):
 
 def _mean_logp(logprobs: Any, plain: bool) -> float | None:
     """Mean over the tokens that the server reports, `None` if it reports none."""
-    if plain:
-        logps = getattr(logprobs, "token_logprobs", None) or []
-    else:
-        logps = [token.logprob for token in getattr(logprobs, "content", None) or []]
+    logps = getattr(logprobs, "token_logprobs" if plain else "content", None) or []
+    logps = logps if plain else [token.logprob for token in logps]
     return sum(logps) / len(logps) if logps else None
 
 

@@ -12,13 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-A chat model as judge of answers.
-
-[`Judge`] turns answers into questions to a chat model, reads scores from its replies by label, asks again if a reply
-cannot be read, and averages over orders and aspects. An answer whose score cannot be had is unscored, with the reason:
-no number stands in its place.
-"""
+"""A chat model as judge. An answer whose score cannot be had is unscored, with the reason: no number stands for it."""
 
 import itertools
 import math
@@ -43,10 +37,8 @@ class Aspect:
     What a judge looks at.
 
     Args:
-        name (`str`):
-            One word or a few, such as `"helpfulness"`.
-        guideline (`str`):
-            What the judge is told to look at.
+        name (`str`), guideline (`str`):
+            One word or a few, such as `"helpfulness"`, and what the judge is told to look at.
         weight (`float`, *optional*, defaults to `1.0`):
             Weight of the aspect in the score of an answer.
         optional (`bool`, *optional*, defaults to `False`):
@@ -84,14 +76,10 @@ class JudgeItem:
         id (`str`):
             Name of the item, unique among those that are judged together. Order and labels of the answers follow from
             it, so it must not depend on the place of the item in a list.
-        prompt (`str` or `list[dict[str, str]]`):
-            What was asked: a text, or messages.
-        answers (`list[str]`):
-            The answers. An empty text is shown as it is.
-        models (`list[str]`, *optional*):
-            Who wrote each answer, for the report. The judge never sees it.
-        reference (`str`, *optional*):
-            A right answer that the judge is shown.
+        prompt (`str` or `list[dict[str, str]]`), answers (`list[str]`):
+            What was asked, as a text or messages, and what was answered.
+        models (`list[str]`, *optional*), reference (`str`, *optional*):
+            Who wrote each answer, for the report alone, and a right answer that the judge is shown.
 
     Raises:
         `ValueError`: If a field is not of its type, or `models` has another length than `answers`.
@@ -114,11 +102,9 @@ class JudgeItem:
                 f"Item {self.id!r}: the prompt must be a text, or messages with the texts `role` and `content`, got "
                 f"{self.prompt!r:.200}."
             )
-        bad = [answer for answer in self.answers if not isinstance(answer, str)]
-        if bad:
-            raise ValueError(
-                f"Item {self.id!r}: answers must be texts, got {bad[0]!r:.200}. Leave out what has no text."
-            )
+        for answer in self.answers:
+            if not isinstance(answer, str):
+                raise ValueError(f"Item {self.id!r}: answers must be texts, got {answer!r:.200}. Leave it out.")
         if self.models is not None and len(self.models) != len(self.answers):
             raise ValueError(
                 f"Item {self.id!r}: {len(self.models)} `models` for {len(self.answers)} answers. Name one for each."
@@ -128,17 +114,11 @@ class JudgeItem:
 @dataclass(frozen=True)
 class Reading:
     """
-    One number that was read from a reply. All numbers of places start at 0.
+    One number that was read from a reply.
 
     Args:
-        aspect (`str`):
-            Name of the aspect.
-        answer (`int`):
-            Which answer of the item.
-        order (`int`):
-            Which order of the answers.
-        slot (`int`):
-            The place at which the answer was shown.
+        aspect (`str`), answer (`int`), order (`int`), slot (`int`):
+            Name of the aspect, and, from 0: which answer of the item, in which order, and the place in it.
         score (`float`, *optional*):
             What the judge gave. `None` for "N/A".
     """
@@ -164,10 +144,8 @@ class Judgement:
             All numbers that were read.
         unscored (`list[str or None]`):
             One an answer: why it has no score, as `"class: detail"`. `None` if it has one.
-        calls (`int`):
-            Requests for this item, re-asks included.
-        reasks (`int`):
-            Requests that were asked again, because a reply could not be read.
+        calls, reasks (`int`):
+            Requests for this item, and those among them that asked again, because a reply could not be read.
     """
 
     scores: list[float | None]
@@ -203,14 +181,12 @@ class Judge:
     a slot or a letter is in the mean of every answer. With fewer orders it is noise of the scores.
 
     A reply that cannot be read is asked again, with the next sample index and at `reask_temperature`. If none can be
-    read, all answers of that request are unscored. A call that failed is not asked again here, since the model has
-    retried it. A store keeps no failed call, so the next run asks it.
+    read, all answers of that request are unscored. So they are after a failed call, which the model has retried; with
+    a store the next run asks it again.
 
     Args:
-        model ([`ChatModel`]):
-            Who judges.
-        mode (`str`, *optional*, defaults to `"listwise"`):
-            `"absolute"` or `"listwise"`.
+        model ([`ChatModel`]), mode (`str`, *optional*, defaults to `"listwise"`):
+            Who judges, and whether `"absolute"` or `"listwise"`.
         aspects (`list[Aspect]`, *optional*):
             What to look at, each in a request of its own. By default one, the overall quality.
         scale (`tuple[float, float]`, *optional*, defaults to `(1, 10)`):
@@ -223,12 +199,9 @@ class Judge:
         temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the first requests.
         reask_temperature (`float`, *optional*, defaults to `0.3`):
-            Temperature of those that are asked again, unless `temperature` is above it: at 0 the reply would be the
-            same.
-        max_tokens (`int`, *optional*, defaults to `512`):
-            Longest reply in tokens, thoughts included.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of orders and labels.
+            Least temperature of those that ask again: at 0 the reply would be the same.
+        max_tokens (`int`, *optional*, defaults to `512`), seed (`int`, *optional*, defaults to `42`):
+            Longest reply in tokens, thoughts included, and seed of orders and labels.
 
     Attributes:
         name (`str`):
@@ -288,15 +261,12 @@ class Judge:
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgement]:
         """
-        Ask the model about all items, and again where it must be.
-
-        All requests of a round go to the model at once. They follow from the item, and neither from its place in the
-        list nor from the other items.
+        Ask the model about all items, and again where it must be. Each round of requests goes to the model at once.
 
         Args:
             items (`list[JudgeItem]`):
-                Items with ids of their own. An item without answers is not asked about; one with a single answer is
-                asked about like in mode `"absolute"`.
+                Items with ids of their own, from which alone the requests about them follow. An item without answers
+                is not asked about; one with a single answer is asked about like in mode `"absolute"`.
 
         Returns:
             `list[Judgement]`: One for each item.
@@ -306,18 +276,14 @@ class Judge:
         """
         questions = self._questions(items)
         outcomes: list[dict[str, float | None] | str] = [""] * len(questions)
-        replies = [0] * len(questions)
-        pending = list(range(len(questions)))
+        replies, pending = [0] * len(questions), range(len(questions))
         for attempt in range(self.max_reasks + 1):
-            if not pending:
-                break
-            answers = self._model.complete([self._request(questions[i], attempt) for i in pending])
-            unread = []
-            for i, answer in zip(pending, answers, strict=True):
+            asked, pending = pending, []
+            answers = self._model.complete([self._request(questions[i], attempt) for i in asked]) if asked else []
+            for i, answer in zip(asked, answers, strict=True):
                 outcomes[i], replies[i] = self._read(questions[i], answer), attempt + 1
                 if isinstance(outcomes[i], str) and isinstance(answer, Completion):
-                    unread.append(i)
-            pending = unread
+                    pending.append(i)
 
         results: dict[str, list[tuple]] = {item.id: [] for item in items}
         for result in zip(questions, outcomes, replies, strict=True):
@@ -332,15 +298,11 @@ class Judge:
         seen: set[str] = set()
         for item in items:
             if item.id in seen:
-                raise ValueError(
-                    f"Two items have the id {item.id!r}. Ids seed the orders, so each item needs its own."
-                )
+                raise ValueError(f"Two items have the id {item.id!r}. It seeds the orders, so each needs its own.")
             seen.add(item.id)
-            if self.mode == "listwise" and len(item.answers) > len(string.ascii_uppercase):
-                raise ValueError(
-                    f"Item {item.id!r} has {len(item.answers)} answers, more than there are letters. Use mode "
-                    "absolute."
-                )
+            count = len(item.answers)
+            if self.mode == "listwise" and count > len(string.ascii_uppercase):
+                raise ValueError(f"Item {item.id!r} has {count} answers, more than there are letters. Use absolute.")
         return [question for item in items for aspect in self.aspects for question in self._orders(item, aspect)]
 
     def _orders(self, item: JudgeItem, aspect: Aspect) -> Iterator[_Question]:
@@ -394,11 +356,9 @@ class Judge:
             aspect.guideline,
         ]
         if several:
-            lines.append(
-                "Order, letter and length of an answer are no merits. Equally good answers get the same score."
-            )
+            lines += ["Order, letter and length of an answer are no merits. Equally good answers get the same score."]
         if aspect.optional:
-            lines.append('If this does not apply to an answer, its score is "N/A".')
+            lines += ['If this does not apply to an answer, its score is "N/A".']
         lines += [
             "First write your evidence, what speaks for and against, and only then the score. Reply with JSON of "
             "these two fields only:",
@@ -416,9 +376,7 @@ class Judge:
         except ValueError as error:
             return f"cut off: the reply ends by {answer.finish_reason}" if cut_off else str(error)
 
-    def _judgement(
-        self, item: JudgeItem, results: Sequence[tuple[_Question, dict[str, float | None] | str, int]]
-    ) -> Judgement:
+    def _judgement(self, item: JudgeItem, results: Sequence[tuple[_Question, dict | str, int]]) -> Judgement:
         """What is said of an item, from how each of its questions ended, and after how many replies."""
         everyone = range(len(item.answers))
         readings: list[Reading] = []
@@ -442,9 +400,9 @@ class Judge:
         scores: list[float | None] = [None for _ in everyone]
         for i in everyone:
             rated = [(Fraction(a.weight), means[a.name, i]) for a in self.aspects if (a.name, i) in means]
-            if unscored[i] is None and not rated:
-                unscored[i] = "not applicable: no aspect has a number in every order"
-            if unscored[i] is None:
+            if not rated:
+                unscored[i] = unscored[i] or "not applicable: no aspect has a number in every order"
+            elif unscored[i] is None:
                 # In fractions, so that scores that are equal on paper are equal here, and ties are ties.
                 scores[i] = float(sum(weight * mean for weight, mean in rated) / sum(weight for weight, _ in rated))
         ratings = {

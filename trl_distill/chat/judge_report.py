@@ -14,7 +14,7 @@
 
 """How a judge judged: bias and failure, which a list of scores does not show."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -32,10 +32,8 @@ def judge_report(
     What can be seen of the biases of a judge in its own scores.
 
     Args:
-        items (`list[JudgeItem]`):
-            What was judged.
-        judgements (`list[Judgement]`):
-            What the judge said, in the same order.
+        items (`list[JudgeItem]`), judgements (`list[Judgement]`):
+            What was judged, and what the judge said, in the same order.
         judge_name (`str`, *optional*):
             Name of the judge, for its preference for its own answers if it is among the `models` of the items.
 
@@ -63,9 +61,7 @@ def judge_report(
         raise ValueError(
             f"{len(items)} items, but {len(judgements)} judgements. Give one for each, in the same order."
         )
-    scored = [
-        [(i, score) for i, score in enumerate(judgement.scores) if score is not None] for judgement in judgements
-    ]
+    scored = [[(i, score) for i, score in enumerate(j.scores) if score is not None] for j in judgements]
     scores = [score for of_item in scored for _, score in of_item]
     answers = sum(len(item.answers) for item in items)
     reasons = Counter(reason.split(":")[0] for j in judgements for reason in j.unscored if reason is not None)
@@ -73,10 +69,8 @@ def judge_report(
     by_model: dict[str, list[float]] = {}
     margins = []
     for item, of_item in zip(items, scored, strict=True):
-        if item.models is None:
-            continue
         own, others = [], []
-        for i, score in of_item:
+        for i, score in of_item if item.models else []:
             by_model.setdefault(item.models[i], []).append(score)
             (own if item.models[i] == judge_name else others).append(score)
         if own and others:
@@ -97,33 +91,34 @@ def judge_report(
         "models": {model: {"mean": _mean(of_one), "count": len(of_one)} for model, of_one in sorted(by_model.items())},
         "ties": _ties(scored),
         "self_preference": _mean_over_items("margin", margins) if judge_name in by_model else None,
+        "warnings": [],
     }
-    report["warnings"] = _warnings(report)
+    if answers and not scores:
+        report["warnings"].append(f"No answer has a score: {report['unscored']}.")
+    if report["constant"]:
+        report["warnings"].append(f"All {len(scores)} scores are {scores[0]:g}: this judge tells nothing apart.")
     return report
 
 
 def _position(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    slots: dict[int, list[float]] = {}
+    slots: defaultdict[int, list[float]] = defaultdict(list)
     differences = []
     for judgement in judgements:
         if all(score is None for score in judgement.scores):
             continue  # an order is missing: its answers would be in some slots only
-        of_item: dict[int, list[float]] = {}
+        of_item: defaultdict[int, list[float]] = defaultdict(list)
         for reading in judgement.readings:
             if reading.score is not None:
-                of_item.setdefault(reading.slot, []).append(reading.score)
-        for slot, read in of_item.items():
-            slots.setdefault(slot, []).extend(read)
+                slots[reading.slot].append(reading.score)
+                of_item[reading.slot].append(reading.score)
         last = max((reading.slot for reading in judgement.readings), default=0)
-        if last > 0 and 0 in of_item and last in of_item:
+        if last > 0 and of_item[0] and of_item[last]:
             differences.append(np.mean(of_item[0]) - np.mean(of_item[last]))
-    return {
-        "by_slot": [
-            {"slot": slot, "mean": _mean(slots.get(slot, [])), "count": len(slots.get(slot, []))}
-            for slot in range(max(slots, default=-1) + 1)
-        ],
-        **_mean_over_items("first_minus_last", differences),
-    }
+    by_slot = [
+        {"slot": slot, "mean": _mean(slots[slot]), "count": len(slots[slot])}
+        for slot in range(max(slots, default=-1) + 1)
+    ]
+    return {"by_slot": by_slot, **_mean_over_items("first_minus_last", differences)}
 
 
 def _length(items: Sequence[JudgeItem], scored: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Any]:
@@ -170,15 +165,6 @@ def _ties(scored: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Any]:
     shared = [float(scores.count(max(scores)) > 1) for scores in several]
     equal = [float(a == b) for scores in several for a, b in combinations(scores, 2)]
     return {"best": _mean(shared), "pairs": _mean(equal)}
-
-
-def _warnings(report: dict[str, Any]) -> list[str]:
-    warnings = []
-    if report["answers"] and not report["scored"]:
-        warnings.append(f"No answer has a score: {report['unscored']}.")
-    if report["constant"]:
-        warnings.append(f"All {report['scored']} scores are {report['mean_score']:g}: this judge tells nothing apart.")
-    return warnings
 
 
 def _mean(values: Sequence[float] | NDArray) -> float | None:

@@ -61,16 +61,11 @@ class LedgerRow(NamedTuple):
     Args:
         round (`int`), stage (`str`), role (`str`), model (`str`):
             Whose calls these are.
-        calls (`int`):
-            Requests that were sent, however many attempts each took.
-        failures (`int`):
-            Calls without an answer after all attempts.
-        unanswered (`int`):
-            Calls whose end is not known: in flight now, or in flight when a run was killed.
-        retries (`int`):
-            Attempts beyond the first one of each call.
-        reused (`int`):
-            Answers taken from another round or stage, without a call.
+        calls, failures, unanswered (`int`):
+            Requests that were sent; those without an answer after all attempts; those whose end is not known, in
+            flight now or when a run was killed.
+        retries, reused (`int`):
+            Attempts beyond the first one of each call, and answers from another round or stage, without a call.
         prompt_tokens, completion_tokens (`int`):
             Tokens of the answered calls, as far as the model counted them.
         cost_usd (`float`, *optional*):
@@ -102,18 +97,16 @@ def clear_errors(path: Path) -> Iterator[None]:
             raise ValueError(
                 f"{path} is no call store, or is damaged ({error}). Choose another file, or restore a copy of it."
             ) from error
+        if not isinstance(error, sqlite3.OperationalError):
+            raise
+        message = f"The call store {path} cannot be used: {error}."
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-            raise OSError(
-                f"The call store {path} cannot be written: {error}. What it holds is safe: make room, then run the "
-                "same command again."
-            ) from error
+            message = (
+                f"The call store {path} cannot be written: {error}. What it holds is safe: make room, and run again."
+            )
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise OSError(
-                f"Another program holds the call store {path}: {error}. Close it, then try again."
-            ) from error
-        if isinstance(error, sqlite3.OperationalError):
-            raise OSError(f"The call store {path} cannot be used: {error}.") from error
-        raise
+            message = f"Another program holds the call store {path}: {error}. Close it, then try again."
+        raise OSError(message) from error
 
 
 def prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -127,9 +120,8 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 def _format(connection: sqlite3.Connection, path: Path) -> int:
     """Format of a call store. Raises `ValueError` if it is none, or not one of ours."""
-    [application], [version] = (
-        connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
-    )
+    [application] = connection.execute("PRAGMA application_id").fetchone()
+    [version] = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION_ID:
         raise ValueError(f"{path} is an SQLite file of another program, no call store. Choose another file.")
     if not 1 <= version <= _FORMAT:
@@ -141,35 +133,28 @@ def _format(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def ledger_of(connection: sqlite3.Connection) -> list[LedgerRow]:
-    rows = {}
-    for *group, costs_known, cost, calls, failures, unanswered, retries, prompt, completion in connection.execute(
-        """SELECT round, stage, role, model, COUNT(cost) = COUNT(*), TOTAL(cost), COUNT(*), SUM(state = 'failed'),
-        SUM(state = 'sent'), SUM(retries), IFNULL(SUM(prompt_tokens), 0), IFNULL(SUM(completion_tokens), 0)
-        FROM calls GROUP BY round, stage, role, model"""
-    ):
-        cost = cost if costs_known else None
-        rows[tuple(group)] = LedgerRow(
-            *group, calls, failures, unanswered, retries, 0, prompt, completion, cost_usd=cost
-        )
+    """Every call and every answer that was used again, counted in the columns of [`LedgerRow`]."""
+    asked = connection.execute(
+        """SELECT round, stage, role, model, COUNT(*), SUM(state = 'failed'), SUM(state = 'sent'), SUM(retries), 0,
+        IFNULL(SUM(prompt_tokens), 0), IFNULL(SUM(completion_tokens), 0),
+        CASE WHEN COUNT(cost) = COUNT(*) THEN TOTAL(cost) END FROM calls GROUP BY round, stage, role, model"""
+    )
+    rows = {row[:4]: LedgerRow(*row) for row in asked}
     for *group, reused in connection.execute(
         """SELECT reuses.round, reuses.stage, role, model, COUNT(*) FROM reuses JOIN calls
         ON calls.key = reuses.key AND state = 'answered' GROUP BY reuses.round, reuses.stage, role, model"""
     ):
-        row = rows.get(tuple(group), LedgerRow(*group))
-        rows[tuple(group)] = row._replace(reused=reused)
-    return [rows[group] for group in sorted(rows)]
+        rows[tuple(group)] = rows.get(tuple(group), LedgerRow(*group))._replace(reused=reused)
+    return sorted(rows.values())
 
 
 def read_ledger(path: str | PathLike) -> list[LedgerRow]:
     """
-    The ledger of a store, also while a run writes it.
+    The ledger of a store, also while a run writes it: one row for each round, stage, role and model.
 
     Args:
         path (`str` or `os.PathLike`):
             File of a [`CallStore`].
-
-    Returns:
-        `list[LedgerRow]`: One row for each round, stage, role and model.
 
     Raises:
         `OSError`, `ValueError`: If there is no such file, or it is no call store.

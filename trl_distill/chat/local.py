@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .models import BaseChatModel, ChatRequest, Completion, FailedCall, digest
+from .models import BaseChatModel, ChatRequest, Completion, FailedCall, at_least, digest
 
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ _generating = threading.RLock()  # torch has one random state, and a GPU has roo
 
 
 def weights_digest(folder: str | Path, base: str | Path | None = None) -> str:
-    """
-    SHA-256 over weights, config and tokenizer of a saved model, or of one or more adapters and their base.
-
-    `base` is the folder of that base, if it is another one than the adapters name.
-    """
+    """SHA-256 over weights, config and tokenizer of a model, or of adapters and their base (`base`, if it moved)."""
     from ..models import adapter_config
 
     folder = Path(folder)
@@ -49,10 +45,7 @@ def weights_digest(folder: str | Path, base: str | Path | None = None) -> str:
         adapters = sorted(file.parent for file in folder.glob(f"*/{_ADAPTER_CONFIG}"))
         if adapters:
             return digest(*(f"{adapter.name} {weights_digest(adapter, base)}" for adapter in adapters))
-        raise ValueError(
-            f"{folder} holds no weights in safetensors. Save the model there with `save_pretrained`, or name another "
-            "folder."
-        )
+        raise ValueError(f"{folder} holds no weights in safetensors. Save the model there with `save_pretrained`.")
     files += [file for file in sorted(folder.glob("*config.json")) if file.name != _ADAPTER_CONFIG]
     sha256 = hashlib.sha256()
     for file in [*files, *folder.glob("tokenizer.json")]:
@@ -80,9 +73,8 @@ def local_folder(model_name_or_path: str, revision: str | None = None, trust_rem
     from huggingface_hub import snapshot_download
 
     patterns = [*_WEIGHTS, "*.json", "*.jinja", "tokenizer*", "*.model", *(["*.py"] if trust_remote_code else [])]
-    return Path(
-        snapshot_download(model_name_or_path, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
-    )
+    found = snapshot_download(model_name_or_path, revision=revision, allow_patterns=patterns, ignore_patterns="*/*")
+    return Path(found)
 
 
 class LocalChatModel(BaseChatModel):
@@ -90,28 +82,23 @@ class LocalChatModel(BaseChatModel):
     A model of transformers on this machine.
 
     It is loaded with the first answer that is missing, and stays until [`close`], the end of a `with` block, or until
-    another local model is asked: one local model is in memory at a time, so ask one model everything before the next.
+    another local model is asked: one is in memory at a time, so ask one model everything before the next.
 
-    Answers are generated in batches, the longest prompts first. A batch draws from a random state that follows from
-    its requests, so the same batch gives the same text, whatever else the process has drawn. Another `batch_size` or
-    other hardware may give another text.
+    A batch of answers draws from a random state that follows from its requests, so the same batch gives the same text,
+    whatever else the process has drawn. Another `batch_size` or other hardware may give another text.
 
     Args:
         model_name_or_path (`str`):
             Id or folder of a model or of a PEFT adapter; conversations need a chat template in its tokenizer. Where it
             lies is no part of its identity, but its weights, config, template, dtype and quantization are.
-        revision (`str`, *optional*):
-            Branch, tag or commit.
-        name (`str`, *optional*):
-            What to call the model in reports. Defaults to `model_name_or_path`.
+        revision, name (`str`, *optional*):
+            Branch, tag or commit, and what to call the model in reports, by default `model_name_or_path`.
         dtype (`str`, *optional*, defaults to `"auto"`):
             `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"` for that of the checkpoint.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether to quantize the weights to NF4 with bitsandbytes.
-        device (`str`, *optional*):
-            Defaults to the GPU if there is one, else the CPU.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Answers that are generated together.
+        device (`str`, *optional*), batch_size (`int`, *optional*, defaults to `16`):
+            Where it runs, by default on the GPU if there is one, and how many answers are generated together.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Values for the chat template, such as `{"enable_thinking": False}`. Part of the identity.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -119,7 +106,7 @@ class LocalChatModel(BaseChatModel):
         load (`Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]`, *optional*):
             Gives model and tokenizer, where plain transformers and PEFT cannot load them, or where they are loaded.
         weights (`str`, *optional*):
-            What tells the weights that `load` gives from others. Defaults to the hash of what is in the folder.
+            What tells the weights from others. Defaults to the hash of what is in the folder.
 
     Raises:
         `ValueError`: If there is no tokenizer, no template for a conversation, or no safetensors, once it is needed.
@@ -142,8 +129,7 @@ class LocalChatModel(BaseChatModel):
         load: Callable[[], tuple[Any, Any]] | None = None,
         weights: str | None = None,
     ):
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be 1 or more, got {batch_size}.")
+        at_least(1, batch_size=batch_size)
         self.model_name_or_path, self.revision, self.name = model_name_or_path, revision, name or model_name_or_path
         self.dtype, self.load_in_4bit, self.device = dtype, load_in_4bit, device
         self.batch_size, self.trust_remote_code = batch_size, trust_remote_code
@@ -224,8 +210,8 @@ class LocalChatModel(BaseChatModel):
 
         if self._tokenizer.chat_template is None and not all(isinstance(r.messages, str) for r in requests):
             raise ValueError(
-                f"{self.model_name_or_path} has no chat template, so it cannot chat. Use an instruction-tuned model, "
-                "or save a tokenizer with a template beside the weights."
+                f"{self.model_name_or_path} has no chat template. Use an instruction-tuned model, or save a tokenizer "
+                "with a template beside the weights."
             )
         rows = [
             {"prompt": r.messages, "chat_template_kwargs": self.chat_template_kwargs | (r.chat_template_kwargs or {})}
@@ -248,10 +234,9 @@ class LocalChatModel(BaseChatModel):
 
     def batches(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
         """
-        Requests of one sampling together, the longest prompts first, so that memory runs out early if at all.
+        Requests of one sampling together, the longest prompts first: what is left after some batches is cut as it was.
 
-        What is left of such an order after some batches is cut as it was. Prompts that are too long would be left for
-        ever, so they are kept apart.
+        Prompts that are too long would be left for ever, so they are kept apart.
         """
         from ..generation import batches_by_length
 

@@ -12,21 +12,24 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-What a chat model is: requests in, completions out, in the order of the requests.
-
-Whoever asks (a judge, a recipe) needs [`ChatModel`] alone. Whoever answers derives from [`BaseChatModel`]: a server, a
-local model, a Python function.
-"""
+"""What a chat model is: [`ChatModel`] for those who ask, [`BaseChatModel`] for those who answer to derive from."""
 
 import hashlib
 import json
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+
+
+def at_least(least: int, **settings: float) -> None:
+    """Raise `ValueError` if a setting is smaller."""
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"`{name}` must be {least} or more, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,8 @@ class Sampling:
     How an answer is drawn.
 
     Args:
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature of sampling. `0.0` is greedy decoding.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus of sampling.
+        temperature, top_p (`float`, *optional*, defaults to `1.0`):
+            Temperature, of which `0.0` is greedy decoding, and nucleus.
         max_tokens (`int`, *optional*, defaults to `1024`):
             Longest answer in tokens.
         seed (`int`, *optional*):
@@ -63,10 +64,8 @@ class Sampling:
             raise ValueError(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
-        if self.max_tokens < 1:
-            raise ValueError(f"`max_tokens` must be 1 or more, got {self.max_tokens}.")
-        if self.seed is not None and self.seed < 0:
-            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
+        at_least(1, max_tokens=self.max_tokens)
+        at_least(0, seed=self.seed or 0)
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ class ChatRequest:
 
     Args:
         messages (`list[dict[str, str]]` or `str`):
-            The conversation, each message with `role` and `content`, the last one being what is to be answered; or a
-            plain text that the model goes on with, without a chat template.
+            The conversation, each message with `role` and `content`; or a plain text that the model goes on with,
+            without a chat template.
         sampling ([`Sampling`], *optional*):
             How the answer is drawn.
         sample_index (`int`, *optional*, defaults to `0`):
@@ -97,7 +96,7 @@ class ChatRequest:
 
     def __post_init__(self):
         if not self.messages:
-            raise ValueError("`messages` is empty. A request needs at least one message.")
+            raise ValueError("`messages` is empty.")
         for message in [] if isinstance(self.messages, str) else self.messages:
             if message.keys() != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
                 raise ValueError(
@@ -108,8 +107,7 @@ class ChatRequest:
             "".join(self.texts).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"A message cannot be written as UTF-8: {error}. Repair or remove such rows.") from error
-        if self.sample_index < 0:
-            raise ValueError(f"`sample_index` must be 0 or more, got {self.sample_index}.")
+        at_least(0, sample_index=self.sample_index)
 
     @property
     def texts(self) -> list[str]:
@@ -120,9 +118,8 @@ class ChatRequest:
     def content(self) -> dict[str, Any]:
         """JSON that tells this request from any other. It leaves out later fields that are not set, for older keys."""
         sampling = {name: value for name, value in vars(self.sampling).items() if name != "logprobs" or value}
-        content = {"messages": self.messages, "sampling": sampling, "sample_index": self.sample_index}
-        kwargs = self.chat_template_kwargs
-        return content | ({"chat_template_kwargs": kwargs} if kwargs else {})
+        later = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
+        return {"messages": self.messages, "sampling": sampling, "sample_index": self.sample_index} | later
 
 
 @dataclass(frozen=True)
@@ -131,12 +128,11 @@ class Completion:
     An answer.
 
     Args:
-        text (`str`):
-            The answer, without special tokens.
-        finish_reason (`str`):
-            `"stop"` at the end of the answer, `"length"` if it was cut at `max_tokens`, or what else the server says.
+        text (`str`), finish_reason (`str`, *optional*, defaults to `"stop"`):
+            The answer without special tokens, and why it ends: `"stop"`, `"length"` if it was cut at `max_tokens`, or
+            what else the server says.
         prompt_tokens, completion_tokens (`int`, *optional*):
-            Length of question and answer in tokens. `None` if the model does not say.
+            Length of question and answer. `None` if the model does not say.
         retries (`int`, *optional*, defaults to `0`):
             Attempts that failed before this answer came.
         mean_logp (`float`, *optional*):
@@ -158,10 +154,8 @@ class FailedCall:
     A call that got no answer. It has no text, so that nothing can stand in the place of the missing answer.
 
     Args:
-        error (`str`):
-            What went wrong, in words.
-        retries (`int`, *optional*, defaults to `0`):
-            Attempts after the first one.
+        error (`str`), retries (`int`, *optional*, defaults to `0`):
+            What went wrong, in words, and the attempts after the first one.
     """
 
     error: str
@@ -173,10 +167,8 @@ class ChatServerError(ConnectionError):
     The server answers nobody, or not us. The run stops, and can go on when the cause is gone.
 
     Args:
-        message (`str`):
-            What to do about it.
-        call ([`FailedCall`]):
-            The call that showed it.
+        message (`str`), call ([`FailedCall`]):
+            What to do about it, and the call that showed it.
     """
 
     def __init__(self, message: str, call: FailedCall):
@@ -197,7 +189,6 @@ class ChatModel(Protocol):
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         """Answers to the requests, in their order."""
-        ...
 
 
 class Prices(NamedTuple):
@@ -211,17 +202,14 @@ class Prices(NamedTuple):
         return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
 
 
-class BaseChatModel(ABC):
+class BaseChatModel(AbstractContextManager):
     """
     A source of answers. A subclass says who it is ([`identity`]) and answers one batch ([`answer`]).
 
     Attributes:
-        name (`str`):
-            What to call the model in reports.
-        prices ([`Prices`], *optional*):
-            What tokens cost. `None` if that is not known.
-        concurrency (`int`):
-            Batches that may be under way at a time.
+        name (`str`), prices ([`Prices`], *optional*), concurrency (`int`):
+            What to call the model in reports, what tokens cost (`None` if that is not known), and how many batches
+            may be under way at a time.
     """
 
     name: str
@@ -247,8 +235,7 @@ class BaseChatModel(ABC):
         Which requests, by their number, are answered together: each alone, unless a subclass knows better.
 
         The batches are done in this order, and a store keeps each as a whole. If an answer depends on its batch, those
-        that are left after the first ones must be cut as they were: then a run that goes on gives what the whole run
-        would have given.
+        left after the first ones must be cut as they were, so that a run that goes on gives what a whole one gives.
         """
         return [[i] for i in range(len(requests))]
 
@@ -269,9 +256,6 @@ class BaseChatModel(ABC):
     def close(self) -> None:  # noqa: B027  most models hold nothing
         """Give back memory and connections. The next request opens them again."""
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *exception):
         self.close()
 
@@ -290,15 +274,15 @@ def run_batches(batches: Iterable[Any], work: Callable[[Any], None], concurrency
     """
     Do `work(batch)` for each batch, `concurrency` of them at a time.
 
-    After the first error no other batch starts; those under way finish, since their answers are paid for. Then the
-    error is raised. `batches` may be a generator: the next batch is taken when there is a free place for it.
+    After the first error no other batch starts; those under way finish, since their answers are paid for, and the
+    error is raised. The next one of `batches`, which may be a generator, is taken when there is a place for it.
     """
     if concurrency == 1:
         for batch in batches:
             work(batch)
         return
     errors: list[BaseException] = []
-    places = threading.Semaphore(concurrency)
+    places = threading.Semaphore(concurrency - 1)  # beside the batch that is submitted next
 
     def guarded(batch: Any) -> None:
         try:
@@ -309,7 +293,6 @@ def run_batches(batches: Iterable[Any], work: Callable[[Any], None], concurrency
             places.release()
 
     with ThreadPoolExecutor(concurrency) as pool:
-        places.acquire()
         for batch in batches:
             pool.submit(guarded, batch)
             places.acquire()
@@ -321,9 +304,7 @@ def run_batches(batches: Iterable[Any], work: Callable[[Any], None], concurrency
 
 class FunctionChatModel(BaseChatModel):
     """
-    A rule in Python that answers like a model: for tests, for baselines, and for what a rule knows best.
-
-    Its tokens are the words of a text, and cost nothing.
+    A rule in Python that answers like a model. Its tokens are the words of a text, and cost nothing.
 
     Args:
         function (`Callable[[ChatRequest], str]`):
@@ -352,9 +333,7 @@ class FunctionChatModel(BaseChatModel):
         return {"function": self.name, "revision": self.revision}
 
     def answer(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
-        answers = []
-        for request in batch:
-            text = self.function(request)
-            prompt = sum(len(text.split()) for text in request.texts)
-            answers.append(Completion(text, "stop", prompt, len(text.split())))
-        return answers
+        return [
+            Completion(text, "stop", len(" ".join(request.texts).split()), len(text.split()))
+            for request, text in zip(batch, map(self.function, batch), strict=True)
+        ]

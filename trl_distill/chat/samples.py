@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import read_rows, write_rows
-from .models import BaseChatModel, ChatModel, ChatRequest, FailedCall, Sampling
+from .models import BaseChatModel, ChatModel, ChatRequest, FailedCall, Sampling, at_least
 from .store import CallStore
 
 
@@ -31,12 +31,10 @@ class Samples(NamedTuple):
     What a model answered to one prompt: lists of one length.
 
     Args:
-        completions (`list[str]`):
-            The texts, without special tokens.
+        completions (`list[str]`), truncated (`list[bool]`):
+            The texts without special tokens, and whether each was cut off before its end.
         mean_logps (`list[float or None]`):
             Mean log-probability of each completion's tokens, the end token included; `None` where it is not known.
-        truncated (`list[bool]`):
-            Whether the completion was cut off before its end.
     """
 
     completions: list[str]
@@ -49,12 +47,10 @@ def sample_requests(rows: Sequence[dict[str, Any]], num_samples: int, sampling: 
     from ..generation import check_prompts
 
     check_prompts(rows)
-    if num_samples < 1:
-        raise ValueError(f"`num_samples` must be 1 or more, got {num_samples}.")
+    at_least(1, num_samples=num_samples)
     if sampling.temperature == 0 and num_samples > 1:
         raise ValueError(
-            f"At `temperature=0` all {num_samples} samples of a prompt are the same. Raise `temperature`, or set "
-            "`num_samples=1`."
+            f"At `temperature=0` all {num_samples} samples of a prompt are the same. Raise it, or draw one."
         )
     requests, drawn = [], Counter()
     for row in rows:
@@ -76,10 +72,8 @@ def draw_samples(
             Who answers.
         rows ([`~datasets.Dataset`] or `list[dict]`):
             Rows with `prompt`, standard or conversational, and optionally `chat_template_kwargs`.
-        num_samples (`int`):
-            Answers to each prompt.
-        sampling ([`Sampling`]):
-            How they are drawn. With `logprobs=True` the log-probabilities come along.
+        num_samples (`int`), sampling ([`Sampling`]):
+            Answers to each prompt, and how they are drawn. With `logprobs=True` the log-probabilities come along.
 
     Returns:
         `list[Samples]`: One for each row.
@@ -96,14 +90,9 @@ def draw_samples(
             f"{len(failed)} of {len(answers)} calls of {model.name} failed, the first of them at row {row}: "
             f"{call.error} What came is kept: run the same command again when the cause is gone."
         )
-    return [
-        Samples(
-            [answer.text for answer in of_row],
-            [answer.mean_logp for answer in of_row],
-            [answer.finish_reason == "length" for answer in of_row],
-        )
-        for of_row in (answers[start : start + num_samples] for start in range(0, len(answers), num_samples))
-    ]
+    drawn = [(answer.text, answer.mean_logp, answer.finish_reason == "length") for answer in answers]
+    of_rows = (drawn[start : start + num_samples] for start in range(0, len(drawn), num_samples))
+    return [Samples(*map(list, zip(*of_row, strict=True))) for of_row in of_rows]
 
 
 def samples_to_file(
@@ -117,29 +106,26 @@ def samples_to_file(
     """
     Draw answers to prompts into a file.
 
-    The file is JSON Lines, one row a prompt in the order of the dataset: the row's columns, and `completions`,
-    `mean_logps` and `truncated`, lists of `num_samples` entries each (see [`Samples`]). It appears when all is done.
-    Until then the answers are in the [`CallStore`] `<path>.calls.sqlite`, and the same call goes on there: after
-    `kill -9`, too, the file is the one of an uninterrupted run. If the file is complete, nothing is drawn.
+    The file is JSON Lines, one row a prompt in the order of the dataset: the row's columns, and the lists of its
+    [`Samples`]. It appears when all is done. Until then the answers are in the [`CallStore`] `<path>.calls.sqlite`,
+    and the same call goes on there, also after `kill -9`. If the file is complete, nothing is drawn.
 
     Args:
         path (`str` or `os.PathLike`):
             File to write, such as `samples.jsonl`.
-        model ([`BaseChatModel`]):
-            Who answers what is not in the store.
+        model ([`BaseChatModel`]), num_samples (`int`), sampling ([`Sampling`]):
+            As for [`draw_samples`].
         dataset ([`~datasets.Dataset`] or `list[dict]`):
             Rows with `prompt`, and any other columns that JSON can hold.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
-    The other arguments, and what is raised, are those of [`draw_samples`].
-
     Returns:
         `list[dict[str, Any]]`: The rows of the file.
 
     Raises:
-        `ValueError`: Before anything is drawn, if a prompt leaves no room for an answer, or the file holds something
-            else.
+        `ConnectionError`, `ValueError`: As for [`draw_samples`], and before anything is drawn if a prompt leaves no
+            room for an answer, or the file holds something else.
     """
     path, rows = Path(path), [dict(row) for row in dataset]
     requests = sample_requests(rows, num_samples, sampling)
@@ -169,15 +155,12 @@ def read_samples(path: str | PathLike) -> list[dict[str, Any]]:
     Rows of a file that [`samples_to_file`] wrote, or of one like it.
 
     Raises:
-        `ValueError`: If a line is no JSON object, or holds no `prompt` or no list `completions`, or if `mean_logps` or
-            `truncated` are of another length.
+        `ValueError`: If a line is no JSON object with `prompt` and `completions`, or its lists differ in length.
     """
     rows = list(read_rows(path))
     for number, row in enumerate(rows, start=1):
         if not row.get("prompt") or not isinstance(row.get("completions"), list):
-            raise ValueError(
-                f"{path}, row {number} is no row of samples: it needs a `prompt` and a list `completions`."
-            )
+            raise ValueError(f"{path}, row {number} is no row of samples: it needs `prompt` and a list `completions`.")
         if not row["completions"]:
             raise ValueError(f"{path}, row {number} has no candidates: `completions` is empty. Remove the row.")
         for name in ("mean_logps", "truncated"):

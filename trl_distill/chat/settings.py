@@ -36,9 +36,6 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
             Parameters of [`EndpointChatModel`], with `model` among them, or of [`LocalChatModel`], with
             `model_name_or_path`.
 
-    Returns:
-        [`BaseChatModel`]
-
     Raises:
         `ValueError`: If the entry names no model or two, holds a key that its kind of model does not have, or a value
             of another type.
@@ -57,7 +54,7 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
     kinds = [key for key in _KINDS if key in settings]
     if len(kinds) != 1:
         raise ValueError(
-            "A chat model needs either `model` (its name at a server) or `model_name_or_path` (a local model), got "
+            "A chat model needs either `model` (at a server) or `model_name_or_path` (a local one), got "
             f"{', '.join(map(str, settings)) or 'an empty entry'}."
         )
     kind = _KINDS[kinds[0]]
@@ -65,10 +62,7 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
     parameters = {name: hint for name, hint in hints.items() if name not in _FOR_PROGRAMS}
     for key, value in settings.items():
         if key == "api_key":
-            raise ValueError(
-                "`api_key` must not be in a file. Put the key into an environment variable, and its name into "
-                "`api_key_env`."
-            )
+            raise ValueError("`api_key` must not be in a file. Name an environment variable in `api_key_env`.")
         if key not in parameters:
             close = difflib.get_close_matches(str(key), parameters, n=3)
             hint = f"Did you mean {' or '.join(close)}?" if close else f"It has {', '.join(parameters)}."
@@ -80,10 +74,7 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
 
 
 def _is_of_type(value: Any, annotation: Any) -> bool:
-    """
-    Whether a value from YAML is of the type of a parameter: whole numbers are floats there, too, booleans no numbers.
-
-    Pydantic could tell, but comes with openai only, which those who ask local models do without.
-    """
+    """Whether a value from YAML is of the type of a parameter: whole numbers are floats, too, booleans no numbers."""
+    # Pydantic could tell, but comes with openai only, which those who ask local models do without
     types = [typing.get_origin(kind) or kind for kind in typing.get_args(annotation) or [annotation]]
     return type(value) in types or (type(value) is int and float in types)

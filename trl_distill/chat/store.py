@@ -15,9 +15,8 @@
 """
 A file that keeps every call: nothing is asked twice, and every token and dollar can be traced.
 
-[`CallStore`] is the file, [`StoredChatModel`] a model that asks through it. A call is one row: written before the
-request is sent, with the most that it may cost, and completed with the answer. So the budgets hold with many calls in
-flight, and after `kill -9` the file says what was answered and what was under way.
+A call is one row: written before the request is sent, with the most that it may cost, and completed with the answer.
+So the budgets hold with many calls in flight, and after `kill -9` the file says what was under way.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -50,10 +49,9 @@ class Missing(NamedTuple):
     What a dry run finds: calls still to be made, and their size.
 
     Args:
-        calls (`int`):
-            Requests without a stored answer.
-        prompt_tokens, completion_tokens (`int`):
-            Estimated from the mean of the role's stored calls; before the first one an upper bound.
+        calls, prompt_tokens, completion_tokens (`int`):
+            Requests without a stored answer, and their tokens, estimated from the mean of the role's stored calls;
+            before the first one an upper bound.
         cost_usd (`float`, *optional*):
             Estimated cost in US dollars. `None` if a price is not known.
     """
@@ -69,39 +67,21 @@ def most_prompt_tokens(request: ChatRequest) -> int:
     return 16 + sum(16 + len(text.encode()) for text in request.texts)
 
 
-class Reserved(NamedTuple):
-    """A call that may be sent: its row in the store, and the most that it may cost."""
-
-    id: int
-    cost: float | None
-
-
-def _write_end(
-    connection: sqlite3.Connection, id: int, answer: Completion | FailedCall, most: float | None, prices: Prices | None
-) -> float:
-    """Complete the row of a call, and return what it cost."""
+def _end(answer: Completion | FailedCall, most: float | None, prices: Prices | None) -> dict[str, Any]:
+    """What completes the row of a call. Its cost stays at the worst case, `most`, if its tokens are not known."""
     if isinstance(answer, FailedCall):
-        cost = None if most is None else 0.0
-        values = {"state": "failed", "error": answer.error}
-    else:
-        tokens = (answer.prompt_tokens, answer.completion_tokens)
-        known = prices is not None and None not in tokens  # else it stays at its worst case
-        cost = prices.of(*tokens) if known else most
-        values = vars(answer) | {"state": "answered"}
-    values |= {"retries": answer.retries, "cost": cost}
-    connection.execute(
-        f"UPDATE calls SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?", (*values.values(), id)
-    )
-    return cost or 0.0
+        return vars(answer) | {"state": "failed", "cost": None if most is None else 0.0}
+    tokens = (answer.prompt_tokens, answer.completion_tokens)
+    cost = most if prices is None or None in tokens else prices.of(*tokens)
+    return vars(answer) | {"state": "answered", "cost": cost}
 
 
-class CallStore:
+class CallStore(AbstractContextManager):
     """
     One SQLite file with every request and its answer, for all models and roles of a run.
 
-    A request whose answer is in the file is not sent again: after a stop of any kind, `kill -9` included, the same
-    program goes on where it was, and gives the same result. Lost are only the calls in flight. (After a power cut the
-    last few answers may be missing as well; the file stays sound.)
+    A request whose answer is in the file is not sent again: after a stop of any kind the same program goes on where
+    it was, and gives the same result. Lost are the calls in flight; after a power cut the last few answers, too.
 
     Answers are found by content: role, model, messages, sampling and sample index. Round and stage are only noted, so
     a later round reuses what an earlier one asked. A failed call is noted too, and asked again by the next run.
@@ -114,8 +94,8 @@ class CallStore:
         max_calls (`int`, *optional*):
             Calls that the file may hold, all runs together. Retries do not count.
         budget_usd (`float`, *optional*):
-            What the calls in the file may cost, all runs together. A call is let through only if its worst case fits:
-            the prompt in bytes as if each were a token, and `max_tokens`. Attempts that failed count as free.
+            What they may cost. A call is let through only if its worst case fits: each byte of the prompt a token,
+            and `max_tokens`. Attempts that failed count as free.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
@@ -153,24 +133,20 @@ class CallStore:
                 f"Another run has the call store {self.path} open. Wait for it, stop it, or choose another file: two "
                 "runs would ask the same questions twice."
             ) from None
-        self._connection = None
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(self) -> None:
         # Every use of the connection is under this lock. Who waits for a call to end waits on it too.
         self._lock = threading.Condition(threading.RLock())
         self._role_locks: dict[tuple[str, str], threading.Lock] = {}
-        with clear_errors(self.path):
-            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            prepare(self._connection, self.path)
-            # Nothing that was committed is lost with the process, and no call waits for the disk.
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            [(self._calls, self._spent)] = self._connection.execute("SELECT COUNT(*), TOTAL(cost) FROM calls")
-        self._in_flight = 0
+        self._connection, self._in_flight = None, 0
+        try:
+            with clear_errors(self.path):
+                self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+                prepare(self._connection, self.path)
+                # Nothing that was committed is lost with the process, and no call waits for the disk.
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+            [(self._calls, self._spent)] = self._read("SELECT COUNT(*), TOTAL(cost) FROM calls")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the file, so that another process may write it."""
@@ -181,34 +157,27 @@ class CallStore:
             self._connection = None
             self._process_lock.release()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *exception):
         self.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All that is written inside becomes visible at once, or not at all."""
+        with self._lock, clear_errors(self.path), self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+
+    def _read(self, query: str, *values: str) -> list[tuple]:
         with self._lock, clear_errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+            return self._connection.execute(query, values).fetchall()
 
     def model(self, model: BaseChatModel, role: str, stage: str = "", round: int = 0) -> "StoredChatModel":
         """
         A model that asks through this store.
 
         Args:
-            model ([`BaseChatModel`]):
-                Who answers what is not in the store.
-            role (`str`):
-                What it is asked as, such as `"teacher"`. Roles share no answers, even of one model.
+            model ([`BaseChatModel`]), role (`str`):
+                Who answers what is not in the store, and as what, such as `"teacher"`. Roles share no answers.
             stage (`str`, *optional*, defaults to `""`), round (`int`, *optional*, defaults to `0`):
                 Under which its calls are counted.
 
@@ -222,19 +191,17 @@ class CallStore:
         if self.budget_usd is not None and model.prices is None:
             raise ValueError(
                 f"`budget_usd` is {self.budget_usd}, but the prices of {model.name} are not known. Set `prompt_price` "
-                "and `completion_price` in US dollars for a million tokens (0 for a server of your own)."
+                "and `completion_price` (0 for a server of your own)."
             )
         if model.address is not None:
             with self._transaction() as connection:
                 identity = _canonical(model.identity)
                 connection.execute("INSERT OR IGNORE INTO addresses VALUES (?, ?)", (identity, model.address))
-                [known] = connection.execute(
-                    "SELECT address FROM addresses WHERE identity = ?", (identity,)
-                ).fetchone()
+            [(known,)] = self._read("SELECT address FROM addresses WHERE identity = ?", identity)
             if known != model.address:
                 raise ValueError(
                     f"{model.name} was asked at {known} before and is now at {model.address}. If that is another "
-                    "model, set `revision`, so that their answers are not mixed. If the same model has moved, run "
+                    "model, set `revision`. If the same one has moved, run "
                     f"`trl-distill calls {self.path} --moved {known} {model.address}`."
                 )
         return StoredChatModel(self, model, role, stage, round)
@@ -253,10 +220,8 @@ class CallStore:
         old, new = old.rstrip("/"), new.rstrip("/")
         with self._transaction() as connection:
             if not connection.execute("UPDATE addresses SET address = ? WHERE address = ?", (new, old)).rowcount:
-                known = ", ".join(
-                    address for [address] in connection.execute("SELECT DISTINCT address FROM addresses")
-                )
-                raise ValueError(f"No model was asked at {old}, only at {known or 'no address'}.")
+                known = [address for [address] in self._read("SELECT DISTINCT address FROM addresses")]
+                raise ValueError(f"No model was asked at {old}, only at {', '.join(known) or 'no address'}.")
 
     def ledger(self) -> list[LedgerRow]:
         """One row for each round, stage, role and model."""
@@ -265,41 +230,17 @@ class CallStore:
 
     def _find(self, keys: Sequence[str]) -> dict[str, tuple[Completion, int, str]]:
         """The stored answers among `keys`, with the round and stage that asked."""
-        found = {}
-        with self._lock, clear_errors(self.path):
-            for key in keys:
-                row = self._connection.execute(
-                    "SELECT text, finish_reason, prompt_tokens, completion_tokens, retries, mean_logp, round, stage "
-                    "FROM calls WHERE key = ? AND state = 'answered'",
-                    (key,),
-                ).fetchone()
-                if row is not None:
-                    found[key] = (Completion(*row[:6]), *row[6:])
-        return found
+        query = """SELECT text, finish_reason, prompt_tokens, completion_tokens, retries, mean_logp, round, stage
+        FROM calls WHERE key = ? AND state = 'answered'"""
+        return {key: (Completion(*row[:6]), *row[6:]) for key in keys for row in self._read(query, key)}
 
-    def _note_reuse(self, keys: Sequence[str], round: int, stage: str) -> None:
-        if keys:
-            with self._transaction() as connection:
-                rows = [(key, round, stage) for key in keys]
-                connection.executemany("INSERT OR IGNORE INTO reuses VALUES (?, ?, ?)", rows)
-
-    def _mean_tokens(self, role: str) -> tuple[float, float] | None:
-        """Mean tokens of the prompts and completions of a role's stored calls, if there are any."""
-        with self._lock, clear_errors(self.path):
-            means = self._connection.execute(
-                "SELECT AVG(prompt_tokens), AVG(completion_tokens) FROM calls WHERE role = ? AND state = 'answered'",
-                (role,),
-            ).fetchone()
-        return None if None in means else means
-
-    def _reserve(
-        self, calls: Sequence[tuple[str, str, float | None]], place: tuple[int, str, str, str]
-    ) -> list[Reserved]:
+    def _reserve(self, calls: Sequence[tuple[str, str, float | None]], place: tuple[int, str, str, str]) -> list[int]:
         """
-        Write down calls before they are sent, or raise [`BudgetReached`].
+        Write down calls before they are sent, or raise [`BudgetReached`]. Returns their rows.
 
         `calls` are key, content and highest cost of each, `place` is round, stage, role and model.
         """
+        insert = "INSERT INTO calls (round, stage, role, model, key, request, cost) VALUES (?, ?, ?, ?, ?, ?, ?)"
         cost = sum(most or 0.0 for *_, most in calls)
         with self._lock:
             if self.max_calls is not None and self._calls + len(calls) > self.max_calls:
@@ -309,21 +250,11 @@ class CallStore:
                     self._stop(f"`budget_usd` is {self.budget_usd}, and {self._spent:.6f} are spent", len(calls), cost)
                 self._lock.wait()  # a call in flight may leave a part of what was put aside for it
             with self._transaction() as connection:
-                reserved = [
-                    Reserved(
-                        connection.execute(
-                            "INSERT INTO calls (round, stage, role, model, key, request, cost) "
-                            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                            (*place, *call),
-                        ).lastrowid,
-                        call[-1],
-                    )
-                    for call in calls
-                ]
+                ids = [connection.execute(insert, (*place, *call)).lastrowid for call in calls]
             self._calls += len(calls)
             self._spent += cost
             self._in_flight += 1
-        return reserved
+        return ids
 
     def _stop(self, limit: str, calls: int, cost: float) -> NoReturn:
         raise BudgetReached(
@@ -331,15 +262,17 @@ class CallStore:
             f"{self.path}: raise the limit and run the same command again to go on."
         )
 
-    def _settle(
-        self, calls: Sequence[Reserved], answers: Sequence[Completion | FailedCall], prices: Prices | None
-    ) -> None:
+    def _settle(self, ids: Sequence[int], answers: Sequence[Completion | FailedCall], prices: Prices | None) -> None:
         """Write how calls that were reserved together ended."""
         with self._lock:
             try:
                 with self._transaction() as connection:
-                    for (id, most), answer in zip(calls, answers, strict=True):
-                        self._spent += _write_end(connection, id, answer, most, prices) - (most or 0.0)
+                    for id, answer in zip(ids, answers, strict=True):
+                        [most] = connection.execute("SELECT cost FROM calls WHERE id = ?", (id,)).fetchone()
+                        values = _end(answer, most, prices)
+                        columns = ", ".join(f"{name} = ?" for name in values)
+                        connection.execute(f"UPDATE calls SET {columns} WHERE id = ?", (*values.values(), id))
+                        self._spent += (values["cost"] or 0.0) - (most or 0.0)
             finally:
                 self._in_flight -= 1
                 self._lock.notify_all()
@@ -368,9 +301,13 @@ class StoredChatModel:
     def _key(self, request: ChatRequest) -> str:
         return hashlib.sha256(self._content(request).encode()).hexdigest()
 
-    def _most_cost(self, request: ChatRequest) -> float | None:
+    def _cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         prices = self._model.prices
-        return None if prices is None else prices.of(most_prompt_tokens(request), request.sampling.max_tokens)
+        return None if prices is None else prices.of(prompt_tokens, completion_tokens)
+
+    def _call(self, key: str, request: ChatRequest) -> tuple[str, str, float | None]:
+        """A call as the store reserves it."""
+        return key, self._content(request), self._cost(most_prompt_tokens(request), request.sampling.max_tokens)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         """
@@ -379,9 +316,6 @@ class StoredChatModel:
         Args:
             requests (`list[ChatRequest]`):
                 Equal requests are one call, and get one answer.
-
-        Returns:
-            `list[Completion or FailedCall]`: One for each request.
 
         Raises:
             [`BudgetReached`]: If the next call would break a limit of the store, once no call is in flight any more.
@@ -394,26 +328,28 @@ class StoredChatModel:
             found = store._find(keys)
             results: dict[str, Completion | FailedCall] = {key: answer for key, (answer, *_) in found.items()}
             here = (self._round, self._stage)
-            store._note_reuse([key for key, (_, *origin) in found.items() if tuple(origin) != here], *here)
+            reused = [(key, *here) for key, (_, *origin) in found.items() if tuple(origin) != here]
+            if reused:
+                with store._transaction() as connection:
+                    connection.executemany("INSERT OR IGNORE INTO reuses VALUES (?, ?, ?)", reused)
             missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
 
-            def reserved() -> Iterator[tuple[list[str], list[Reserved]]]:
+            def reserved() -> Iterator[tuple[list[str], list[int]]]:
                 order = list(missing)
                 for numbers in model.batches(list(missing.values())) if missing else []:
                     batch = [order[i] for i in numbers]
-                    asked = [missing[key] for key in batch]
-                    calls = [(key, self._content(r), self._most_cost(r)) for key, r in zip(batch, asked, strict=True)]
+                    calls = [self._call(key, missing[key]) for key in batch]
                     yield batch, store._reserve(calls, (*here, self._role, self.name))
 
-            def work(job: tuple[list[str], list[Reserved]]) -> None:
-                batch, calls = job
+            def work(job: tuple[list[str], list[int]]) -> None:
+                batch, ids = job
                 try:
                     answers = model.answer([missing[key] for key in batch])
                 except BaseException as error:
                     failed = error.call if isinstance(error, ChatServerError) else FailedCall(type(error).__name__)
-                    store._settle(calls, [failed] * len(calls), model.prices)
+                    store._settle(ids, [failed] * len(ids), model.prices)
                     raise
-                store._settle(calls, answers, model.prices)
+                store._settle(ids, answers, model.prices)
                 results.update(zip(batch, answers, strict=True))
                 with store._lock:  # tqdm counts in one thread only
                     bar.update(len(batch))
@@ -424,24 +360,14 @@ class StoredChatModel:
         return [results[key] for key in keys]
 
     def missing(self, requests: Sequence[ChatRequest]) -> Missing:
-        """
-        What [`complete`] would have to ask, without asking.
-
-        Args:
-            requests (`list[ChatRequest]`):
-                As for [`complete`].
-
-        Returns:
-            [`Missing`]: Calls, and their estimated tokens and cost.
-        """
+        """What [`complete`] would have to ask for these requests, without asking."""
         by_key = {self._key(request): request for request in requests}
         found = self._store._find(list(by_key))
         missing = [request for key, request in by_key.items() if key not in found]
-        means = self._store._mean_tokens(self._role)
-        if means is not None:
-            prompt, completion = (round(mean * len(missing)) for mean in means)
+        query = "SELECT AVG(prompt_tokens), AVG(completion_tokens) FROM calls WHERE role = ? AND state = 'answered'"
+        [means] = self._store._read(query, self._role)
+        if None in means:
+            tokens = (sum(map(most_prompt_tokens, missing)), sum(r.sampling.max_tokens for r in missing))
         else:
-            prompt = sum(map(most_prompt_tokens, missing))
-            completion = sum(request.sampling.max_tokens for request in missing)
-        prices = self._model.prices
-        return Missing(len(missing), prompt, completion, None if prices is None else prices.of(prompt, completion))
+            tokens = [round(mean * len(missing)) for mean in means]
+        return Missing(len(missing), *tokens, self._cost(*tokens))
