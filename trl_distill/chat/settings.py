@@ -14,10 +14,10 @@
 
 """A chat model from one entry of a YAML file."""
 
-import difflib
 import typing
 from typing import Any
 
+from ..text import closest
 from .endpoint import EndpointChatModel
 from .local import LocalChatModel
 from .models import BaseChatModel
@@ -64,8 +64,7 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
         if key == "api_key":
             raise ValueError("`api_key` must not be in a file. Name an environment variable in `api_key_env`.")
         if key not in parameters:
-            close = difflib.get_close_matches(str(key), parameters, n=3)
-            hint = f"Did you mean {' or '.join(close)}?" if close else f"It has {', '.join(parameters)}."
+            hint = closest(key, parameters) or f"It has {', '.join(parameters)}."
             raise ValueError(f"Unknown key `{key}` of the chat model {settings[kinds[0]]!r}. {hint}")
         if not _is_of_type(value, parameters[key]):
             expected = getattr(parameters[key], "__name__", parameters[key])
