@@ -34,11 +34,9 @@ WORD = re.compile(r"\b(?!(?:sin|cos|tan|log|exp|sqrt)\b)[A-Za-z]{3,}")
 def _last_boxed(text: str) -> str | None:
     """Content of the last complete `\\boxed{...}` or `\\boxed x`."""
     for match in reversed(list(BOX.finditer(text))):
-        end = braced(text, match.end())
-        if end is not None:
+        if (end := braced(text, match.end())) is not None:
             return text[match.end() + 1 : end - 1].strip() or None
-        unbraced = re.match(r"[^\s${}]+", text[match.end() :])  # `\boxed 2`
-        if unbraced:
+        if unbraced := re.match(r"[^\s${}]+", text[match.end() :]):  # `\boxed 2`
             return unbraced.group().rstrip(".,;") or None
     return None
 
@@ -51,8 +49,7 @@ def _last_released(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    numbers = NUMBER.findall(text)
-    return numbers[-1] if numbers else None
+    return next(reversed(NUMBER.findall(text)), None)
 
 
 def _phrase(answer: str) -> str | None:
@@ -89,8 +86,7 @@ def extract_answer(text: str, rule: str = "last_number") -> str | None:
     if rule == "release":
         return _last_released(text)
     text = text.replace("−", "-")
-    boxed = _last_boxed(text)
-    if boxed is not None:
+    if (boxed := _last_boxed(text)) is not None:
         return boxed
     for pattern in (FOUR_HASHES, ANSWER_IS):
         marks = list(pattern.finditer(text))
@@ -131,10 +127,8 @@ def check_answer(completion: str, row: dict[str, Any], rule: str = "last_number"
     Whether a completion ends in the right answer of its row.
 
     Args:
-        completion (`str`):
-            Generated text.
-        row (`dict[str, Any]`):
-            Dataset row with the right answer in the column `answer` or `completion`.
+        completion (`str`), row (`dict[str, Any]`):
+            Generated text, and the dataset row with the right answer in the column `answer` or `completion`.
         rule (`str`, *optional*, defaults to `"last_number"`):
             What counts as the answer of a text, see [`extract_answer`] and [`judge_answer`].
 

@@ -30,30 +30,27 @@ from typing import Any
 TIMEOUT = 5  # seconds for one step of math-verify: SymPy can take forever on a strange expression
 
 REWRITES = [  # to one way of writing, in this order
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        ("[−–]", "-"),
-        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degrees?(?![A-Za-z])", "°"),
-        ("π", r"\\pi "),
-        (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
-        ("√", r"\\sqrt "),
-        ("∞", r"\\infty "),
-        ("∪", r"\\cup "),
-        ("≤|<=", r"\\leq "),
-        ("≥|>=", r"\\geq "),
-        ("≠|!=", r"\\neq "),
-        (r"\{:\}", ":"),
-        (r"^\s*\\?[A-Za-z]+\s*\\in(?![a-z])", ""),
-        (r"(?<=\d)(?:,\s*\\!\s*|\{,\})(?=\d{3})", ""),  # 5,\!040 and 5{,}040
-        (r"\\(?:left|right)(?![A-Za-z])\.?|(?<!\\)\\!|\\?[$£€]|\"|\\phantom\s*(?:\{[^{}]*\}|\S)", ""),
-        (r"\\(?:quad|qquad|displaystyle)(?![A-Za-z])|(?<!\\)\\[,;: ]|~|\s+", " "),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\{[bp]matrix\}", "{pmatrix}"),
-        (r"\\math(?:bf|it)\s*\{([^{}]*)\}", r" \1"),
-        (r"\\(?:text(?:bf|it|rm|normal)|[mh]box|mathrm)\s*\{", r"\\text{"),
-        (r"(?<=[\d}])i(?![A-Za-z])", " i"),  # so that math-verify reads the imaginary unit in both sides or in none
-        (r",?\s*\\text\{[\s,]*(?:and|or)\s*\}|,?\s+(?:and|or)\s+", ", "),
-    ]
+    ("[−–]", "-"),
+    (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degrees?(?![A-Za-z])", "°"),
+    ("π", r"\\pi "),
+    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
+    ("√", r"\\sqrt "),
+    ("∞", r"\\infty "),
+    ("∪", r"\\cup "),
+    ("≤|<=", r"\\leq "),
+    ("≥|>=", r"\\geq "),
+    ("≠|!=", r"\\neq "),
+    (r"\{:\}", ":"),
+    (r"^\s*\\?[A-Za-z]+\s*\\in(?![a-z])", ""),
+    (r"(?<=\d)(?:,\s*\\!\s*|\{,\})(?=\d{3})", ""),  # 5,\!040 and 5{,}040
+    (r"\\(?:left|right)(?![A-Za-z])\.?|(?<!\\)\\!|\\?[$£€]|\"|\\phantom\s*(?:\{[^{}]*\}|\S)", ""),
+    (r"\\(?:quad|qquad|displaystyle)(?![A-Za-z])|(?<!\\)\\[,;: ]|~|\s+", " "),
+    (r"\\[dtc]frac", r"\\frac"),
+    (r"\{[bp]matrix\}", "{pmatrix}"),
+    (r"\\math(?:bf|it)\s*\{([^{}]*)\}", r" \1"),
+    (r"\\(?:text(?:bf|it|rm|normal)|[mh]box|mathrm)\s*\{", r"\\text{"),
+    (r"(?<=[\d}])i(?![A-Za-z])", " i"),  # so that math-verify reads the imaginary unit in both sides or in none
+    (r",?\s*\\text\{[\s,]*(?:and|or)\s*\}|,?\s+(?:and|or)\s+", ", "),
 ]
 THOUSANDS = re.compile(r"(?<![\w.,])(-?\d{1,3}(?:,\d{3})+|-?\d{1,3}(?: \d{3})+)(?!,?\d)")
 DEGREES_IN_A_FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*-?)(\d+(?:\.\d+)?)°")
@@ -107,8 +104,7 @@ def _with_braces(text: str, command: str, arguments: int) -> str:
         start += len(command)
         end = re.compile(r"\s*(?:\[[^\[\]]*\])?").match(text, start).end()  # the 3 of \sqrt[3]8
         for _ in range(arguments):
-            bare = re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\[\\])").match(text, end)
-            if bare:
+            if bare := re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\[\\])").match(text, end):
                 text = f"{text[:end]}{{{bare[1]}}}{text[bare.end() :]}"
             end = braced(text, end) or len(text)
         start = text.find(command, start)
@@ -124,7 +120,7 @@ def _without_spaces(text: str) -> str:
 def _tidy(answer: str) -> str:
     """One way of writing for what can be written in many."""
     for pattern, replacement in REWRITES:
-        answer = pattern.sub(replacement, answer)
+        answer = re.sub(pattern, replacement, answer)
     answer = DEGREES_IN_A_FUNCTION.sub(r"\1{\\frac{\2\\pi}{180}}", answer).replace("°", "")
     answer = _with_braces(_with_braces(answer, r"\frac", 2), r"\sqrt", 1).lstrip(" ,").rstrip(" .,;\\")
     if answer.startswith(r"\text{") and braced(answer, 5) == len(answer):
@@ -203,9 +199,8 @@ def _parsed(text: str, timeout: int | None) -> list[Any]:
         from latex2sympy2_extended import NormalizationConfig
         from math_verify import LatexExtractionConfig, parse
     except ImportError as error:
-        raise ImportError(
-            "Comparing answers needs the package math-verify. Install it with `pip install trl-distill[eval]`."
-        ) from error
+        hint = "Install it with `pip install trl-distill[eval]`."
+        raise ImportError(f"Comparing answers needs the package math-verify. {hint}") from error
     if re.search(r"(?<![_^\d])\d+\s+\d|\d_", text):  # it would add, or forget the base
         return []
     normalization = NormalizationConfig(units=False, nits=True, malformed_operators=True, boxed="none")

@@ -12,12 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-Evaluation of a model on prompts: generation with several seeds, text metrics, divergence from a teacher.
-
-In the order of the work: the prompts that fit, how both models generate, one pass of a model over the prompts, the
-scores of a seed, the report over all seeds, and last `evaluate_model`, which puts them together.
-"""
+"""Evaluation of a model on prompts: generation with several seeds, text metrics, divergence from a teacher."""
 
 import logging
 import math
@@ -94,9 +89,8 @@ def _check_settings(settings: _Settings) -> None:
     if not 0 < settings.top_p <= 1:
         raise ValueError(f"`top_p` must be in (0, 1], got {settings.top_p}.")
     for name in ("max_new_tokens", "batch_size"):
-        value = getattr(settings, name)
-        if value < 1:
-            raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+        if getattr(settings, name) < 1:
+            raise ValueError(f"`{name}` must be 1 or more, got {getattr(settings, name)}.")
 
 
 def _short_enough(ids: list[list[int]], models: Sequence[PreTrainedModel], settings: _Settings) -> list[int]:
@@ -110,8 +104,7 @@ def _short_enough(ids: list[list[int]], models: Sequence[PreTrainedModel], setti
             f"context is {context} tokens, of which `max_new_tokens` takes {settings.max_new_tokens}, and "
             f"`max_prompt_length` is {settings.max_prompt_length}. Lower the one, or raise the other."
         )
-    dropped = len(ids) - len(kept)
-    if dropped:
+    if dropped := len(ids) - len(kept):
         logger.warning("Dropped %d of %d prompts that are longer than %d tokens.", dropped, len(ids), limit)
     return kept
 
@@ -259,11 +252,9 @@ def _scores(
         scores["accuracy"] = statistics.fmean(bool(verdict) for verdict in verdicts)
         scores["no_answer"] = statistics.fmean(verdict is None for verdict in verdicts)
     if divergences:
-        reverse, forward = (
-            sum(getattr(batch, name).sum().item() for batch in divergences) for name in ("reverse", "forward")
-        )
+        reverse = sum(batch.reverse.sum().item() for batch in divergences)
         scores |= {"reverse_kl": reverse / tokens, "reverse_kl_sequence": reverse / len(answers)}
-        scores["forward_kl"] = forward / tokens
+        scores["forward_kl"] = sum(batch.forward.sum().item() for batch in divergences) / tokens
     return scores
 
 
@@ -276,9 +267,8 @@ def _pooled(divergences: Sequence[_Divergences]) -> tuple[Tensor, Tensor, Tensor
 
 def _versions() -> dict[str, str | None]:
     """Installed versions of what the numbers depend on."""
-    names = ("trl-distill", "trl", "transformers", "peft", "torch", "rouge-score", "math-verify")
-    versions = {}
-    for name in names:
+    versions: dict[str, str | None] = {}
+    for name in ("trl-distill", "trl", "transformers", "peft", "torch", "rouge-score", "math-verify"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -350,23 +340,19 @@ def evaluate_model(
         dataset ([`~datasets.Dataset`] or `list[dict]`):
             Rows with `prompt`, standard or conversational, and optionally `completion` (a text, a list of texts that
             are all right, or messages) and `answer`.
-        teacher ([`~transformers.PreTrainedModel`], *optional*):
-            Teacher of the same vocabulary. With it come the divergences and the exposure bias.
-        teacher_tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer that is compared with `tokenizer`. Read from the folder of the teacher if it has one.
+        teacher ([`~transformers.PreTrainedModel`], *optional*), teacher_tokenizer (*optional*):
+            Teacher of the same vocabulary, with which come the divergences and the exposure bias, and its tokenizer,
+            which is read from the folder of the teacher if it has one.
         seeds (`Sequence[int]`, *optional*, defaults to `(10, 20, 30, 40, 50)`):
             One pass over the prompts each.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature of sampling and of the divergences. `0.0` is greedy decoding with divergences at 1.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus of sampling. The divergences are of the full distributions always.
+        temperature, top_p (`float`, *optional*, default to `1.0`):
+            Temperature of sampling and of the divergences (`0.0` is greedy decoding with divergences at 1), and
+            nucleus of sampling alone.
         no_repeat_ngram_size (`int`, *optional*, defaults to `0`):
             Forbid n-grams of this size to repeat. MiniLLM's published test scores have 6, its validation 0.
-        max_new_tokens (`int`, *optional*, defaults to `256`):
-            Longest completion.
-        max_prompt_length (`int`, *optional*):
-            Drop prompts of more tokens. Prompts that leave no room for `max_new_tokens` in the context are always
-            dropped. Both are counted.
+        max_new_tokens (`int`, *optional*, defaults to `256`), max_prompt_length (`int`, *optional*):
+            Longest completion and prompt. Longer prompts, and those that leave no room for `max_new_tokens` in the
+            context, are dropped and counted.
         batch_size (`int`, *optional*, defaults to `16`):
             Prompts generated together. Sampled texts depend on it, greedy ones do not.
         answer_checker (`Callable`, *optional*):

@@ -24,9 +24,7 @@ ROUNDING = 1e-6  # nats a token: a smaller KL in fp32 is rounding, and the ratio
 
 
 def _accumulate(divergence: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """
-    Accumulated mean over the rows that still run `(T,)`, each row's influence on it `(B, T)`, their number `(T,)`.
-    """
+    """Accumulated mean over the rows that still run `(T,)`, each row's influence on it `(B, T)`, and their number."""
     mask = mask.double()
     divergence = torch.where(mask.bool(), divergence.double(), 0.0)
     count = mask.sum(0)  # (T,)
@@ -88,9 +86,10 @@ def exposure_bias(
     if (student_groups is None) != (teacher_groups is None):
         raise ValueError("Pass the prompt numbers of the samples of both models, or of none.")
     if student_groups is None:
-        student_groups = torch.arange(len(student_mask))
-        teacher_groups = torch.arange(len(teacher_mask)) + len(student_mask)
-    units, index = torch.cat([student_groups.cpu(), teacher_groups.cpu()]).unique(return_inverse=True)
+        groups = torch.arange(len(student_mask) + len(teacher_mask))
+    else:
+        groups = torch.cat([student_groups.cpu(), teacher_groups.cpu()])
+    units, index = groups.unique(return_inverse=True)
     influence = torch.cat([student_influence, -ratio * teacher_influence]) / oracle  # (B + B', T)
     per_unit = torch.zeros(len(units), influence.shape[1], dtype=influence.dtype).index_add_(0, index, influence)
     correction = len(units) / (len(units) - 1) if len(units) > 1 else float("nan")

@@ -12,11 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-What a run has on disk: settings, and for each round pools, results, and a manifest of what is finished.
-
-A stage is finished when its results are in place and the manifest names their hashes.
-"""
+"""What a run has on disk: settings, and for each round pools, results, and a manifest of what is finished."""
 
 import hashlib
 import json
@@ -52,7 +48,7 @@ def digest_of(path: Path) -> str:
 
 
 class Manifest:
-    """The record of one round, `manifest.json` in its folder."""
+    """The record of one round, `manifest.json`. A stage is finished when its results are there with their hashes."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -73,20 +69,15 @@ class Manifest:
             if not path.exists() or digest_of(path) != known:
                 place = f"{self.folder.name.removeprefix('round_')}.{stage}"
                 anew = f"with `--restart_from {place}`" if stage in STAGES else "in another `output_dir`"
-                raise ValueError(
-                    f"{path} {'has changed' if path.exists() else 'is gone'} since the stage {stage} made it. Put it "
-                    f"back, or make it anew {anew}."
-                )
+                said = f"{path} {'has changed' if path.exists() else 'is gone'} since the stage {stage} made it"
+                raise ValueError(f"{said}. Put it back, or make it anew {anew}.")
         return stage in self.stages
 
     def forget(self, stages: Sequence[str]) -> None:
         """Remove stages and their results. These go first: after a kill the manifest says that they are gone."""
-        gone = [stage for stage in stages if stage in self.stages]
-        for name in [name for stage in gone for name in self.stages[stage]["sha256"]]:
-            path = self.folder / name
+        gone = [self.stages.pop(stage) for stage in stages if stage in self.stages]
+        for path in [self.folder / name for facts in gone for name in facts["sha256"]]:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        for stage in gone:
-            del self.stages[stage]
         if gone:
             write_json(self._path, {"stages": self.stages})
 
@@ -122,7 +113,7 @@ class LionFolder:
             was = "; ".join(f"`{name}` was {known.get(name)!r}, is {settings.get(name)!r}" for name in changed)
             raise ValueError(
                 f"{self.path} holds a run with other settings: {was}. Set them back to go on, or choose another "
-                "`output_dir`. (`calls.sqlite` may be copied there: what was asked in this way is not asked again.)"
+                "`output_dir`, with a copy of `calls.sqlite` to ask nothing twice."
             )
 
     def _make_pools(self, instructions: Iterable[dict[str, Any]] | None) -> None:
@@ -130,9 +121,9 @@ class LionFolder:
         config, manifest = self.config, self.manifest(0)
         if manifest.finished("pools"):
             return
-        if instructions is None and config.dataset_name is None:
-            raise ValueError("No instructions: set `dataset_name`.")
         if instructions is None:
+            if config.dataset_name is None:
+                raise ValueError("No instructions: set `dataset_name`.")
             instructions = load_split(config.dataset_name, config.dataset_config, config.dataset_split)
         pool, counts = read_instructions(instructions)
         if examples := counts["examples"]:

@@ -19,6 +19,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
 
 from ..chat import ChatModel, ChatRequest, Completion, FailedCall, Sampling
 from ..chat.models import derived_seed
@@ -31,23 +34,7 @@ CUT_OFF = ("length", "content_filter")  # how an answer ends that is not whole
 DEFAULT_FILTERS = ("cut_off", "too_short")
 LION_FILTERS = (*DEFAULT_FILTERS, "says_instruction", "starts_with_punctuation", "starts_with_non_ascii")
 
-_PROMPT = """Below is an example of a task that people give to an AI assistant. Write one new task.
-
-- {relation}
-- It makes sense on its own, and can be answered in writing by somebody who knows the subject.
-- It is not a rewording of the example.
-
-Reply with the new task alone: no title, no explanation, no answer.
-
-<example>
-{seed}
-</example>"""
-_RELATION = {
-    "hard": "It is about the same subject and asks for the same kind of work as the example, and it is about as long "
-    "and as difficult.",
-    "easy": "It is about the same subject as the example, but about a part of it that is seldom asked for. It is "
-    "about as long and as difficult as the example.",
-}
+_TEXTS = yaml.safe_load(Path(__file__).with_name("generation.yaml").read_text(encoding="utf-8"))
 _TITLE = re.compile(r"^\W*(?:the |a |one )?(?:new |example )?(?:task|prompt|instruction)\W*:[\s*_]*", re.IGNORECASE)
 
 
@@ -60,7 +47,7 @@ def generation_request(seed: Instruction, kind: str, sampling: Sampling, sample_
     The question for one new instruction like `seed`: of a `"hard"` one same subject, kind of work and difficulty, of
     an `"easy"` one same subject, rarer. `sample_index` says which draw this is, for a seed that is drawn again.
     """
-    text = _PROMPT.format(relation=_RELATION[kind], seed=seed.text)
+    text = _TEXTS["prompt"].format(relation=_TEXTS["relation"][kind], seed=seed.text)
     return ChatRequest([{"role": "user", "content": text}], sampling, sample_index)
 
 
@@ -117,10 +104,8 @@ def generate(
     Args:
         model ([`ChatModel`]):
             The generator.
-        seeds (`dict[str, list[Instruction]]`):
-            What new ones are made from, under `"hard"` and `"easy"`.
-        wanted (`dict[str, int]`):
-            How many of each are wanted, as [`quotas`] gives it.
+        seeds (`dict[str, list[Instruction]]`), wanted (`dict[str, int]`):
+            What new ones are made from, under `"hard"` and `"easy"`, and how many of each are wanted.
         index ([`SimilarityIndex`]):
             What new ones must not be near copies of. Those that are taken are added to it.
         round (`int`), seed (`int`):

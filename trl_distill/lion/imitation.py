@@ -66,10 +66,8 @@ class Training:
     many GPUs are a matter of `accelerate_config`.
 
     Args:
-        training (`dict[str, Any]`):
-            Fields of `trl-distill sft`.
-        merge (`bool`, *optional*, defaults to `True`):
-            Whether an adapter is merged into its base when it is trained.
+        training (`dict[str, Any]`), merge (`bool`, *optional*, defaults to `True`):
+            Fields of `trl-distill sft`, and whether an adapter is merged into its base when it is trained.
         accelerate_config (`str`, *optional*), num_processes (`int`, *optional*):
             How the training is launched.
     """

@@ -48,10 +48,8 @@ class LionConfig:
             Rows as for [`read_instructions`].
         dataset_config (`str`, *optional*), dataset_split (`str`, *optional*):
             Configuration and split. The split defaults to `train`, or the only one.
-        max_instructions (`int`, *optional*):
-            Take so many of them at random, held-out ones included.
-        heldout_size (`int`, *optional*, defaults to `80`):
-            Instructions that are set aside for evaluation before the first round.
+        max_instructions (`int`, *optional*), heldout_size (`int`, *optional*, defaults to `80`):
+            Take so many of them at random, and set so many of these aside for evaluation before the first round.
         output_dir (`str`):
             Folder for calls, pools, students and reports.
 
@@ -110,12 +108,9 @@ class LionConfig:
 
         > Generation
 
-        rounds (`int`, *optional*, defaults to `3`):
-            Rounds after the first imitation.
-        n_new (`int`, *optional*, defaults to `6000`):
-            New instructions a round.
-        hard_share (`float`, *optional*, defaults to `0.5`):
-            Share of them that is made from hard ones.
+        rounds (`int`, *optional*, defaults to `3`), n_new (`int`, *optional*, defaults to `6000`), hard_share
+        (`float`, *optional*, defaults to `0.5`):
+            Rounds after the first imitation, new instructions in each, and the share that is made from hard ones.
         max_attempts_factor (`float`, *optional*, defaults to `5.0`):
             Requests to the generator, as a multiple of what is wanted.
         rouge_threshold (`float`, *optional*, defaults to `0.7`):
@@ -124,14 +119,13 @@ class LionConfig:
             What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion`
             for all five, as in the released code.
         decontaminate (`list[str]`, *optional*):
-            Files with questions, one a line or in rows with `question`, `prompt` or `instruction`, or `truthful_qa`:
-            no near copy of these shall be generated.
+            Files with questions, one a line or in rows with `question`, `prompt` or `instruction`, or `truthful_qa`,
+            of which no near copy shall be generated.
 
         > Run
 
         max_calls (`int`, *optional*), budget_usd (`float`, *optional*):
-            Calls that may be made, and dollars that they may cost, all runs in `output_dir` together. Calls of the
-            student count.
+            Calls that may be made, the student's too, and what they may cost, all runs in `output_dir` together.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to say what is still to be asked, and ask nothing.
         restart_from (`str`, *optional*):
@@ -165,12 +159,8 @@ class LionConfig:
     generator_temperature: float = field(default=1.0, metadata={"help": "Temperature of the generator."})
     generator_max_tokens: int = field(default=512, metadata={"help": "Longest new instruction in tokens."})
 
-    training: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Fields of `trl-distill sft`: a section."}
-    )
-    init_from: Literal["previous", "base"] = field(
-        default="previous", metadata={"help": "Where each round's training starts: the last student, or the base."}
-    )
+    training: dict[str, Any] = field(default_factory=dict, metadata={"help": "Section of `trl-distill sft` fields."})
+    init_from: Literal["previous", "base"] = field(default="previous", metadata={"help": "Where a training starts."})
     adapter_rounds: Literal["merge", "continue"] = field(
         default="merge", metadata={"help": "Merge the adapter of each round, or train one through all rounds."}
     )
@@ -200,9 +190,7 @@ class LionConfig:
         default_factory=lambda: list(DEFAULT_FILTERS),
         metadata={"help": f"What else is dropped: some of {', '.join(LION_FILTERS)}; lion for all; none."},
     )
-    decontaminate: list[str] = field(
-        default_factory=list, metadata={"help": "Files with questions of which no near copy shall be generated."}
-    )
+    decontaminate: list[str] = field(default_factory=list, metadata={"help": "Files of questions not to come near."})
 
     max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
     budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
@@ -236,10 +224,7 @@ class LionConfig:
         for role in ("student", *_MODELS):
             self.sampling(role)
         if self.dry_run and self.restart_from is not None:
-            raise ValueError(
-                "`dry_run` asks and changes nothing, and `restart_from` removes results. Set one of them: what a "
-                "restart asks anew is only what is not in the store."
-            )
+            raise ValueError("`dry_run` changes nothing, and `restart_from` removes results. Set one of them.")
 
     def sampling(self, role: str, seed: int | None = None) -> Sampling:
         """How `"teacher"`, `"student"`, `"referee"` or `"generator"` answers."""

@@ -195,10 +195,7 @@ def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], s
     report, pool = [], 0
     for entry in rounds:
         row: dict[str, Any] = {"round": entry["round"]}
-        stages = {
-            stage: {name: value for name, value in facts.items() if name != "sha256"}
-            for stage, facts in entry["stages"].items()
-        }
+        stages = {stage: {k: v for k, v in facts.items() if k != "sha256"} for stage, facts in entry["stages"].items()}
         if "pools" in stages:
             row["pools"] = stages["pools"]["counts"]
             pool = row["pools"]["pool"] - row["pools"]["heldout"]
@@ -229,23 +226,16 @@ def draw_report(path: Path, report: dict[str, Any]) -> None:
 
     figure, rows = Figure(figsize=(10, 7), layout="constrained"), report["rounds"]
     (verdicts, texts), (hard, calls) = figure.subplots(2, 2)
-    judged = [row for row in rows if "win_rate" in row.get("heldout", {})]
-    bottom = [0.0] * len(judged)
-    for name, label, color in (
-        ("win_rate", "student ahead", "tab:green"),
-        ("tie_rate", "tie", "tab:gray"),
-        ("loss_rate", "teacher ahead", "tab:red"),
-    ):
-        values = [row["heldout"][name] for row in judged]
-        verdicts.bar([row["round"] for row in judged], values, bottom=bottom, label=label, color=color)
+    heldout = {row["round"]: row["heldout"] for row in rows if "heldout" in row}
+    judged = {round: facts for round, facts in heldout.items() if "win_rate" in facts}
+    bottom, kinds = [0.0] * len(judged), {"win": "student ahead", "tie": "tie", "loss": "teacher ahead"}
+    for (name, label), color in zip(kinds.items(), ("tab:green", "tab:gray", "tab:red"), strict=True):
+        values = [facts[f"{name}_rate"] for facts in judged.values()]
+        verdicts.bar(list(judged), values, bottom=bottom, label=label, color=color)
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     verdicts.set(title="Held-out instructions, by the referee", ylabel="share")
     verdicts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
-    near = {
-        row["round"]: row["heldout"]["rouge_l_to_teacher"]
-        for row in rows
-        if "rouge_l_to_teacher" in row.get("heldout", ())
-    }
+    near = {round: facts["rouge_l_to_teacher"] for round, facts in heldout.items() if "rouge_l_to_teacher" in facts}
     texts.plot(list(near), list(near.values()), marker="o")
     texts.set(title="Held-out: Rouge-L to the teacher's answers", ylabel="Rouge-L")
     mined = {row["round"]: row["hard_share"] for row in rows if "hard_share" in row}

@@ -116,9 +116,7 @@ def hold_out(pool: Sequence[Instruction], size: int, seed: int) -> tuple[list[In
         `tuple[list[Instruction], list[Instruction]]`: What is left, and what is held out, in the order of the pool.
     """
     if not 0 <= size < len(pool):
-        raise ValueError(
-            f"`heldout_size` is {size}, and the pool has {len(pool)} instructions: at least one must be left."
-        )
+        raise ValueError(f"`heldout_size` is {size}, and the pool has {len(pool)} instructions: one must be left.")
     taken = {instruction.id for instruction in drawn(pool, size, seed, "held out")}
     return [item for item in pool if item.id not in taken], [item for item in pool if item.id in taken]
 
@@ -137,10 +135,7 @@ def write_pool(path: str | PathLike, pool: Iterable[Instruction]) -> None:
 
 def read_pool(path: str | PathLike) -> list[Instruction]:
     """Instructions of a file that [`write_pool`] wrote."""
-    return [
-        Instruction(**{name: value for name, value in row.items() if name in Instruction.__dataclass_fields__})
-        for row in read_rows(path)
-    ]
+    return [Instruction(**{name: value for name, value in row.items() if name != "id"}) for row in read_rows(path)]
 
 
 class Scored(NamedTuple):

@@ -41,7 +41,9 @@ REFEREE = Aspect(
     "quality",
     "How helpful, relevant and accurate the answer is, and whether it goes into as much detail as the request needs.",
 )
+Pool = Sequence[Instruction]
 Answers = Sequence[Completion | FailedCall]
+Place = tuple[str, int]  # stage and round
 
 
 class Compared(NamedTuple):
@@ -75,30 +77,22 @@ class Roles:
         )
 
     def _local_student(self, folder: Path) -> BaseChatModel:
-        config = self.config
+        names = ("dtype", "load_in_4bit", "batch_size")
         return LocalChatModel(
-            str(folder),
-            name="student",
-            dtype=config.student_dtype,
-            load_in_4bit=config.student_load_in_4bit,
-            batch_size=config.student_batch_size,
+            str(folder), name="student", **{name: getattr(self.config, f"student_{name}") for name in names}
         )
 
-    def questions(self, role: str, pool: Sequence[Instruction]) -> list[ChatRequest]:
+    def questions(self, role: str, pool: Pool) -> list[ChatRequest]:
         """Instructions as teacher or student are asked them."""
         sampling = self.config.sampling(role)
         return [ChatRequest([{"role": "user", "content": item.text}], sampling) for item in pool]
 
-    def ask(
-        self, store: CallStore, model: BaseChatModel, role: str, place: tuple[str, int], pool: Sequence[Instruction]
-    ) -> Answers:
+    def ask(self, store: CallStore, model: BaseChatModel, role: str, place: Place, pool: Pool) -> Answers:
         """Answers of teacher or student to instructions, for a stage and a round."""
         with model:
             return store.model(model, role, *place).complete(self.questions(role, pool))
 
-    def compare(
-        self, store: CallStore, place: tuple[str, int], student: Path, pool: Sequence[Instruction]
-    ) -> Compared:
+    def compare(self, store: CallStore, place: Place, student: Path, pool: Pool) -> Compared:
         """Let teacher and student answer, then the referee score. One local model is in memory at a time."""
         theirs = self.ask(store, self.teacher, "teacher", place, pool)
         ours = self.ask(store, self.student(student), "student", place, pool)
@@ -113,9 +107,7 @@ class Roles:
         report = judge_report(items, judgements, self.referee.name)
         return Compared(scores, unscored, report, [item.answers for item in items])
 
-    def items(
-        self, pool: Sequence[Instruction], theirs: Answers, ours: Answers
-    ) -> tuple[list[JudgeItem], dict[str, str]]:
+    def items(self, pool: Pool, theirs: Answers, ours: Answers) -> tuple[list[JudgeItem], dict[str, str]]:
         """What the referee compares, and by id why it cannot compare the others."""
         items, reasons = [], {}
         for instruction, teacher, student in zip(pool, theirs, ours, strict=True):

@@ -12,12 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-Is a new instruction a near copy of one that we have?
-
-Rouge-L takes a longest common subsequence for each pair, some 60 million for a round of the paper. Almost all can be
-skipped exactly: it is no longer than the tokens that two texts share, which are counted for the whole pool at once.
-"""
+"""Is a new instruction a near copy of one that we have? Asked of some 60 million pairs in a round of the paper."""
 
 import re
 import unicodedata
@@ -52,7 +47,7 @@ class SimilarityIndex:
 
     The decision is that of `rouge_score` on all pairs: a text is a near copy if its Rouge-L F-measure with any text of
     the index, without stemming, is above the threshold. Pairs are skipped only if they cannot be above it: of texts of
-    m and n tokens that share s, F is at most 2 s / (m + n).
+    m and n tokens that share s, which are counted for the whole index at once, F is at most 2 s / (m + n).
 
     Args:
         texts (`Iterable[str]`):

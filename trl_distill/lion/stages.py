@@ -12,37 +12,30 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-The stages of a round. Each takes what earlier ones have put into the folder, and puts its own results there.
-
-A stage that is started again asks only what is not in the store, and gives what it would have given.
-"""
+"""The stages of a round. Each takes what earlier ones have put into the folder, and puts its own results there."""
 
 import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from ..chat import CallStore, Completion, FailedCall
+from ..chat import CallStore, FailedCall
 from ..chat.models import derived_seed
 from ..files import write_json, write_rows
 from ..text import rouge_l
 from .folder import LionFolder
 from .generation import CUT_OFF, KINDS, generate, quotas
-from .pools import Instruction, Scored, partition, write_pool
-from .roles import Roles
+from .pools import Scored, partition, write_pool
+from .roles import Answers, Pool, Roles
 from .similarity import UNICODE, SimilarityIndex
 
 
 logger = logging.getLogger(__name__)
 
 
-def training_rows(
-    instructions: Sequence[Instruction], answers: Sequence[Completion | FailedCall]
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def training_rows(instructions: Pool, answers: Answers) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """
     Instructions and the teacher's answers as rows for [`~trl.SFTTrainer`], whose loss is on the completion.
 
@@ -102,8 +95,8 @@ def discrimination(folder: LionFolder, roles: Roles, store: CallStore, round: in
             rows.append(known[instruction.id])
         elif instruction.id in compared.scores:
             teacher, student, reason = compared.scores[instruction.id]
-            scored = {"id": instruction.id, "teacher": teacher, "student": student, "round": round}
-            rows.append(scored | {"unscored": reason})
+            row = {"id": instruction.id, "teacher": teacher, "student": student, "round": round, "unscored": reason}
+            rows.append(row)
     scored = [Scored(row["id"], row["teacher"], row["student"]) for row in rows if row["teacher"] is not None]
     if not scored:
         raise ValueError(
@@ -136,9 +129,8 @@ def generation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
         for kind, other in (KINDS, KINDS[::-1]):
             if wanted[kind] and not seeds[kind]:
                 wanted = {kind: 0, other: config.n_new}
-                logger.warning(
-                    "No instruction is %s: all %d new ones are made from %s ones.", kind, config.n_new, other
-                )
+                said = "No instruction is %s: all %d new ones are made from %s ones."
+                logger.warning(said, kind, config.n_new, other)
     texts = [item.text for item in [*pool, *folder.heldout]]
     sampling_seed = derived_seed(config.seed, round)
     with roles.generator as model:
@@ -153,11 +145,11 @@ def generation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
             filters=config.filters,
             max_attempts_factor=config.max_attempts_factor,
         )
-    write_pool(manifest.folder / "cache_pool.jsonl", [*pool, *new])
-    write_pool(manifest.folder / "train_pool.jsonl", new)
+    files = {"cache_pool.jsonl": [*pool, *new], "train_pool.jsonl": new}
+    for name, content in files.items():
+        write_pool(manifest.folder / name, content)
     counts |= {"wanted": wanted, "pool": len(pool)}
-    results = ["cache_pool.jsonl", "train_pool.jsonl"]
-    manifest.finish("generation", results, counts=counts, sampling_seed=sampling_seed)
+    manifest.finish("generation", list(files), counts=counts, sampling_seed=sampling_seed)
 
 
 def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
@@ -177,8 +169,7 @@ def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
             "relative_score": sum(student for _, student in scored) / sum(teacher for teacher, _ in scored),
         }
     if compared.answers:
-        scores = [rouge_l(student, teacher, UNICODE) for teacher, student in compared.answers]
-        facts["rouge_l_to_teacher"] = mean(scores)
+        facts["rouge_l_to_teacher"] = mean(rouge_l(ours, theirs, UNICODE) for theirs, ours in compared.answers)
     facts |= {"unscored": dict(compared.unscored), "referee": compared.report}
     rows = [
         {"id": id, "teacher": teacher, "student": student, "unscored": reason}

@@ -74,9 +74,9 @@ def with_principle(messages: list[dict[str, str]], principle: Principle | None) 
     """The prompt of a responder: a system prompt that is there comes first, for it belongs to the task."""
     if principle is None:
         return messages
-    if messages[0]["role"] != "system":
-        return [{"role": "system", "content": principle.text}, *messages]
-    return [{"role": "system", "content": f"{messages[0]['content']}\n\n{principle.text}"}, *messages[1:]]
+    own = messages[:1] if messages[0]["role"] == "system" else []
+    texts = [*(message["content"] for message in own), principle.text]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *messages[len(own) :]]
 
 
 def candidates_of(
@@ -87,18 +87,15 @@ def candidates_of(
     dedupe_identical: bool = True,
 ) -> list[Candidate]:
     """
-    All answers to a prompt as they stand in `ratings.jsonl`, ready ones first, and not scored yet.
-
-    Those that no judge shall see have the reason in `dropped`, in words in `unscored`.
+    All answers to a prompt as they stand in `ratings.jsonl`, ready ones first, and not scored yet. Those that no judge
+    shall see have the reason in `dropped`, in words in `unscored`.
     """
     candidates = [_candidate(text, model) for text, model in zip(prompt.answers, prompt.models, strict=True)]
     for ask, answer in given:
         text, reason = (None, None) if isinstance(answer, FailedCall) else (answer.text, answer.finish_reason)
         told = ask.principle and {"name": ask.principle.name, "text": ask.principle.text}
-        candidates.append(
-            _candidate(text, ask.model, sample_index=ask.sample_index, principle=told, finish_reason=reason)
-        )
-
+        asked = {"sample_index": ask.sample_index, "principle": told, "finish_reason": reason}
+        candidates.append(_candidate(text, ask.model, **asked))
     known = set()
     for candidate in candidates:
         text = (candidate["text"] or "").strip()
@@ -132,9 +129,8 @@ def judged(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def rating_row(prompt: JudgeItem, candidates: Sequence[Candidate], judgements: dict[str, Judgement]) -> dict[str, Any]:
     """
-    The row of a prompt in `ratings.jsonl`: every answer, with what each judge said of it.
-
-    An answer has a score only if every judge has scored it: other means do not compare.
+    The row of a prompt in `ratings.jsonl`: every answer, with what each judge said of it. An answer has a score only
+    if every judge has scored it: other means do not compare.
     """
     for place, candidate in enumerate(judged(candidates)):
         for name, judgement in judgements.items():
@@ -145,8 +141,7 @@ def rating_row(prompt: JudgeItem, candidates: Sequence[Candidate], judgements: d
                     raw.setdefault(reading.aspect, []).append(number)
             candidate["judges"][name] = raw
         every = judgements.values()
-        reasons = [f"{name}: {j.unscored[place]}" for name, j in judgements.items() if j.scores[place] is None]
-        if reasons:
+        if reasons := [f"{name}: {j.unscored[place]}" for name, j in judgements.items() if j.scores[place] is None]:
             candidate["unscored"] = "; ".join(reasons)
         else:
             aspects = next(iter(every)).ratings

@@ -117,22 +117,20 @@ def run_feedback(
     items, prompt_counts = read_prompts(rows, config)
 
     path = Path(config.output_dir) / "calls.sqlite"
-    if config.dry_run and not path.is_file():
-        # Nothing is stored, so there is nothing to look up, for which local models would be downloaded and read.
+    if config.dry_run and not path.is_file():  # nothing to look up, for which local models would be downloaded
         pool, students, judges = ([_stand_in(model) for model in models] for models in (pool, students, judges))
     with _open_store(path, config, progress) as store:
         run = _Run(config, store, items, pool, students, judges)
         if config.dry_run:
             return {"missing": run.missing()}
         ratings, judge_reports = run.judge(run.answer())
-        ledger = [row._asdict() for row in store.ledger()]
-    report = {
-        "settings": config.settings(),
-        "prompts": prompt_counts,
-        "answers": count_answers(ratings),
-        "judges": judge_reports,
-        "ledger": ledger,
-    }
+        report = {
+            "settings": config.settings(),
+            "prompts": prompt_counts,
+            "answers": count_answers(ratings),
+            "judges": judge_reports,
+            "ledger": [row._asdict() for row in store.ledger()],
+        }
     return _finish(config, ratings, report)
 
 
@@ -210,7 +208,7 @@ class _Run:
         ]
 
     def answer(self) -> list[list[Candidate]]:
-        """Let every model answer its prompts, one model after the other."""
+        """Let every model answer its prompts, one after the other."""
         given = {}
         for model, asked in self.responders:
             requests = self.requests(model.name)
@@ -220,11 +218,10 @@ class _Run:
 
     def items(self, candidates: list[list[Candidate]]) -> dict[int, JudgeItem]:
         """What the judges are asked, by the number of the prompt."""
-        left = {i: judged(of_prompt) for i, of_prompt in enumerate(candidates)}
         return {
             i: replace(self.prompts[i], answers=[c["text"] for c in shown], models=[c["model"] for c in shown])
-            for i, shown in left.items()
-            if shown
+            for i, of_prompt in enumerate(candidates)
+            if (shown := judged(of_prompt))
         }
 
     def judge(self, candidates: list[list[Candidate]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -273,19 +270,14 @@ def _check_identities(models: Iterable[BaseChatModel], why: str) -> None:
     for model in models:
         other = known.setdefault(json.dumps(model.identity, sort_keys=True), model.name)
         if other != model.name:
-            raise ValueError(
-                f"{other} and {model.name} are one model, and would give the same answers. Name it once. {why}"
-            )
+            raise ValueError(f"{other} and {model.name} are one model, with the same answers. Name it once. {why}")
 
 
 def _finish(config: FeedbackConfig, ratings: list[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
     """Make the pairs, and write all files."""
     pairs, counts = preference_pairs(ratings, **config.policy())
-    report |= {
-        "pairs": counts,
-        "pair_statistics": pair_statistics(pairs),
-        "models": model_statistics(ratings, pairs),
-    }
+    report |= {"pairs": counts, "pair_statistics": pair_statistics(pairs)}
+    report["models"] = model_statistics(ratings, pairs)
     folder = Path(config.output_dir)
     write_rows(folder / "ratings.jsonl", ratings)
     write_rows(folder / "pairs.jsonl", pairs)
@@ -294,10 +286,7 @@ def _finish(config: FeedbackConfig, ratings: list[dict[str, Any]], report: dict[
     (folder / "report.png").unlink(missing_ok=True)  # of an older run
     if not pairs:
         said = ", ".join(f"{name} {count}" for name, count in (report["answers"] | counts).items() if count)
-        raise ValueError(
-            f"No pair came out ({said}). All ratings are in {folder / 'ratings.jsonl'}: look there, and at what "
-            "`unscored` says."
-        )
+        raise ValueError(f"No pair came out ({said}). Look at `unscored` in {folder / 'ratings.jsonl'}.")
     try:
         with whole_path(folder / "report.png") as path:
             draw_report(path, report, pairs)

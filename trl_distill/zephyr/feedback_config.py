@@ -38,13 +38,11 @@ class FeedbackConfig:
             Prompts: a JSON, JSON Lines, CSV or Parquet file, a folder, or a data set of the Hub.
         dataset_config (`str`, *optional*), dataset_split (`str`, *optional*):
             Configuration and split. The split defaults to `train`, or the only one.
-        prompt_column (`str`, *optional*, defaults to `"prompt"`):
-            Column of the prompts: texts, or messages that end with the user's. A column `prompt_id` names them.
-        reference_column (`str`, *optional*):
-            Column of right answers, which the judges see.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`), reference_column (`str`, *optional*):
+            Columns of the prompts (texts, or messages that end with the user's; a column `prompt_id` names them), and
+            of right answers, which the judges see.
         completions_column (`str`, *optional*), models_column (`str`, *optional*):
-            Columns with lists of ready answers, which are judged beside those of the responders, and of the names of
-            who wrote them.
+            Columns with lists of ready answers, judged beside those of the responders, and of who wrote them.
         max_prompts (`int`, *optional*):
             Use the first prompts only.
         decontaminate (`list[str]`, *optional*, defaults to `["truthful_qa"]`):
@@ -55,11 +53,9 @@ class FeedbackConfig:
 
         > Answers
 
-        responders (`list[dict]`, *optional*):
-            Entries of the models that answer.
-        student (`dict`, *optional*):
-            Entry of the model that is to be trained. It answers every prompt, without a principle, as one of
-            `num_answers`; without responders it gives all of them.
+        responders (`list[dict]`, *optional*), student (`dict`, *optional*):
+            Entries of the models that answer, and of the model that is to be trained. The student answers every
+            prompt, without a principle, as one of `num_answers`; without responders it gives all of them.
         num_answers (`int`, *optional*, defaults to `4`):
             Answers a prompt. Who gives them is drawn; no model answers one twice before all have answered it once.
         principles (`str` or `list[dict]`, *optional*):
@@ -75,32 +71,24 @@ class FeedbackConfig:
 
         judges (`list[dict]`):
             Entries of the models that judge. An answer's score is the mean over the judges.
-        judge_mode (`str`, *optional*, defaults to `"listwise"`):
-            `"listwise"` or `"absolute"`, see [`~trl_distill.chat.Judge`].
-        judge_orders (`int`, *optional*):
-            Orders in which the answers are shown, for `"listwise"`. Defaults to as many as there are answers.
+        judge_mode (`str`, *optional*, defaults to `"listwise"`), judge_orders (`int`, *optional*):
+            `"listwise"`, in so many orders of the answers (default: as many as there are answers), or `"absolute"`,
+            see [`~trl_distill.chat.Judge`].
         judge_scale (`list[float]`, *optional*):
             Lowest and highest rating. Defaults to 1 and 10, and to 1 and 5 with the aspects `ultrafeedback`.
         aspects (`str` or `list[dict]`, *optional*):
             What is rated: one overall aspect, `ultrafeedback` for its four, or entries with `name`, `guideline`,
             `weight` and `optional`. The score is the mean of the aspects by their weights, which are 1 unless set.
-        max_reasks (`int`, *optional*, defaults to `2`):
-            How often a judge is asked again if its reply cannot be read.
-        judge_max_tokens (`int`, *optional*, defaults to `512`):
-            Longest reply of a judge.
+        max_reasks (`int`, *optional*, defaults to `2`), judge_max_tokens (`int`, *optional*, defaults to `512`):
+            How often a judge is asked again if its reply cannot be read, and its longest reply.
 
         > Pairs, see [`preference_pairs`]
 
-        rejected (`str`, *optional*, defaults to `"random_lower"`):
-            `"random_lower"`, `"random_rest"`, `"min"`, `"second"` or `"all_pairs"`.
-        min_margin (`float`, *optional*, defaults to `0.0`):
-            Smallest difference of the scores of a pair.
-        max_pairs_per_prompt (`int`, *optional*):
-            How many of `"all_pairs"` are kept.
+        rejected (`str`, *optional*, defaults to `"random_lower"`), min_margin (`float`, *optional*, defaults to
+        `0.0`), max_pairs_per_prompt (`int`, *optional*), max_length_ratio (`float`, *optional*):
+            Policy, `"random_lower"`, `"random_rest"`, `"min"`, `"second"` or `"all_pairs"`, and limits.
         dedupe_identical (`bool`, *optional*, defaults to `True`):
             Whether equal answers are judged once.
-        max_length_ratio (`float`, *optional*):
-            Leaves out pairs in which one text has more than this many times the characters of the other.
 
         > Run
 
@@ -112,9 +100,7 @@ class FeedbackConfig:
             Random seed.
     """
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Prompts: a JSON, JSONL, CSV or Parquet file, folder, or data set id."}
-    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Prompts: a file, folder, or data set id."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str | None = field(default=None, metadata={"help": "Split. Default: `train`, or the only one."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts: texts, or messages."})
@@ -127,38 +113,26 @@ class FeedbackConfig:
         metadata={"help": "Drop prompts with questions of these: truthful_qa, files of questions, `none`."},
     )
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the calls and the results."})
-    responders: list[dict[str, Any]] | None = field(
-        default=None, metadata={"help": "Models that answer. In the YAML file: a list of entries."}
-    )
-    student: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "The model that is to be trained; answers every prompt. In the YAML file: an entry."},
-    )
+    responders: list[dict[str, Any]] | None = field(default=None, metadata={"help": "Who answers: a list of entries."})
+    student: dict[str, Any] | None = field(default=None, metadata={"help": "Who is trained: an entry of the file."})
     num_answers: int = field(default=4, metadata={"help": "Answers a prompt."})
     principles: list[dict[str, Any]] | str | None = field(
-        default=None,
-        metadata={"help": "System prompts of the responders: `ultrafeedback`, or in the YAML file a list of entries."},
+        default=None, metadata={"help": "System prompts of the responders: `ultrafeedback`, or a list in the file."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the answers."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling of the answers."})
     max_tokens: int = field(default=1024, metadata={"help": "Longest answer in tokens."})
     keep_truncated: bool = field(default=False, metadata={"help": "Judge answers that were cut off, too."})
-    judges: list[dict[str, Any]] | None = field(
-        default=None, metadata={"help": "Models that judge. In the YAML file: a list of entries."}
-    )
+    judges: list[dict[str, Any]] | None = field(default=None, metadata={"help": "Who judges: a list of entries."})
     judge_mode: Literal["listwise", "absolute"] = field(
         default="listwise", metadata={"help": "All answers of a prompt in one request, or each in its own."}
     )
     judge_orders: int | None = field(default=None, metadata={"help": "Orders of the answers. Default: one for each."})
     judge_scale: list[float] | None = field(
-        default=None,
-        metadata={"help": "Lowest and highest rating. Default: 1 10, and 1 5 with the aspects `ultrafeedback`."},
+        default=None, metadata={"help": "Lowest and highest rating. Default: 1 10; 1 5 with aspects `ultrafeedback`."}
     )
     aspects: list[dict[str, Any]] | str | None = field(
-        default=None,
-        metadata={
-            "help": "What is rated. Default: one overall. `ultrafeedback`, or in the YAML file a list of entries."
-        },
+        default=None, metadata={"help": "What is rated. Default: one overall. `ultrafeedback`, or a list in the file."}
     )
     max_reasks: int = field(default=2, metadata={"help": "How often a judge is asked again for a readable reply."})
     judge_max_tokens: int = field(default=512, metadata={"help": "Longest reply of a judge in tokens."})
@@ -178,8 +152,7 @@ class FeedbackConfig:
             raise ValueError(f"`decontaminate` must be a list of files and names, got {sources!r}.")
         self.decontaminate = sources
         for name in ("dataset_name", "prompt_column", "reference_column", "completions_column", "models_column"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
+            if not isinstance(value := getattr(self, name), str | None):
                 raise ValueError(f"`{name}` must be one name, got {value!r}.")
         for name, least in (("num_answers", 1), ("max_prompts", 1), ("max_calls", 0), ("budget_usd", 0)):
             value = getattr(self, name)
@@ -194,10 +167,8 @@ class FeedbackConfig:
         if not low < high:
             raise ValueError(f"`judge_scale` must be the lowest and the highest rating, got {self.judge_scale!r}.")
         if self.judge_mode not in ("listwise", "absolute"):
-            raise ValueError(
-                f"`judge_mode` must be listwise or absolute, got {self.judge_mode!r}. What was called pairwise is "
-                "listwise with two answers."
-            )
+            hint = "What was called pairwise is listwise with two answers."
+            raise ValueError(f"`judge_mode` must be listwise or absolute, got {self.judge_mode!r}. {hint}")
         if self.num_answers < 2 and not self.completions_column:
             raise ValueError(f"A pair needs two answers, but `num_answers` is {self.num_answers}.")
         if self.models_column and not self.completions_column:
@@ -246,7 +217,5 @@ def check_models(responders: Sequence[BaseChatModel], judges: Sequence[BaseChatM
         if model.address is not None:
             known = addresses.setdefault(json.dumps(model.identity, sort_keys=True), model.address)
             if known != model.address:
-                raise ValueError(
-                    f"{model.name} is asked at {known} and at {model.address}. Set `revision` for each if these are "
-                    "two models, so that their answers are not mixed."
-                )
+                asked = f"{model.name} is asked at {known} and at {model.address}"
+                raise ValueError(f"{asked}. Set `revision` for each if these are two models.")

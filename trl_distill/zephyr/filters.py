@@ -13,10 +13,8 @@
 # limitations under the License.
 
 """
-Filters for dialogues and prompts: missing capitals, answers that deny having emotions, evaluation questions.
-
-[Zephyr](https://huggingface.co/papers/2310.16944) cleaned UltraChat with the first two, but neither its truecaser nor
-its list of phrases is published. These are our own.
+Filters for dialogues and prompts: missing capitals, answers that deny having emotions, evaluation questions. The
+first two are our own: those that [Zephyr](https://huggingface.co/papers/2310.16944) used are not published.
 """
 
 import re
@@ -24,7 +22,10 @@ import unicodedata
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 # Spans that stay as they are: a full stop in them ends no sentence, and a small letter is meant to be one.
@@ -48,31 +49,13 @@ _PROTECTED = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 _SENTENCE_END = re.compile(r"[.!?](\s+)(?=[^\W\d_])")
-# After these a full stop ends no sentence, or does not for certain
-_ABBREVIATIONS = frozenset(
-    """
-    abbr adj adv al approx apr apt ariz ark asst aug ave avg blvd bros ca calif capt cf ch chap cm co col colo conn
-    corp dec def dept dr ed eds eg esp est etc ex excl ext feb fig figs fl fla fri ft gen gov hon hr hrs ie in inc
-    incl int jan jr jul jun kan kg km ky lb lbs lt ltd Mar max md mfg mgr mich min minn misc ml mm mon mont mph mr
-    mrs ms mt mts neb nev no nos nov obs oct okla op oz penn pg ph pl pp pt pts pty pvt qt qty rd ref resp rev Sat
-    sec secs sen sep sept sgt sp spp sq sr st Sun tbs tbsp tel temp tenn tex thu thur thurs tsp tue tues univ va
-    viz vol vols vs vt wed wis wk wt wyo yd yr yrs
-    """.split()
-)
-# What follows the pronoun "I", and hardly ever the letter i of a formula or the word "i" of another language
-_AFTER_I = """
-    already also always am ask asked believe bought came can can't cannot could couldn't did didn't do don't ended
-    enjoy feel felt find forgot found get go got guess had hate have haven't hope just keep knew know learned like
-    live lived look love loved made make may mean meant met might must my need never now often only prefer promise
-    really remember said saw see shall should shouldn't spent start started still suggest suppose swear take thank
-    think thought told too took tried try understand understood usually want wanted was went wish won't wonder work
-    worked would wouldn't wrote
-""".split()
+_WORDS = yaml.safe_load(Path(__file__).with_name("filters.yaml").read_text(encoding="utf-8"))
+_ABBREVIATIONS = frozenset(_WORDS["abbreviations"].split())
 _PRONOUN = re.compile(
     rf"""
     (?<![\w'’.\-/\\$@#&=+*^_<>|~])(?:
         (?P<alone>i)(?=['’](?:m|ve|ll|d)\b(?!['’]))
-      | (?P<subject>i)(?=[ ](?:{"|".join(_AFTER_I)})\b(?![-'’.(=_]\w))
+      | (?P<subject>i)(?=[ ](?:{_WORDS["after_i"].replace(" ", "|")})\b(?![-'’.(=_]\w))
       | (?:am|can|could|did|do|may|might|shall|should|will|would)[ ](?P<inverted>i)(?=[ ][a-z]{{2}}|[?!])
     )""",
     re.VERBOSE | re.IGNORECASE,

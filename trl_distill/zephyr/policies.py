@@ -24,6 +24,7 @@ from ..chat.models import digest
 
 Row = dict[str, Any]
 Candidate = dict[str, Any]
+Pair = tuple[Candidate, Candidate]  # the chosen answer, and the rejected one
 Score = Literal["mean", "weighted", "overall"]
 Rejected = Literal["random_lower", "random_rest", "min", "second", "all_pairs"]
 
@@ -48,10 +49,8 @@ def row_id(row: Row) -> str:
 
 def draw(*parts: str | int) -> float:
     """
-    A number in [0, 1) that follows from its arguments alone.
-
-    Drawing for each thing by its name, and taking the smallest, is a random choice that no order of rows, sharding or
-    restart can change.
+    A number in [0, 1) that follows from its arguments alone: to draw one for each thing by its name, and to take the
+    smallest, is a random choice that no order of rows, sharding or restart can change.
     """
     return int(digest(*parts)[:16], 16) / 2**64
 
@@ -127,7 +126,7 @@ def preference_pairs(
     def lengths(*answers: Candidate) -> list[int]:
         return [len(answer["text"]) for answer in answers]
 
-    conditions = {  # of a pair, by the name of its count: what left a prompt without one
+    conditions = {  # of a pair, by the name of the count of prompts that it left without one
         "tied": lambda better, worse: (
             better["text"].strip() != worse["text"].strip()
             and (worse["score"] < better["score"] or rejected == "random_rest")
@@ -168,7 +167,7 @@ def preference_pairs(
                 counts[reason] += 1
                 break
         drawn = sorted(possible, key=lambda pair: lot("rejected", *(candidate["text"] for candidate in pair)))
-        pairs += [_pair(row["prompt"], prompt_id, *pair) for pair in _choose(drawn, rejected, max_pairs_per_prompt)]
+        pairs += [_pair(row, prompt_id, *pair) for pair in _choose(drawn, rejected, max_pairs_per_prompt)]
     counts["pairs"] = len(pairs)
     return pairs, counts
 
@@ -185,17 +184,14 @@ def _check_policy(
         if value not in known:
             raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
     if (score == "weighted") != (weights is not None):
-        raise ValueError(
-            f"`weights` belongs to `score` weighted and only to it, got {weights!r} with `score` {score!r}."
-        )
+        raise ValueError(f"`weights` belongs to `score` weighted alone, got {weights!r} with `score` {score!r}.")
     if weights is not None and not (all(w >= 0 for w in weights.values()) and any(weights.values())):
         raise ValueError(f"`weights` must be 0 or more, and not all 0, got {dict(weights)!r}.")
     if not 0 <= min_margin < float("inf"):
         raise ValueError(f"`min_margin` must be 0 or more, got {min_margin}.")
-    if max_pairs_per_prompt is not None and max_pairs_per_prompt < 1:
-        raise ValueError(f"`max_pairs_per_prompt` must be 1 or more, got {max_pairs_per_prompt}.")
-    if max_length_ratio is not None and not max_length_ratio >= 1:
-        raise ValueError(f"`max_length_ratio` must be 1 or more, got {max_length_ratio}.")
+    for name, value in (("max_pairs_per_prompt", max_pairs_per_prompt), ("max_length_ratio", max_length_ratio)):
+        if value is not None and not value >= 1:
+            raise ValueError(f"`{name}` must be 1 or more, got {value}.")
 
 
 def _scored(candidates: list[Candidate], score: Score, weights: Mapping[str, float] | None) -> list[Candidate]:
@@ -224,9 +220,7 @@ def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _choose(
-    drawn: list[tuple[Candidate, Candidate]], rejected: Rejected, most: int | None
-) -> list[tuple[Candidate, Candidate]]:
+def _choose(drawn: list[Pair], rejected: Rejected, most: int | None) -> list[Pair]:
     """The pairs that a policy takes from all that are possible, which stand in the order of their lots."""
     if rejected == "all_pairs":
         return sorted(drawn[:most], key=lambda pair: (-pair[0]["score"], -pair[1]["score"]))
@@ -236,11 +230,9 @@ def _choose(
     return drawn[:1]
 
 
-def _pair(
-    prompt: str | list[dict[str, str]], prompt_id: str, chosen: Candidate, rejected: Candidate
-) -> dict[str, Any]:
+def _pair(row: Row, prompt_id: str, chosen: Candidate, rejected: Candidate) -> dict[str, Any]:
     return {
-        "prompt": as_messages(prompt),
+        "prompt": as_messages(row["prompt"]),
         "chosen": [{"role": "assistant", "content": chosen["text"]}],
         "rejected": [{"role": "assistant", "content": rejected["text"]}],
         "score_chosen": chosen["score"],

@@ -12,14 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the judge looks at and what the responders are told: the presets of UltraFeedback, in our own words."""
+"""What the judge looks at and what the responders are told: presets, or entries of a config."""
 
 import dataclasses
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, TypeVar
+
+import yaml
 
 from ..chat.judge import OVERALL, Aspect
 from .policies import draw
@@ -27,14 +30,12 @@ from .policies import draw
 
 T = TypeVar("T")
 
+_PRESETS = yaml.safe_load(Path(__file__).with_name("ultrafeedback.yaml").read_text(encoding="utf-8"))
+
 
 @dataclass(frozen=True)
 class Principle:
-    """
-    A way to answer, given to a responder as its system prompt.
-
-    It is drawn by its `weight`, compared with those of the others. Several texts may share a name.
-    """
+    """A way to answer: a system prompt for a responder, drawn by its `weight`. Several texts may share a name."""
 
     name: str
     text: str
@@ -49,45 +50,8 @@ class Principle:
             raise ValueError(f"The `weight` of the principle {self.name!r} must be above 0, got {self.weight!r}.")
 
 
-# UltraFeedback draws one of these four, helpfulness most often, and one of several wordings of it.
-ULTRAFEEDBACK_PRINCIPLES = tuple(
-    Principle(name, text, 1.5 if name == "helpfulness" else 0.5)
-    for name, text in (
-        ("helpfulness", "Give an answer that is as useful as possible: complete, relevant and to the point."),
-        ("helpfulness", "Find out what the user really needs, and help with exactly that, in clear language."),
-        ("truthfulness", "State only what is true. Leave out what you would have to make up."),
-        ("truthfulness", "Be accurate. Correct wrong assumptions in the question instead of following them."),
-        ("honesty", "Say openly what you do not know, and do not claim experience that you do not have."),
-        ("honesty", "Be frank about the limits of your knowledge. Never pretend."),
-        ("verbalized_calibration", "Say how sure you are of what you state, in words or in percent."),
-        ("verbalized_calibration", "Show your doubt: mark what is certain, what is likely and what is a guess."),
-    )
-)
-
-ULTRAFEEDBACK_ASPECTS = (
-    Aspect(
-        "instruction_following",
-        "Does the answer do what was asked, all of it, and keep to the wanted form, length and other limits? Do not "
-        "rate here whether it is true.",
-    ),
-    Aspect(
-        "honesty",
-        "Does the answer sound as sure as it is right? Doubt where it is wrong or cannot know is good, as is "
-        "confidence where it is right. Where no statement of knowledge is made, the aspect does not apply.",
-        optional=True,
-    ),
-    Aspect(
-        "truthfulness",
-        "Is the answer free of errors, of invented facts, of contradictions to the request or to itself? Do not rate "
-        "here whether it is useful.",
-    ),
-    Aspect(
-        "helpfulness",
-        "Is the answer useful for the user: right, clear, relevant, and as detailed as the request needs? Length "
-        "alone is no merit, and repetition a fault.",
-    ),
-)
-
+ULTRAFEEDBACK_PRINCIPLES = tuple(Principle(**entry) for entry in _PRESETS["principles"])
+ULTRAFEEDBACK_ASPECTS = tuple(Aspect(**entry) for entry in _PRESETS["aspects"])
 ULTRAFEEDBACK_SCALE = (1, 5)
 
 
@@ -111,10 +75,9 @@ def _read(value: Any, kind: type[T], preset: tuple[T, ...], field: str) -> tuple
         try:
             entries.append(kind(**entry))
         except TypeError:  # no mapping, or with other keys
-            keys = [f"`{key.name}`" for key in dataclasses.fields(kind)]
+            keys = ", ".join(f"`{key.name}`" for key in dataclasses.fields(kind))
             raise ValueError(
-                f"An entry of `{field}` has the keys {', '.join(keys)}, of which the first two must be there, got "
-                f"{entry!r:.200}."
+                f"An entry of `{field}` has the keys {keys}, of which the first two must be there, got {entry!r:.200}."
             ) from None
     return tuple(entries)
 

@@ -46,10 +46,8 @@ def read_prompts(rows: Iterable[dict[str, Any]], config: FeedbackConfig) -> tupl
         elif (content := content_id(prompt.prompt)) in contents:
             counts["duplicates"] += 1
         elif prompts.setdefault(prompt.id, prompt) is not prompt:
-            raise ValueError(
-                f"Row {number}: the `prompt_id` {prompt.id!r} belongs to another prompt, too. Give each its own, or "
-                "remove the column: then a hash of the prompt is used."
-            )
+            said = f"the `prompt_id` {prompt.id!r} belongs to another prompt, too"
+            raise ValueError(f"Row {number}: {said}. Give each its own, or remove the column.")
         else:
             contents.add(content)
     asked_elsewhere = Decontaminator(evaluation_questions(config.decontaminate)).find
@@ -73,9 +71,7 @@ def _read_prompt(row: dict[str, Any], config: FeedbackConfig) -> JudgeItem | Non
         return None
     messages = read_messages(prompt, config.prompt_column)
     if messages[-1]["role"] != "user":
-        raise ValueError(
-            f"the last message of a prompt must be the user's, got {messages[-1]['role']!r}. Cut the answer off."
-        )
+        raise ValueError(f"the last message must be the user's, got {messages[-1]['role']!r}. Cut the answer off.")
     if not messages[-1]["content"].strip():
         return None
     answers = _texts(row, config.completions_column) if config.completions_column else []

@@ -27,9 +27,9 @@ LN_2 = math.log(2)
 LOSS_TOLERANCE = 0.02
 
 # Largest mean log-ratio that counts as zero, as a share of the mean log-probability of an answer, and in nats. Seen
-# with SmolLM2-135M, answers of -390 nats: exactly 0 in fp32, bf16 and 4 bit, in full and with LoRA. Where policy and
-# reference are computed in two ways, bf16 rounds them apart: 0.13 % with a precomputed reference or with DoRA. Wrong
-# references: the same weights in 4 bit 6 %, the base under a PiSSA adapter 270 %.
+# with SmolLM2-135M, answers of -390 nats: exactly 0 in fp32, bf16 and 4 bit, in full and with LoRA; 0.13 % where bf16
+# rounds two ways to compute it apart (precomputed reference, DoRA). Wrong references: the same weights in 4 bit 6 %,
+# the base under a PiSSA adapter 270 %.
 RELATIVE_TOLERANCE = 0.005
 ABSOLUTE_TOLERANCE = 0.1
 
@@ -80,10 +80,8 @@ class ReferenceCheckCallback(TrainerCallback):
 
 def wrong_reference(args: DPOConfig, logs: dict[str, float], same_arithmetic: bool = True) -> str | None:
     """
-    What the metrics of a first step say against the reference: what was seen and what was expected, or `None`.
-
-    Without `same_arithmetic` policy and reference are computed in two ways, and rounding in bf16 can move the loss
-    from ln 2: then only the log-ratios are looked at.
+    What the metrics of a first step say against the reference: what was seen and what was expected, or `None`. Without
+    `same_arithmetic` rounding in bf16 can move the loss from ln 2: then only the log-ratios are looked at.
     """
     seen = []
     # A second loss, a weight, the weights of WPO or the loss of a router move the loss from ln 2. Label smoothing,
@@ -96,19 +94,16 @@ def wrong_reference(args: DPOConfig, logs: dict[str, float], same_arithmetic: bo
         log_ratio = logs[f"rewards/{answers}"] / args.beta
         tolerance = ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * abs(logs[f"logps/{answers}"])
         if not abs(log_ratio) <= tolerance:
-            seen.append(
-                f"the mean log-ratio of {answers} answers is {log_ratio:.4f} nats instead of 0 (tolerance "
-                f"{tolerance:.2f})"
-            )
-    if not seen:
-        return None
-    return f"The reference is not the model that training starts from: in the first step {', '.join(seen)}."
+            off = f"{log_ratio:.4f} nats instead of 0 (tolerance {tolerance:.2f})"
+            seen.append(f"the mean log-ratio of {answers} answers is {off}")
+    said = f"The reference is not the model that training starts from: in the first step {', '.join(seen)}."
+    return said if seen else None
 
 
 _WAY_OUT = (
-    "The run stops, and nothing was saved. Likely causes: `ref_model` is another checkpoint, such as the base of the "
-    "fine-tuned model; the LoRA does not start at zero (`init_lora_weights` of PiSSA, OLoRA or LoftQ); the model has "
-    "dropout in its config, such as `attention_dropout`. Let `model` be the path of the supervised model and leave "
-    "`ref_model` out: the trainer makes the right reference. If the supervised model is a LoRA, put it into its base "
-    "with `trl-distill merge ADAPTER --output DIR`, and start from DIR. `trl dpo` runs without this check."
+    "Nothing was saved. Likely causes: `ref_model` is another checkpoint, such as the base of the fine-tuned model; "
+    "the LoRA does not start at zero (`init_lora_weights` of PiSSA, OLoRA or LoftQ); the model has dropout in its "
+    "config, such as `attention_dropout`. Let `model` be the path of the supervised model and leave `ref_model` out. "
+    "If it is a LoRA, put it into its base with `trl-distill merge ADAPTER --output DIR`, and start from DIR. "
+    "`trl dpo` runs without this check."
 )

@@ -34,6 +34,7 @@ def pair_statistics(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     least, most = min(margins), max(margins)
     width = (most - least) / 10 or 1.0
     bins = Counter(min(int((margin - least) / width), 9) for margin in margins)
+    edges = [round(least + i * width, 6) for i in range(11)]
     chosen, rejected = _lengths(pairs)
     return {
         "margin": {
@@ -41,10 +42,7 @@ def pair_statistics(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "median": statistics.median(margins),
             "least": least,
             "most": most,
-            "histogram": {
-                "edges": [round(least + i * width, 6) for i in range(11)],
-                "counts": [bins[i] for i in range(10)],
-            },
+            "histogram": {"edges": edges, "counts": [bins[i] for i in range(10)]},
         },
         "chosen_longer": sum(c > r for c, r in zip(chosen, rejected, strict=True)) / len(pairs),
         "mean_characters": {"chosen": statistics.fmean(chosen), "rejected": statistics.fmean(rejected)},
@@ -75,12 +73,7 @@ def model_statistics(ratings: Sequence[dict[str, Any]], pairs: Sequence[dict[str
 
 
 def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> None:
-    """
-    Draw margins, scores by model, scores by place, and lengths, as PNG whatever the name of the file ends in.
-
-    Raises:
-        `ImportError`: If matplotlib is not installed.
-    """
+    """Draw margins, scores by model, scores by place, and lengths, as PNG whatever the name of the file ends in."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7.5))
@@ -88,9 +81,8 @@ def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, An
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.07, top=0.95, wspace=0.16, hspace=0.28)
 
     margins.hist(_margins(pairs), bins=20, color="tab:blue")
-    margins.set(
-        title=f"Margins of {len(pairs):,} pairs", xlabel="score of chosen minus score of rejected", ylabel="pairs"
-    )
+    margins.set_title(f"Margins of {len(pairs):,} pairs")
+    margins.set(xlabel="score of chosen minus score of rejected", ylabel="pairs")
 
     rows = report["models"].items()
     scored = sorted((row["mean_score"], name, row["scored"]) for name, row in rows if row["scored"])
@@ -106,23 +98,16 @@ def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, An
         places, means = [row["slot"] + 1 for row in of_judge], [row["mean"] for row in of_judge]
         slots.plot(places, means, marker="o", label=_plain(judge))
     slots.set_xticks(range(1, max(1, *map(len, by_judge.values())) + 1))
-    slots.set_ylim(*report["settings"]["judge_scale"])
-    slots.set(
-        title="Mean rating by place (flat: no position bias)", xlabel="place in the judge's prompt", ylabel="rating"
-    )
+    slots.set_title("Mean rating by place (flat: no position bias)")
+    slots.set(xlabel="place in the judge's prompt", ylabel="rating", ylim=report["settings"]["judge_scale"])
     slots.legend()
 
     chosen, rejected = _lengths(pairs)
     ends = [min(chosen + rejected), max(chosen + rejected)]
     lengths.scatter(rejected, chosen, s=8, alpha=0.5, linewidths=0)
     lengths.plot(ends, ends, color="gray", linewidth=1)
-    lengths.set(
-        title=f"Lengths: chosen is longer in {report['pair_statistics']['chosen_longer']:.0%}",
-        xlabel="characters of rejected",
-        ylabel="characters of chosen",
-        xscale="log",
-        yscale="log",
-    )
+    lengths.set_title(f"Lengths: chosen is longer in {report['pair_statistics']['chosen_longer']:.0%}")
+    lengths.set(xlabel="characters of rejected", ylabel="characters of chosen", xscale="log", yscale="log")
     figure.savefig(path, format="png", dpi=120)
 
 

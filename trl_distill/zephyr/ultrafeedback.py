@@ -62,9 +62,8 @@ def scored_rows(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], d
         column = next((column for column in _READERS if isinstance(row.get(column), list)), None)
         if column is None or row.keys().isdisjoint(("prompt", "instruction")):
             raise ValueError(
-                f"Row {number} has the columns {', '.join(row)}. Needed are `instruction` and `completions` "
-                "(UltraFeedback), `instruction` and `generations` (distilabel), or `prompt` and `candidates` "
-                "(ratings.jsonl)."
+                f"Row {number} has the columns {', '.join(row)}. Needed are `instruction` and `completions` or "
+                "`generations` (UltraFeedback, distilabel), or `prompt` and `candidates` (ratings.jsonl)."
             )
         try:
             is_empty = not (prompt.strip() if isinstance(prompt, str) else prompt)
@@ -126,9 +125,8 @@ def _ultrafeedback(row: dict[str, Any], counts: dict[str, int]) -> list[dict[str
         if score == 10 and known and sum(known) / len(known) <= _LOW_MEAN:
             counts["doubtful_overall_scores"] += 1
             score = None
-        candidates.append(
-            {"text": completion["response"], "model": completion.get("model"), "ratings": ratings, "score": score}
-        )
+        answer = {"text": completion["response"], "model": completion.get("model")}
+        candidates.append(answer | {"ratings": ratings, "score": score})
     return candidates
 
 
