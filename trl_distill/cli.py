@@ -26,9 +26,9 @@ import subprocess
 import sys
 
 from trl_distill import __version__
-from trl_distill.scripts.arguments import launch_fields, raise_error, split_arguments, strict, user_errors
+from trl_distill.scripts.arguments import launch_fields, raise_error, split_arguments, strict
 from trl_distill.text import closest
-from trl_distill.training import accelerate_config_path
+from trl_distill.training import accelerate_config_path, user_errors
 
 
 TRAINING = {

@@ -26,7 +26,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PretrainedConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -117,21 +117,26 @@ def placement(
     return kwargs
 
 
-def adapter_config(model_name_or_path: str, revision: str | None = None, subfolder: str = "") -> dict[str, Any] | None:
-    """`adapter_config.json` of a folder or Hub repository, `None` if it holds no adapter or cannot be reached."""
+def adapter_config(
+    model_name_or_path: str, revision: str | None = None, subfolder: str = "", must_reach: bool = False
+) -> dict[str, Any] | None:
+    """
+    `adapter_config.json` of a folder or Hub repository, `None` if it holds no adapter. A repository that cannot be
+    reached holds none, or is the error of the Hub if we `must_reach` it.
+    """
     file = cached_file(
         model_name_or_path,
         ADAPTER_CONFIG_NAME,
         revision=revision,
         subfolder=subfolder,
         _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=must_reach,
+        _raise_exceptions_for_connection_errors=must_reach,
     )
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
-def context_length(*models: PreTrainedModel | PretrainedConfig) -> int | None:
+def context_length(*models: PreTrainedModel | PreTrainedConfig) -> int | None:
     """Tokens that fit into all of these models or configs, `None` if none of them says."""
     configs = [getattr(model, "config", model).get_text_config() for model in models]
     lengths = [getattr(config, "max_position_embeddings", None) for config in configs]

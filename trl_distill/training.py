@@ -22,6 +22,7 @@ Commands and libraries stand on it. Nothing heavy is imported before it is used.
 import contextlib
 import os
 import sys
+from argparse import Action
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -47,6 +48,20 @@ def user_errors(prog: str) -> Iterator[None]:
         if os.environ.get("RANK", "0") == "0":  # one message, not one per process
             sys.stderr.write(f"{prog}: error: {error}\n")
         raise SystemExit(2) from error
+
+
+def check_value(action: Action, value: object) -> None:
+    """Check a scalar from YAML like a flag: of a default, argparse looks at neither the type nor the choices."""
+    if value is None or isinstance(value, list) and action.nargs is not None:
+        return
+    converted = value
+    if getattr(action.type, "__name__", None) in ("int", "float"):  # of `int | None` fields too
+        try:
+            converted = action.type(str(value))
+        except ValueError:
+            raise ValueError(f"`{action.dest}` must be of type {action.type.__name__}, got {value!r}.") from None
+    if action.choices is not None and converted not in action.choices:
+        raise ValueError(f"`{action.dest}` must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
 
 
 def accelerate_config_path(name: str) -> str:

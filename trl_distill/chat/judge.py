@@ -24,7 +24,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from .judge_scores import parse_scores
-from .models import ChatModel, ChatRequest, Completion, FailedCall, Sampling, digest
+from .models import CUT_OFF, ChatModel, ChatRequest, Completion, FailedCall, Sampling, digest
 
 
 MODES = ("absolute", "listwise")
@@ -370,7 +370,7 @@ class Judge:
         """Scores by label, or why there are none."""
         if isinstance(answer, FailedCall):
             return f"failed call: {answer.error}"
-        cut_off = answer.finish_reason in ("length", "content_filter")
+        cut_off = answer.finish_reason in CUT_OFF
         try:
             return parse_scores(answer.text, question.labels, self.scale, question.aspect.optional, cut_off)
         except ValueError as error:

@@ -122,6 +122,9 @@ class ChatRequest:
         return {"messages": self.messages, "sampling": sampling, "sample_index": self.sample_index} | later
 
 
+CUT_OFF = ("length", "content_filter")  # how an answer ends that is not whole
+
+
 @dataclass(frozen=True)
 class Completion:
     """

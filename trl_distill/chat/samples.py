@@ -55,6 +55,8 @@ def sample_requests(rows: Sequence[dict[str, Any]], num_samples: int, sampling: 
     requests, drawn = [], Counter()
     for row in rows:
         prompt, kwargs = row["prompt"], row.get("chat_template_kwargs")
+        if not isinstance(prompt, str):  # `datasets` gives each message the keys of all others, with nothing in them
+            prompt = [{key: value for key, value in turn.items() if value is not None} for turn in prompt]
         asked = json.dumps([prompt, kwargs])
         requests += [ChatRequest(prompt, sampling, drawn[asked] + k, kwargs) for k in range(num_samples)]
         drawn[asked] += num_samples
@@ -134,10 +136,14 @@ def samples_to_file(
     except (TypeError, ValueError) as error:
         raise ValueError(f"The rows cannot be written as JSON: {error}. Remove or convert such columns.") from error
     model.check(requests[::num_samples])
-    other = (
-        f"{path} exists and holds something else than these samples. Set back what changed, or choose another file."
-    )
-    with CallStore(f"{path}.calls.sqlite", progress=progress) as store:
+    calls = path.with_name(f"{path.name}.calls.sqlite")
+    other = f"{path} exists and holds something else than these samples. Set back what changed, or change the name."
+    if path.exists() and not calls.exists():
+        raise ValueError(
+            f"{path} exists without its calls in {calls.name}: another release or program made it. Choose another "
+            "file, or take it as it is, without drawing anew."
+        )
+    with CallStore(calls, progress=progress) as store:
         stored = store.model(model, role="sampler")
         if path.exists() and stored.missing(requests).calls:
             raise ValueError(other)

@@ -24,13 +24,12 @@ from pathlib import Path
 import yaml
 
 from ..chat import ChatModel, ChatRequest, Completion, FailedCall, Sampling
-from ..chat.models import derived_seed
+from ..chat.models import CUT_OFF, derived_seed
 from .pools import Instruction
 from .similarity import UNICODE, SimilarityIndex
 
 
 KINDS = ("hard", "easy")
-CUT_OFF = ("length", "content_filter")  # how an answer ends that is not whole
 DEFAULT_FILTERS = ("cut_off", "too_short")
 LION_FILTERS = (*DEFAULT_FILTERS, "says_instruction", "starts_with_punctuation", "starts_with_non_ascii")
 

@@ -18,14 +18,13 @@ import logging
 import shutil
 import subprocess
 import sys
-from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from ..text import closest
-from ..training import accelerate_config_path
+from ..training import accelerate_config_path, check_value
 
 
 try:
@@ -43,8 +42,8 @@ def check_training(training: dict[str, Any]) -> None:
     from trl.scripts.sft import make_parser
 
     parser = make_parser()
-    known = {action.dest for action in parser._actions} - {"help"}
-    for name in training:
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    for name, value in training.items():
         if name in _SET_BY_THE_LOOP:
             raise ValueError(f"`training` holds `{name}`, which the loop sets in each round. Remove it.")
         if name == "hub_token":
@@ -52,12 +51,10 @@ def check_training(training: dict[str, Any]) -> None:
         if name not in known:
             hint = closest(name, known) or "See `trl-distill sft --help`."
             raise ValueError(f"`training` holds the unknown field `{name}`. {hint}")
-    parser.set_defaults_with_config(**training)
-    parser.exit_on_error = False
-    try:
-        parser.parse_args([])  # texts become numbers here, or do not
-    except ArgumentError as error:
-        raise ValueError(f"`training`: {error}") from error
+        try:
+            check_value(known[name], value)
+        except ValueError as error:
+            raise ValueError(f"`training`: {error}") from error
 
 
 class Training:
@@ -96,10 +93,12 @@ class Training:
         """
         import yaml
 
+        from ..models import adapter_config
+
         run, config = output.with_name("run"), output.with_name("sft.yaml")
         with _alone(output.with_name("lock")) as lock:
             fields: dict[str, Any] = {"model_name_or_path": model, "dataset_name": str(rows), "output_dir": str(run)}
-            is_adapter = (Path(model) / "adapter_config.json").is_file()  # one adapter goes on through all rounds
+            is_adapter = Path(model).is_dir() and adapter_config(model)  # one adapter goes on through all rounds
             fields |= self.training | ({"use_peft": False} if is_adapter else {})
             for checkpoint in run.glob("checkpoint-*"):
                 if (checkpoint / "trainer_state.json").is_file():
@@ -122,9 +121,9 @@ class Training:
 
     def _finish(self, run: Path, output: Path) -> None:
         """Make the student of what the training has saved."""
-        if self.merge and (run / "adapter_config.json").is_file():
-            from ..models import merge_adapter
+        from ..models import adapter_config, merge_adapter
 
+        if self.merge and adapter_config(str(run)):
             dtype = self.training.get("dtype", "float32")  # TRL's default
             merge_adapter(str(run), str(output), dtype="bfloat16" if dtype == "auto" else dtype)
         else:

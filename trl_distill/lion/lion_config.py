@@ -142,9 +142,15 @@ class LionConfig:
     heldout_size: int = field(default=80, metadata={"help": "Instructions that are set aside for evaluation."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder for calls, pools, students and reports."})
 
-    teacher: dict[str, Any] | None = field(default=None, metadata={"help": "Who is imitated: an entry in the file."})
-    referee: dict[str, Any] | None = field(default=None, metadata={"help": "Who compares. Default: the teacher."})
-    generator: dict[str, Any] | None = field(default=None, metadata={"help": "Who writes. Default: the teacher."})
+    teacher: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The model that is imitated. In the YAML file: an entry."}
+    )
+    referee: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The model that compares answers. Default: the teacher."}
+    )
+    generator: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The model that writes instructions. Default: the teacher."}
+    )
     student_model: str | None = field(default=None, metadata={"help": "Id or folder of the model that learns."})
     student_dtype: str = field(default="auto", metadata={"help": "Data type of the student when it answers."})
     student_load_in_4bit: bool = field(default=False, metadata={"help": "Whether the student answers in 4 bit."})
@@ -159,12 +165,18 @@ class LionConfig:
     generator_temperature: float = field(default=1.0, metadata={"help": "Temperature of the generator."})
     generator_max_tokens: int = field(default=512, metadata={"help": "Longest new instruction in tokens."})
 
-    training: dict[str, Any] = field(default_factory=dict, metadata={"help": "Section of `trl-distill sft` fields."})
-    init_from: Literal["previous", "base"] = field(default="previous", metadata={"help": "Where a training starts."})
+    training: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Fields of `trl-distill sft`. In the YAML file: a section."}
+    )
+    init_from: Literal["previous", "base"] = field(
+        default="previous", metadata={"help": "Where each round's training starts: the last student, or the base."}
+    )
     adapter_rounds: Literal["merge", "continue"] = field(
         default="merge", metadata={"help": "Merge the adapter of each round, or train one through all rounds."}
     )
-    accelerate_config: str | None = field(default=None, metadata={"help": "Of the training: a name or a file."})
+    accelerate_config: str | None = field(
+        default=None, metadata={"help": "Accelerate config of the training: a name or a file."}
+    )
     num_processes: int | None = field(default=None, metadata={"help": "Processes of the training."})
 
     strategy: Literal["adversarial", "random"] = field(
@@ -172,7 +184,9 @@ class LionConfig:
     )
     tau: float = field(default=1.0, metadata={"help": "Gap of the scores from which on an instruction is hard."})
     tau_quantile: float | None = field(default=None, metadata={"help": "In place of tau: the share that is hard."})
-    min_teacher_score: float | None = field(default=None, metadata={"help": "Least score of the teacher."})
+    min_teacher_score: float | None = field(
+        default=None, metadata={"help": "Leave out instructions on which the teacher scores less."}
+    )
     cache_sample: int | None = field(default=None, metadata={"help": "Score a random part of the pool of this size."})
     rescore: Literal["all", "new_only"] = field(
         default="all", metadata={"help": "Score the whole pool each round, or only what has no score."}
@@ -184,18 +198,24 @@ class LionConfig:
     rounds: int = field(default=3, metadata={"help": "Rounds after the first imitation."})
     n_new: int = field(default=6000, metadata={"help": "New instructions a round."})
     hard_share: float = field(default=0.5, metadata={"help": "Share of new ones that is made from hard ones."})
-    max_attempts_factor: float = field(default=5.0, metadata={"help": "Requests, as a multiple of what is wanted."})
+    max_attempts_factor: float = field(
+        default=5.0, metadata={"help": "Requests to the generator, as a multiple of what is wanted."}
+    )
     rouge_threshold: float = field(default=0.7, metadata={"help": "Largest Rouge-L with an instruction of the pools."})
     filters: list[str] = field(
         default_factory=lambda: list(DEFAULT_FILTERS),
         metadata={"help": f"What else is dropped: some of {', '.join(LION_FILTERS)}; lion for all; none."},
     )
-    decontaminate: list[str] = field(default_factory=list, metadata={"help": "Files of questions not to come near."})
+    decontaminate: list[str] = field(
+        default_factory=list, metadata={"help": "Files with questions of which no near copy shall be generated."}
+    )
 
     max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
     budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
     dry_run: bool = field(default=False, metadata={"help": "Say what is still to be asked, and ask nothing."})
-    restart_from: str | None = field(default=None, metadata={"help": "Make anew from here on, such as 2.generation."})
+    restart_from: str | None = field(
+        default=None, metadata={"help": "Round and stage, such as 2.generation, from which on all is made anew."}
+    )
     seed: int = field(default=42, metadata={"help": "Random seed."})
 
     def __post_init__(self):

@@ -22,11 +22,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from ..chat import CallStore, FailedCall
-from ..chat.models import derived_seed
+from ..chat.models import CUT_OFF, derived_seed
 from ..files import write_json, write_rows
 from ..text import rouge_l
 from .folder import LionFolder
-from .generation import CUT_OFF, KINDS, generate, quotas
+from .generation import KINDS, generate, quotas
 from .pools import Scored, partition, write_pool
 from .roles import Answers, Pool, Roles
 from .similarity import UNICODE, SimilarityIndex

@@ -29,6 +29,9 @@ RESUME_FILE = "minillm_config.json"  # in every checkpoint
 # A run that resumes with another value would not continue that run. This holds for all fields that `MiniLLMConfig`
 # declares but the following, and for some of its parents.
 MAY_CHANGE = {
+    "lm_coef",  # of the corpus, which has its own entry with what is in use
+    "lm_kd_ratio",
+    "lm_max_length",
     "learning_rate",  # the optimizer and the schedule of the checkpoint hold it
     "loss_chunk_tokens",  # how much is computed at a time
     "teacher_states_on_cpu",  # where it is kept

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..text import closest
-from ..training import user_errors  # noqa: F401  the commands take it from here
+from ..training import check_value
 
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def add_model_arguments(
     add("--dataset_name", required=required, help=rows)
     add("--dataset_config", help="Configuration of the data set.")
     add("--dataset_split", help=f"Split. Default: `{split}`, or the only one.")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="Of the weights.")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="Type of the weights.")
     add("--device", help="Default: the GPU if there is one, else the CPU.")
     add("--load_in_4bit", action="store_true", help="Quantize the model with bitsandbytes.")
     add("--trust_remote_code", action="store_true", help="Run Python code that ships with a checkpoint.")
@@ -174,20 +174,6 @@ def unknown_field(name: str, fields: set[str], source: str) -> str:
     else:
         hint = f". {closest(name, sorted(fields)) or 'See --help.'}"
     return f"unknown field `{name}` {source}{hint}"
-
-
-def check_value(action: Action, value: object) -> None:
-    """Check a scalar from YAML like a flag: of a default, argparse looks at neither the type nor the choices."""
-    if value is None or isinstance(value, (list, dict)):
-        return
-    converted = value
-    if getattr(action.type, "__name__", None) in ("int", "float"):  # of `int | None` fields too
-        try:
-            converted = action.type(str(value))
-        except ValueError:
-            raise ValueError(f"`{action.dest}` must be of type {action.type.__name__}, got {value!r}.") from None
-    if action.choices is not None and converted not in action.choices:
-        raise ValueError(f"`{action.dest}` must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
 
 
 def split_arguments(

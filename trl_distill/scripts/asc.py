@@ -29,12 +29,14 @@ server; with `--samples_file` alone its samples are taken as they are.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_json, write_rows
-from .arguments import check_outputs, split_arguments, user_errors
+from ..training import user_errors
+from .arguments import check_outputs, split_arguments
 from .sample import add_arguments, add_server, sample
 from .tables import show
 
@@ -64,8 +66,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--ranker_name_or_path", required=True, help="Ranker: model id, folder, or folder of a PEFT adapter.")
     add("--ranker_revision", help="Branch, tag or commit of the ranker.")
     add("--load_ranker_in_4bit", action="store_true", help="Quantize the ranker. One that was trained so needs it.")
-    help = "Longest prompt with its sample, in the ranker's tokens. Longer ones get no score."
-    add("--max_length", type=int, default=1024, help=help)
+    add("--max_length", type=int, default=1024, help="Tokens of the longest prompt and sample that get a score.")
     add("--ranker_batch_size", type=int, default=16, help="Samples scored together.")
     add("--samples_file", required=True, metavar="FILE", help="Samples as JSONL: written, or read if complete.")
     add("--votes_file", metavar="FILE", help="Write samples, answers, scores and votes of each prompt as JSONL.")
@@ -209,3 +210,7 @@ def run(argv: list[str]) -> None:
         if args.output_file is not None:
             write_json(args.output_file, result)
     show(*([_table(result)] if result["accuracy"] else []), *_remarks(result))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import load_split, write_rows
-from .arguments import check_outputs, split_arguments, user_errors
+from ..training import user_errors
+from .arguments import check_outputs, split_arguments
 from .sample import add_arguments, sampling_of
 
 
@@ -132,3 +133,7 @@ def run(argv: list[str]) -> None:
         "off.\n"
         f"{len(rows)} rows, {counts['teacher']} of them the teacher's: {args.output_file}.\n"
     )
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

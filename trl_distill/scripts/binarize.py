@@ -25,7 +25,8 @@ import argparse
 from typing import get_args
 
 from ..files import evaluation_questions, load_rows, write_json, write_rows
-from .arguments import check_outputs, split_arguments, user_errors
+from ..training import user_errors
+from .arguments import check_outputs, split_arguments
 from .tables import count_table, show
 
 

@@ -109,3 +109,7 @@ def run(argv: list[str]) -> None:
         f"{len(weights)} of {total} rows weighed: {output}.\nbeta: mean {sum(weights) / len(weights):.3f}; minimum, "
         f"quarters and maximum {quarters}.\n"
     )
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

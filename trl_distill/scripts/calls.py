@@ -24,7 +24,8 @@ import argparse
 import json
 import sys
 
-from .arguments import split_arguments, user_errors
+from ..training import user_errors
+from .arguments import split_arguments
 from .tables import calls_table, calls_total, show
 
 

@@ -26,7 +26,8 @@ import json
 from typing import Any
 
 from ..files import evaluation_questions, load_rows, whole_file, write_json
-from .arguments import check_outputs, split_arguments, user_errors
+from ..training import user_errors
+from .arguments import check_outputs, split_arguments
 from .tables import count_table, show
 
 

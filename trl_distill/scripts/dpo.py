@@ -117,7 +117,7 @@ def build_trainer(
     from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
     arguments = model_arguments(training_args, model_args)
-    refuse_adapter(model_args.model_name_or_path, model_args.model_revision)
+    refuse_adapter(model_args.model_name_or_path, training_args.model_init_kwargs["revision"])
     splits = load_splits(script_args, training_args, dataset_args)
     splits = {name: without_text_prompt(rows) for name, rows in splits.items()}
     trainer = DPOTrainer(**arguments, callbacks=[ReferenceCheckCallback()], **splits)

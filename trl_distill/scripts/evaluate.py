@@ -26,10 +26,12 @@ trl-distill evaluate \
 """
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from ..files import write_json, write_rows
-from .arguments import add_model_arguments, add_sampling_arguments, check_outputs, split_arguments, user_errors
+from ..training import user_errors
+from .arguments import add_model_arguments, add_sampling_arguments, check_outputs, split_arguments
 from .loading import load_model, load_prompts
 from .tables import show
 
@@ -169,3 +171,7 @@ def run(argv: list[str]) -> None:
         if args.output_file is not None:
             write_json(args.output_file, result)
     _show(result)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

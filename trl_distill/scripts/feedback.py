@@ -25,7 +25,7 @@ A stopped run goes on when it is started again. `trl-distill calls OUTPUT_DIR/ca
 
 from typing import TYPE_CHECKING, Any
 
-from .arguments import user_errors
+from ..training import user_errors
 from .runs import budget_exit, config_parser, parse_config
 from .tables import calls_table, count_table, show
 

@@ -40,7 +40,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..files import read_rows, whole_file, write_json
-from .arguments import add_config, check_outputs, split_arguments, user_errors
+from ..training import user_errors
+from .arguments import add_config, check_outputs, split_arguments
 from .tables import show
 
 

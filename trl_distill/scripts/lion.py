@@ -26,7 +26,7 @@ A run that was stopped goes on when it is started again. What it asked: `trl-dis
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .arguments import user_errors
+from ..training import user_errors
 from .runs import budget_exit, config_parser, parse_config
 from .tables import calls_table, show
 

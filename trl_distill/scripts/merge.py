@@ -23,7 +23,8 @@ trl-distill merge runs/zephyr-dsft-qlora --output runs/zephyr-dsft-merged
 import argparse
 import sys
 
-from .arguments import split_arguments, user_errors
+from ..training import user_errors
+from .arguments import split_arguments
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -28,10 +28,12 @@ A run that was killed goes on when it is started again: what was drawn is in `sa
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_model_arguments, add_sampling_arguments, check_outputs, split_arguments, user_errors
+from ..training import user_errors
+from .arguments import add_model_arguments, add_sampling_arguments, check_outputs, split_arguments
 from .loading import load_model, load_prompts
 from .tables import show
 
@@ -57,8 +59,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """Fields of a command that may sample from a server."""
     parser.add_argument("--max_rows", type=int, help="Use the first rows only.")
     add = parser.add_argument_group("server").add_argument
-    help = "Sample from the OpenAI-compatible server at this address, such as http://localhost:8000/v1."
-    add("--base_url", help=help)
+    add("--base_url", help="Sample from the OpenAI-compatible server here, such as http://localhost:8000/v1.")
     add("--api_key_env", help="Environment variable with the key. Default: no key is sent.")
     add("--concurrency", type=int, default=8, help="Requests that wait for the server at the same time.")
     add("--no_logprobs", action="store_true", help="Do not ask for log-probabilities: then there is no WS.")
@@ -124,3 +125,7 @@ def run(argv: list[str]) -> None:
     samples = sum(len(row["completions"]) for row in rows)
     cut_off = sum(sum(row["truncated"]) for row in rows)
     show(f"{args.output_file}: {samples} samples of {len(rows)} prompts, {cut_off} of them cut off.")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..chat import Completion, FailedCall, JudgeItem, Judgement
+from ..chat.models import CUT_OFF
 from .policies import draw
 from .presets import Principle, draw_principle
 
 
 Candidate = dict[str, Any]
 
-_CUT_OFF = ("length", "content_filter")  # reasons to finish that leave an answer without its end
 _NOT_JUDGED = {  # by the reason in `dropped`
     "failed": "the call got no answer",
     "empty": "no text",
@@ -103,7 +103,7 @@ def candidates_of(
             candidate["dropped"] = "failed"
         elif not text:
             candidate["dropped"] = "empty"
-        elif candidate.get("finish_reason") in _CUT_OFF and not keep_truncated:
+        elif candidate.get("finish_reason") in CUT_OFF and not keep_truncated:
             candidate["dropped"] = "cut_off"
         elif dedupe_identical and text in known:
             candidate["dropped"] = "identical"

@@ -100,39 +100,62 @@ class FeedbackConfig:
             Random seed.
     """
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Prompts: a file, folder, or data set id."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Prompts: a JSON, JSONL, CSV or Parquet file, folder, or data set id."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str | None = field(default=None, metadata={"help": "Split. Default: `train`, or the only one."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts: texts, or messages."})
-    reference_column: str | None = field(default=None, metadata={"help": "Column of right answers, for the judges."})
-    completions_column: str | None = field(default=None, metadata={"help": "Column with lists of ready answers."})
+    reference_column: str | None = field(
+        default=None, metadata={"help": "Column of right answers, which the judges see."}
+    )
+    completions_column: str | None = field(
+        default=None, metadata={"help": "Column with lists of answers that are there already."}
+    )
     models_column: str | None = field(default=None, metadata={"help": "Column with the names of who wrote them."})
     max_prompts: int | None = field(default=None, metadata={"help": "Use the first prompts only."})
     decontaminate: list[str] = field(
         default_factory=lambda: ["truthful_qa"],
-        metadata={"help": "Drop prompts with questions of these: truthful_qa, files of questions, `none`."},
+        metadata={
+            "help": "Drop prompts with questions of these: truthful_qa, files with a question a line or a column, "
+            "`none`."
+        },
     )
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the calls and the results."})
-    responders: list[dict[str, Any]] | None = field(default=None, metadata={"help": "Who answers: a list of entries."})
-    student: dict[str, Any] | None = field(default=None, metadata={"help": "Who is trained: an entry of the file."})
+    responders: list[dict[str, Any]] | None = field(
+        default=None, metadata={"help": "Models that answer. In the YAML file: a list of entries."}
+    )
+    student: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "The model that is to be trained; answers every prompt. In the YAML file: an entry."},
+    )
     num_answers: int = field(default=4, metadata={"help": "Answers a prompt."})
     principles: list[dict[str, Any]] | str | None = field(
-        default=None, metadata={"help": "System prompts of the responders: `ultrafeedback`, or a list in the file."}
+        default=None,
+        metadata={"help": "System prompts of the responders: `ultrafeedback`, or in the YAML file a list of entries."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the answers."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling of the answers."})
     max_tokens: int = field(default=1024, metadata={"help": "Longest answer in tokens."})
     keep_truncated: bool = field(default=False, metadata={"help": "Judge answers that were cut off, too."})
-    judges: list[dict[str, Any]] | None = field(default=None, metadata={"help": "Who judges: a list of entries."})
+    judges: list[dict[str, Any]] | None = field(
+        default=None, metadata={"help": "Models that judge. In the YAML file: a list of entries."}
+    )
     judge_mode: Literal["listwise", "absolute"] = field(
         default="listwise", metadata={"help": "All answers of a prompt in one request, or each in its own."}
     )
-    judge_orders: int | None = field(default=None, metadata={"help": "Orders of the answers. Default: one for each."})
+    judge_orders: int | None = field(
+        default=None, metadata={"help": "Orders in which answers are shown. Default: as many as there are answers."}
+    )
     judge_scale: list[float] | None = field(
-        default=None, metadata={"help": "Lowest and highest rating. Default: 1 10; 1 5 with aspects `ultrafeedback`."}
+        default=None,
+        metadata={"help": "Lowest and highest rating. Default: 1 10, and 1 5 with the aspects `ultrafeedback`."},
     )
     aspects: list[dict[str, Any]] | str | None = field(
-        default=None, metadata={"help": "What is rated. Default: one overall. `ultrafeedback`, or a list in the file."}
+        default=None,
+        metadata={
+            "help": "What is rated. Default: one overall. `ultrafeedback`, or in the YAML file a list of entries."
+        },
     )
     max_reasks: int = field(default=2, metadata={"help": "How often a judge is asked again for a readable reply."})
     judge_max_tokens: int = field(default=512, metadata={"help": "Longest reply of a judge in tokens."})
@@ -140,7 +163,9 @@ class FeedbackConfig:
     min_margin: float = field(default=0.0, metadata={"help": "Smallest difference of the scores of a pair."})
     max_pairs_per_prompt: int | None = field(default=None, metadata={"help": "How many of `all_pairs` are kept."})
     dedupe_identical: bool = field(default=True, metadata={"help": "Judge equal answers once."})
-    max_length_ratio: float | None = field(default=None, metadata={"help": "Largest ratio of the lengths of a pair."})
+    max_length_ratio: float | None = field(
+        default=None, metadata={"help": "Leave out pairs in which one text is longer than so many times the other."}
+    )
     max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
     budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
     dry_run: bool = field(default=False, metadata={"help": "Say what is still to be asked, and ask nothing."})

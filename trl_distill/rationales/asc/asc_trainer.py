@@ -94,6 +94,7 @@ class ASCRankerTrainer(RewardTrainer):
         args: ASCRankerConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        *,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         peft_config: PeftConfig | None = None,
         **kwargs,

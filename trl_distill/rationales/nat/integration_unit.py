@@ -258,7 +258,7 @@ def load_negative(model: PreTrainedModel, path: str, neg: str = "neg", revision:
     `path` is the folder or Hub repository of the adapter, or the one above it: PEFT saves an adapter called `neg` into
     `neg/`.
     """
-    found = {name: adapter_config(path, revision, name) for name in ("", "neg")}
+    found = {name: adapter_config(path, revision, name, must_reach=True) for name in ("", "neg")}
     subfolder = next((name for name, config in found.items() if config is not None), None)
     if subfolder is None:
         raise ValueError(f"No adapter in {path} or {path}/neg: there is no {ADAPTER_CONFIG_NAME}.")
@@ -309,7 +309,7 @@ def load_nat(
     """
     if isinstance(model, PeftModel):
         raise ValueError("`model` already has adapters. Pass the base model, `model.unload()`.")
-    raw = adapter_config(path, revision, "nat")
+    raw = adapter_config(path, revision, "nat", must_reach=True)
     if raw is None:
         raise ValueError(f"No NAT in {path}: there is no nat/{ADAPTER_CONFIG_NAME}.")
     gate = raw.get("nat_config")

@@ -27,6 +27,8 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,7 +242,7 @@ def calibration_weights(
         the trainer refuses weights of other rows.
     """
     check_adapters(model, nat, neg)
-    check_rows(dataset, "dataset", COLUMNS)
+    check_rows(dataset, columns=COLUMNS)
     dense_head_weight(model)  # the divergence goes through it
     taken = {WEIGHT, HASH} & set(dataset.column_names)
     if taken:
@@ -277,7 +279,9 @@ def calibration_weights(
         if journal is not None:
             with open(journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"weights": found[-1]}) + "\n")
-    weight_of = dict(zip(sum(batches, []), sum(found, []), strict=True))
+                file.flush()
+                os.fsync(file.fileno())
+    weight_of = dict(zip(chain(*batches), chain(*found), strict=True))
     weights = [weight_of[i] for i in range(len(rows))]
     return dataset.select(rows).add_column(WEIGHT, weights).add_column(HASH, hashes)
 
@@ -303,9 +307,8 @@ def _resume(journal: str | os.PathLike, settings: dict[str, Any]) -> list[list[f
     """Weights of the batches in a journal, whose first row are the settings. A row that was cut off is made again."""
     rows = []
     if os.path.exists(journal):
-        with contextlib.suppress(ValueError):  # of the row that was cut off
-            for row in read_rows(journal):
-                rows.append(row)
+        os.truncate(journal, Path(journal).read_bytes().rfind(b"\n") + 1)  # behind the last row that is whole
+        rows = list(read_rows(journal))
         known = rows[0] if rows else {}
         changed = ", ".join(sorted(name for name in known | settings if known.get(name) != settings.get(name)))
         if changed:
@@ -313,5 +316,6 @@ def _resume(journal: str | os.PathLike, settings: dict[str, Any]) -> list[list[f
                 f"{journal} holds the weights of another calibration: {changed} differ. Remove it to start anew, or "
                 "choose another file."
             )
-    write_rows(journal, rows or [settings])
+    if not rows:
+        write_rows(journal, [settings])
     return [row["weights"] for row in rows[1:]]

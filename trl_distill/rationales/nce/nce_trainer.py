@@ -112,6 +112,7 @@ class NCETrainer(SFTTrainer):
         args: NCEConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        *,
         peft_config: LoraConfig | None = None,
         **kwargs,
     ):
