@@ -58,7 +58,8 @@ from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.evaluation import evaluate_model
 from trl_distill.evaluation.evaluate import encode_prompts
 from trl_distill.models import load_teacher, load_teacher_tokenizer, match_vocabulary
-from trl_distill.scripts.arguments import split_arguments, user_errors
+from trl_distill.scripts.arguments import split_arguments
+from trl_distill.training import user_errors
 
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
