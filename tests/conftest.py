@@ -14,8 +14,13 @@
 
 """Tiny models and data, built from configs: no network, no downloaded weights."""
 
+import json
 import logging
 import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the Hub fails at once instead of waiting
@@ -126,3 +131,22 @@ def prompts():
             "completion": [f" {'ab' * (1 + i % 3)}." for i in range(16)],
         }
     )
+
+
+@pytest.fixture
+def on_one_and_two_processes(tmp_path):
+    """What `run` of a script gives in this process, and on two CPU processes (gloo, DDP)."""
+
+    def results(script, folder):
+        output = tmp_path / "two.json"
+        launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+        program = Path(__file__).with_name("two_processes.py")
+        command = [sys.executable, "-m", *launcher, program, script, folder, output]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        one, two = runpy.run_path(str(script))["run"](folder, processes=1), json.loads(output.read_text())
+        assert one.pop("processes", 1) == 1 and two.pop("processes") == 2
+        assert one.keys() == two.keys()
+        return one, two
+
+    return results

@@ -17,42 +17,27 @@
 import pytest
 from datasets import Dataset
 
+from tests.runs import TINY_RUN, make
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
-
-
-TRAINER_ARGUMENTS = ("eval_dataset", "lm_dataset", "processing_class", "callbacks", "peft_config", "answer_checker")
 
 
 @pytest.fixture
 def make_trainer(tiny_model, tokenizer, prompts, tmp_path):
-    def build(model=None, teacher_model=None, train_dataset=prompts, **kwargs):
-        arguments = {name: kwargs.pop(name) for name in TRAINER_ARGUMENTS if name in kwargs}
-        settings = dict(
+    def build(model=None, teacher_model=None, train_dataset=prompts, **values):
+        settings = TINY_RUN | dict(
             output_dir=str(tmp_path / "run"),
-            per_device_train_batch_size=4,
             max_completion_length=8,
-            learning_rate=1e-2,
             max_steps=4,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            logging_steps=1,
-            save_strategy="no",
             gradient_checkpointing=False,
-            disable_tqdm=True,
             length_normalization=True,  # the paper's credit; whitening would need a student pass of its own
             whiten_advantages=False,
         )
-        settings |= kwargs
-        if teacher_model is None and not settings.get("teacher_is_base"):
+        if teacher_model is None and not values.get("teacher_is_base"):
             teacher_model = tiny_model(seed=1)
-        return MiniLLMTrainer(
-            model=tiny_model(seed=0) if model is None else model,
-            teacher_model=teacher_model,
-            args=MiniLLMConfig(**settings),
-            train_dataset=train_dataset,
-            **({"processing_class": tokenizer} | arguments),
-        )
+        model = tiny_model(seed=0) if model is None else model
+        models = dict(model=model, teacher_model=teacher_model)
+        data = dict(train_dataset=train_dataset, processing_class=tokenizer)
+        return make(MiniLLMTrainer, MiniLLMConfig, **models, **settings | data | values)
 
     return build
 

@@ -13,15 +13,13 @@
 # limitations under the License.
 """Run by `test_two_processes_give_the_loss_of_one` on one and on two CPU processes (gloo, DDP)."""
 
-import gc
-import json
-import sys
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationTrainer
 
+from tests.runs import TINY_RUN
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 
 
@@ -32,26 +30,21 @@ class FixedCompletions(MiniLLMTrainer):
         return [[5 + (7 * sum(ids) + t) % 90 for t in range(2 + sum(ids) % 7)] for ids in prompt_ids]
 
 
-def run(trainer_class, folder: Path, **settings) -> tuple[list[dict], dict]:
+def train(trainer_class, folder: Path, processes: int, **settings) -> tuple[list[dict], dict]:
     tokenizer = AutoTokenizer.from_pretrained(folder / "student", padding_side="left")
     corpus = Dataset.from_dict({"text": [f"Sentence number {i} of a plain text. " * 3 for i in range(12)]})
-    processes = int(settings.pop("processes"))
     trainer = trainer_class(
         model=AutoModelForCausalLM.from_pretrained(folder / "student"),
         teacher_model=str(folder / "teacher"),
         args=MiniLLMConfig(
+            **TINY_RUN | {"per_device_train_batch_size": 4 // processes},
             output_dir=str(folder / "run"),
-            per_device_train_batch_size=4 // processes,
             per_device_eval_batch_size=2 // processes,
             gradient_accumulation_steps=2,
             num_iterations=2,
             max_completion_length=8,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1,
-            disable_tqdm=True,
+            lm_max_length=32,
+            optim="sgd",
             **settings,
         ),
         train_dataset=Dataset.from_dict({"prompt": [f"Say {'very ' * (i % 4)}well: {i}" for i in range(16)]}),
@@ -68,30 +61,13 @@ def run(trainer_class, folder: Path, **settings) -> tuple[list[dict], dict]:
     return history, trainer.evaluate()
 
 
-if __name__ == "__main__":
-    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
-    import torch.distributed as dist
-    from accelerate import PartialState
-
-    processes = PartialState(cpu=True).num_processes
-    common = dict(processes=processes, lm_max_length=32, optim="sgd", learning_rate=0.01)
-    history, metrics = run(
-        FixedCompletions, folder, max_steps=4, teacher_mix_alpha=0.0, whiten_advantages=True, **common
-    )
-    mixed, _ = run(MiniLLMTrainer, folder, max_steps=2, teacher_mix_alpha=0.5, **common)
-    if PartialState().is_main_process:
-        result = {
-            "processes": processes,
-            "loss": [entry["loss"] for entry in history],
-            "grad_norm": [entry["grad_norm"] for entry in history],
-            "kl": [entry["kl"] for entry in history],
-            "evaluation": {
-                name: metrics[name]
-                for name in ("eval_accuracy", "eval_rougeL", "eval_kl", "eval_kl/forward", "eval_kl/sequence")
-            },
-            "mixed": [entry["loss"] for entry in mixed],
-        }
-        output.write_text(json.dumps(result))
-    gc.collect()  # a trainer in a cycle holds the process group, whose threads must end before the interpreter does
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def run(folder: Path, processes: int) -> dict:
+    fixed = dict(max_steps=4, teacher_mix_alpha=0.0, whiten_advantages=True)
+    history, metrics = train(FixedCompletions, folder, processes, **fixed)
+    mixed, _ = train(MiniLLMTrainer, folder, processes, max_steps=2, teacher_mix_alpha=0.5)
+    names = ("eval_accuracy", "eval_rougeL", "eval_kl", "eval_kl/forward", "eval_kl/sequence")
+    return {
+        **{name: [entry[name] for entry in history] for name in ("loss", "grad_norm", "kl")},
+        **{name: metrics[name] for name in names},
+        "mixed": [entry["loss"] for entry in mixed],
+    }

@@ -20,12 +20,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.minillm.steps import first_batch, gradients
+from tests.runs import losses
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 
 
@@ -125,9 +123,8 @@ class TestAdapters:
             tiny_model(seed=seed, initializer_range=0.1, **config).save_pretrained(path)
             tokenizer.save_pretrained(path)
         quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
-        student = AutoModelForCausalLM.from_pretrained(
-            paths[0], quantization_config=BitsAndBytesConfig(**quantization), dtype=torch.float32
-        )
+        loading = dict(quantization_config=BitsAndBytesConfig(**quantization), dtype=torch.float32)
+        student = AutoModelForCausalLM.from_pretrained(paths[0], **loading)
         trainer = make_trainer(
             student,
             paths[1],
@@ -141,9 +138,7 @@ class TestAdapters:
         assert all(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if p.requires_grad)
         output = str(tmp_path / "adapter")
         trainer.save_model(output)
-        reloaded = AutoPeftModelForCausalLM.from_pretrained(
-            output, quantization_config=BitsAndBytesConfig(**quantization), dtype=torch.float32
-        ).eval()
+        reloaded = AutoPeftModelForCausalLM.from_pretrained(output, **loading).eval()
         ids = torch.tensor([tokenizer("Say well").input_ids])
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
         for param in trained.parameters():
@@ -168,9 +163,9 @@ class TestAdapters:
         assert "gu2024minillm" in card and "2306.08543" in card
 
     def test_gradient_checkpointing_changes_nothing(self, make_trainer):
-        losses = []
+        runs = []
         for checkpointing in (False, True):
             trainer = make_trainer(gradient_checkpointing=checkpointing, max_steps=2)
             trainer.train()
-            losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+            runs.append(losses(trainer))
+        assert runs[0] == pytest.approx(runs[1], rel=1e-5)

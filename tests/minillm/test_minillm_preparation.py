@@ -19,25 +19,21 @@ import itertools
 import pytest
 import torch
 from datasets import Dataset
-from transformers import (
-    EarlyStoppingCallback,
-)
+from transformers import EarlyStoppingCallback
 from trl import DistillationTrainer
 
 from tests.minillm.steps import first_batch, gradients, norm
+from tests.runs import assert_same_weights
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 
 
 class TestData:
     def test_conversational_prompts(self, make_trainer, prompts):
-        conversations = Dataset.from_list(
-            [
-                {
-                    "prompt": [{"role": "user", "content": row["prompt"]}],
-                    "completion": [{"role": "assistant", "content": row["completion"]}],
-                }
-                for row in prompts
-            ]
+        conversations = prompts.map(
+            lambda row: {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "completion": [{"role": "assistant", "content": row["completion"]}],
+            }
         )
         trainer = make_trainer(train_dataset=conversations, eval_dataset=conversations)
         trainer.train()
@@ -168,13 +164,11 @@ class TestLanguageModellingLoss:
             assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-5)
 
     def test_coefficient_zero_is_bit_equal_to_no_corpus(self, make_trainer, corpus):
-        runs = []
-        for arguments in ({}, {"lm_dataset": corpus, "lm_coef": 0.0}):
-            trainer = make_trainer(**arguments)
-            trainer.train()
-            runs.append([param.clone() for param in trainer.model.parameters()])
-        for a, b in zip(*runs, strict=True):
-            assert torch.equal(a, b)
+        plain = make_trainer()
+        plain.train()
+        idle = make_trainer(lm_dataset=corpus, lm_coef=0.0)
+        idle.train()
+        assert_same_weights(plain.model, idle.model)
 
     def test_distillation_share(self, make_trainer, corpus):
         trainer = make_trainer(lm_dataset=corpus, lm_max_length=32, lm_kd_ratio=0.25, lm_coef=2.0)
@@ -186,9 +180,8 @@ class TestLanguageModellingLoss:
         cross_entropy = -logq.gather(2, ids[:, 1:, None]).mean()
         forward_kl = (logp.exp() * (logp - logq)).sum(-1).mean()
         tokens = inputs["completion_mask"].sum()
-        rollout_part = (
-            sum(float(trainer._averages["train"].sums[name][0]) for name in ("loss/long", "loss/single")) / tokens
-        )
+        sums = trainer._averages["train"].sums
+        rollout_part = sum(float(sums[name][0]) for name in ("loss/long", "loss/single")) / tokens
         assert loss - rollout_part == pytest.approx(2.0 * (0.75 * cross_entropy + 0.25 * forward_kl).item(), rel=1e-4)
 
     def test_every_block_is_read_once_a_pass(self, make_trainer, corpus):

@@ -19,22 +19,17 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
 from trl import DistillationConfig
 
+from tests.runs import assert_same_weights
 from trl_distill import MiniLLMConfig
 from trl_distill.minillm.resume import FIELDS_OF_PARENTS, MAY_CHANGE, RESUME_FILE, check_resumable, resume_settings
 
 
 class TestResume:
     def run(self, make_trainer, corpus, output_dir, resume=None, **settings):
-        values = dict(num_iterations=2, max_steps=8, save_strategy="steps", save_steps=4)
-        trainer = make_trainer(
-            lm_dataset=corpus,
-            lm_max_length=32,
-            output_dir=str(output_dir),
-            **(values | settings),
-        )
+        values = dict(num_iterations=2, max_steps=8, save_strategy="steps", save_steps=4) | settings
+        trainer = make_trainer(lm_dataset=corpus, lm_max_length=32, output_dir=str(output_dir), **values)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
@@ -45,14 +40,12 @@ class TestResume:
         checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
         resumed = self.run(make_trainer, corpus, tmp_path / "again", checkpoint, **settings)
         assert resumed.state.global_step == 12
-        for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
-            assert torch.equal(a, b)
+        assert_same_weights(whole.model, resumed.model)
 
     def test_inside_a_set_samples_anew_and_keeps_the_order_of_prompts(self, make_trainer, corpus, tmp_path):
         whole = self.run(make_trainer, corpus, tmp_path / "whole", save_steps=3)
-        resumed = self.run(
-            make_trainer, corpus, tmp_path / "again", str(tmp_path / "whole" / "checkpoint-3"), save_steps=3
-        )
+        checkpoint = str(tmp_path / "whole" / "checkpoint-3")
+        resumed = self.run(make_trainer, corpus, tmp_path / "again", checkpoint, save_steps=3)
         assert resumed._step == whole._step == 8
 
     def test_refuses_another_configuration(self, make_trainer, corpus, tmp_path):

@@ -15,34 +15,27 @@
 """The gradient of MiniLLM, its metrics and its rollout sets."""
 
 import itertools
-import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 from trl import DistillationConfig, DistillationTrainer
 
 from tests.minillm.steps import first_batch, gradients, norm
+from tests.runs import history
 
 
 NO_CLIP = float("inf")
 
 
-def naive_loss(
-    student, teacher, inputs, alpha, epsilon, clip_weight, gamma=1.0, inclusive=False, length_norm=True, single=True
-):
+def naive_loss(student, teacher, inputs, args):
     """The loss of a first pass, token by token in float64 from dense logits. Shares no line with the trainer."""
     student, teacher = student.double(), teacher.double()
+    alpha, epsilon = args.teacher_mix_alpha, args.epsilon
     total, tokens = 0.0, 0
     for row in range(len(inputs["prompt_ids"])):
         prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
@@ -55,16 +48,16 @@ def naive_loss(
         lp = [p[t, completion[t]] for t in steps]
         r = [(lp[t] - lq[t]).item() for t in steps]
         for t in steps:
-            later = range(t if inclusive else t + 1, len(completion))
-            credit = sum(gamma ** (s - t) * r[s] for s in later)
-            if length_norm and len(later):
+            later = range(t if args.inclusive_returns else t + 1, len(completion))
+            credit = sum(args.gamma ** (s - t) * r[s] for s in later)
+            if args.length_normalization and len(later):
                 credit /= len(later)
             mixture = torch.log(alpha * lp[t].exp() + (1 - alpha) * lq[t].exp()).item()
-            anchor = mixture if clip_weight else lq[t].item()
+            anchor = mixture if args.clip_importance_weight else lq[t].item()
             rho = torch.exp(lq[t] - anchor)
             surrogate = torch.max(-credit * rho, -credit * rho.clamp(1 - epsilon, 1 + epsilon))
             total = total + math.exp(anchor - mixture) * surrogate
-            if single:
+            if args.single_step_decomposition:
                 total = total + (q[t].exp() * (q[t] - p[t])).sum()
             tokens += 1
     return total / tokens
@@ -79,9 +72,7 @@ class TestMiniLLMTrainer:
         for name, param in trainer.model.named_parameters():
             assert not torch.equal(param, before[name]), f"{name} has not changed"
         for name, param in trainer.teacher_model.named_parameters():
-            assert torch.equal(param, teacher_before[name]) and param.grad is None, (
-                f"{name} of the teacher has changed"
-            )
+            assert torch.equal(param, teacher_before[name]) and param.grad is None, f"{name} of the teacher"
         logged = {key for entry in trainer.state.log_history for key in entry}
         assert {
             "loss/long", "loss/single", "kl", "kl/sampled", "reward/mean", "reward/clipped", "advantage/mean",
@@ -99,15 +90,8 @@ class TestMiniLLMTrainer:
         student, teacher = tiny_model(seed=0), tiny_model(seed=0)
         with torch.no_grad():  # a student that is the teacher but for its head
             student.lm_head.weight.mul_(0.5)
-        trainer = make_trainer(
-            student,
-            teacher,
-            eval_dataset=prompts,
-            per_device_train_batch_size=16,
-            max_steps=150,
-            learning_rate=3e-3,
-            **credit,
-        )
+        steps = dict(per_device_train_batch_size=16, max_steps=150, learning_rate=3e-3)
+        trainer = make_trainer(student, teacher, eval_dataset=prompts, **steps, **credit)
         before = trainer.evaluate()["eval_kl"]
         trainer.train()
         assert trainer.evaluate()["eval_kl"] < 0.5 * before
@@ -134,21 +118,9 @@ class TestMiniLLMTrainer:
         trainer = make_trainer(**settings)
         inputs = first_batch(trainer)
         loss, grads = gradients(trainer, inputs)
-        args = trainer.args
         student = trainer.model
         student.zero_grad()
-        expected = naive_loss(
-            student,
-            trainer.teacher_model,
-            inputs,
-            args.teacher_mix_alpha,
-            args.epsilon,
-            args.clip_importance_weight,
-            gamma=args.gamma,
-            inclusive=args.inclusive_returns,
-            length_norm=args.length_normalization,
-            single=args.single_step_decomposition,
-        )
+        expected = naive_loss(student, trainer.teacher_model, inputs, trainer.args)
         expected.backward()
         assert loss == pytest.approx(expected.item(), rel=1e-5)
         for grad, param in zip(grads, student.parameters(), strict=True):
@@ -225,11 +197,9 @@ class TestMiniLLMTrainer:
         for a, b in zip(grads, changed_grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
-    def test_scores_of_learned_positions_ignore_left_padding(self, make_trainer, tokenizer):
+    def test_scores_of_learned_positions_ignore_left_padding(self, make_trainer, tiny_gpt2):
         """GPT-2 has absolute positions: a prompt scored behind padding gets other logits than when it was read."""
-        torch.manual_seed(0)
-        config = dict(vocab_size=len(tokenizer), n_embd=8, n_head=2, n_layer=2, n_positions=64, initializer_range=0.5)
-        student, teacher = GPT2LMHeadModel(GPT2Config(**config)), GPT2LMHeadModel(GPT2Config(**config))
+        student, teacher = tiny_gpt2(seed=0), tiny_gpt2(seed=1)
         trainer = make_trainer(student, teacher)
         inputs = first_batch(trainer)
         assert (inputs["prompt_mask"] == 0).any()
@@ -243,27 +213,17 @@ class TestMiniLLMTrainer:
             )
 
     @pytest.mark.parametrize("steps_per_optimizer_step", [1, 2])
-    def test_accumulation_is_exact(self, make_trainer, tmp_path, steps_per_optimizer_step, corpus):
+    def test_accumulation_is_exact(self, make_trainer, steps_per_optimizer_step):
         runs = {}
-        for size, accumulation in [(8, 1), (2, 4), (1, 8)]:
-            trainer = make_trainer(
-                per_device_train_batch_size=size,
-                gradient_accumulation_steps=accumulation,
-                steps_per_generation=accumulation * (2 if steps_per_optimizer_step == 2 else 1),
-                num_iterations=2,
-                max_steps=4,
-                optim="sgd",
-                max_grad_norm=1e9,
-                learning_rate=0.01,
-            )
+        for accumulation in (1, 4, 8):
+            batches = dict(per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation)
+            sets = dict(steps_per_generation=accumulation * steps_per_optimizer_step, num_iterations=2)
+            trainer = make_trainer(**batches, **sets, optim="sgd", max_grad_norm=1e9)
             trainer.train()
-            history = [
-                (entry["loss"], entry["grad_norm"]) for entry in trainer.state.log_history if "grad_norm" in entry
-            ]
-            runs[size] = torch.tensor(history)
-        assert runs[8].shape == (4, 2)
-        torch.testing.assert_close(runs[2], runs[8], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(runs[1], runs[8], rtol=1e-4, atol=1e-6)
+            runs[accumulation] = history(trainer)
+        assert runs[1].shape == (4, 2)
+        for accumulation in (4, 8):
+            torch.testing.assert_close(runs[accumulation], runs[1], rtol=1e-4, atol=1e-6)
 
     def test_rollouts_without_the_teacher_are_those_of_the_parent(self, make_trainer, prompts, tokenizer, tiny_model):
         trainer = make_trainer(teacher_mix_alpha=0.0)
@@ -283,9 +243,8 @@ class TestMiniLLMTrainer:
             trainer._step = step
             torch.manual_seed(0)
             trainer._mixed_rollout([[5, 6]] * 4)
-            return trainer._averages["train"].sums["mix/teacher_calls"][0], trainer._averages["train"].sums[
-                "mix/teacher_share"
-            ][0]
+            sums = trainer._averages["train"].sums
+            return sums["mix/teacher_calls"][0], sums["mix/teacher_share"][0]
 
         assert tossed(42, 0) == tossed(42, 3)  # all passes over one set
         assert len({tossed(42, 0), tossed(42, 4), tossed(7, 0), tossed(20250101, 0)}) > 2
@@ -307,43 +266,32 @@ class TestMiniLLMTrainer:
         """Four inner passes: one teacher pass a set, one student pass a micro-batch, nothing of size (tokens, V)."""
         vocab = 1009  # a size that no other dimension has
         student, teacher = tiny_model(seed=0, vocab_size=vocab), tiny_model(seed=1, vocab_size=vocab)
-        calls = {"student": 0, "teacher": 0}
-
-        def count(name):
-            def hook(*_):
-                calls[name] += 1
-
-            return hook
-
         trainer = make_trainer(
-            student,
-            teacher,
-            teacher_mix_alpha=0.0,
-            num_iterations=4,
-            gradient_accumulation_steps=2,
-            max_steps=4,
+            student, teacher, teacher_mix_alpha=0.0, num_iterations=4, gradient_accumulation_steps=2
         )
-        generate = student.generate
-        sampled = []
+        generate, sampled, calls, saved = student.generate, [], {student: 0, teacher: 0}, []
 
         def counting_generate(*args, **kwargs):
-            before = calls["student"]
+            before = calls[student]
             output = generate(*args, **kwargs)
-            sampled.append(calls["student"] - before)
+            sampled.append(calls[student] - before)
             return output
 
+        def count(model):
+            def hook(*_):
+                calls[model] += 1
+
+            model.model.register_forward_hook(hook)
+
         student.generate = counting_generate
-        student.model.register_forward_hook(count("student"))
-        teacher.model.register_forward_hook(count("teacher"))
-        saved = []
+        count(student)
+        count(teacher)
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
             trainer.train()
         assert len(sampled) == 1  # one generation for the set
-        assert calls["teacher"] == 2  # one pass over the rollout set, in micro-batches
-        assert calls["student"] - sum(sampled) == 4 * 2
-        parameters = {param.data_ptr() for param in student.parameters()} | {
-            p.data_ptr() for p in teacher.parameters()
-        }
+        assert calls[teacher] == 2  # one pass over the rollout set, in micro-batches
+        assert calls[student] - sum(sampled) == 4 * 2
+        parameters = {param.data_ptr() for model in (student, teacher) for param in model.parameters()}
         wide = [tensor.shape for tensor in saved if vocab in tensor.shape and tensor.data_ptr() not in parameters]
         assert wide == [], "tensors of vocabulary size were saved for backward"
 
@@ -359,12 +307,12 @@ class TestMiniLLMTrainer:
         length, prompt = 3, [2]
 
         # The definition: a sum over all completions, which end at <eos> or at the limit
-        sequences = []
-        for size in range(1, length + 1):
-            for ids in itertools.product(range(4), repeat=size):
-                ends = ids[-1] == 1 or size == length
-                if ends and 1 not in ids[:-1]:
-                    sequences.append(ids)
+        sequences = [
+            ids
+            for size in range(1, length + 1)
+            for ids in itertools.product(range(4), repeat=size)
+            if 1 not in ids[:-1] and (ids[-1] == 1 or size == length)
+        ]
         student.double(), teacher.double()
         exact = 0.0
         for ids in sequences:
@@ -383,19 +331,9 @@ class TestMiniLLMTrainer:
 
         def sampled(sets=24, rows=256, **settings):
             data = Dataset.from_dict({"prompt": ["a"] * rows})
-            trainer = make_trainer(
-                student,
-                teacher,
-                data,
-                processing_class=tokenizer,
-                per_device_train_batch_size=rows,
-                max_completion_length=length,
-                num_iterations=1,
-                epsilon=NO_CLIP,
-                length_normalization=False,
-                teacher_mix_alpha=0.0,
-                **settings,
-            )
+            credit = dict(epsilon=math.inf, length_normalization=False, teacher_mix_alpha=0.0)
+            rollout = dict(per_device_train_batch_size=rows, max_completion_length=length, num_iterations=1)
+            trainer = make_trainer(student, teacher, data, processing_class=tokenizer, **credit, **rollout, **settings)
             batch = [{"prompt": "a"}] * rows
             results = []
             torch.manual_seed(0)
@@ -437,26 +375,13 @@ class TestMiniLLMTrainer:
         assert trainer._step == 1 and trainer._prepare_inputs(None) is inputs
 
 
-def test_two_processes_give_the_loss_of_one(tmp_path, tiny_model, tokenizer):
+def test_two_processes_give_the_loss_of_one(on_one_and_two_processes, tmp_path, tiny_model, tokenizer):
     for seed, name in enumerate(("student", "teacher")):
         tiny_model(seed=seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    script = Path(__file__).with_name("run_distributed.py")
-    histories = {}
-    for processes in (1, 2):
-        output = tmp_path / f"{processes}.json"
-        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "--standalone"]
-        subprocess.run(
-            [sys.executable, "-m", *launcher, str(script), str(tmp_path), str(output)], check=True, timeout=300
-        )
-        histories[processes] = json.loads(output.read_text())
-    one, two = histories[1], histories[2]
-    assert two["processes"] == 2
-    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
-    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
-    assert one["kl"] == pytest.approx(two["kl"], rel=1e-4)
-    assert len(one["mixed"]) == len(two["mixed"]) == 2
+    one, two = on_one_and_two_processes(Path(__file__).with_name("run_distributed.py"), tmp_path)
+    assert len(one.pop("mixed")) == len(two.pop("mixed")) == 2
     # Five evaluation rows on two processes: none counted twice, and names that only one process has mix nothing up
-    for name, value in one["evaluation"].items():
-        assert two["evaluation"][name] == pytest.approx(value, rel=1e-4), name
-    assert one["evaluation"]["eval_accuracy"] == pytest.approx(1 / 5)
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-4), name
+    assert one["eval_accuracy"] == pytest.approx(1 / 5)

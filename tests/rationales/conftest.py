@@ -14,10 +14,6 @@
 
 """What the tests of NAT, NCE and ASC have in common."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
@@ -37,18 +33,3 @@ def tiny_experts(tokenizer):
         return Qwen2MoeForCausalLM(config)
 
     return build
-
-
-@pytest.fixture
-def on_two_processes(tmp_path):
-    """Runs a script on two CPU processes (gloo, DDP). Its last argument is the JSON file that it writes."""
-
-    def run(script, *arguments):
-        output = tmp_path / "two.json"
-        launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
-        command = [sys.executable, "-m", *launcher, script, *arguments, output]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(output.read_text())
-
-    return run

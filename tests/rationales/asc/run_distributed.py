@@ -14,14 +14,11 @@
 
 """Run by `test_two_processes_give_the_loss_of_one` on one and on two CPU processes (gloo, DDP)."""
 
-import gc
-import json
-import sys
 from pathlib import Path
 
-from accelerate import PartialState
 from datasets import Dataset
 
+from tests.runs import TINY_RUN
 from trl_distill.rationales.asc import ASCRankerConfig, ASCRankerTrainer
 
 
@@ -34,18 +31,11 @@ def run(folder: Path, processes: int) -> dict:
     trainer = ASCRankerTrainer(
         str(folder / "ranker"),
         args=ASCRankerConfig(
+            **TINY_RUN | {"per_device_train_batch_size": 4 // processes},
             output_dir=str(folder / "run"),
-            per_device_train_batch_size=4 // processes,
             per_device_eval_batch_size=2 // processes,
-            learning_rate=1e-2,
             optim="sgd",
             max_steps=4,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1,
-            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows[:16]),
         eval_dataset=Dataset.from_list(rows[11:]),  # seven rows: the last batch of two processes is filled up
@@ -55,15 +45,3 @@ def run(folder: Path, processes: int) -> dict:
     result = {name: [entry[name] for entry in history] for name in ("loss", "grad_norm", "accuracy", "right")}
     metrics = trainer.evaluate()
     return result | {name: metrics[name] for name in ("eval_accuracy", "eval_auc", "eval_pair_accuracy", "eval_right")}
-
-
-if __name__ == "__main__":
-    import torch.distributed as dist
-
-    processes = PartialState(cpu=True).num_processes
-    result = run(Path(sys.argv[1]), processes)
-    if PartialState().is_main_process:
-        Path(sys.argv[2]).write_text(json.dumps({"processes": processes, **result}))
-    gc.collect()  # a trainer in a cycle holds the process group, whose threads must end before the interpreter does
-    if dist.is_initialized():
-        dist.destroy_process_group()

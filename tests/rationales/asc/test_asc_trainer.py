@@ -14,9 +14,9 @@
 
 import math
 import random
-import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Value
@@ -33,6 +33,7 @@ from transformers import (
 )
 from trl import RewardTrainer
 
+from tests.runs import TINY_RUN, assert_same_weights, history, make
 from trl_distill.rationales.asc import ASCRankerConfig, ASCRankerTrainer, load_ranker, score_rationales
 from trl_distill.rationales.asc.scoring import collate_rationales, encode_rationale, ranker_loss, ranking_metrics
 
@@ -75,31 +76,11 @@ def rows():
 
 @pytest.fixture
 def make_trainer(tiny_ranker, tokenizer, rows, tmp_path):
-    def build(
-        model=None, train_dataset=rows, eval_dataset=None, peft_config=None, quantization_config=None, **settings
-    ):
-        values = dict(
-            output_dir=str(tmp_path / "run"),
-            per_device_train_batch_size=4,
-            learning_rate=5e-3,
-            max_steps=4,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-        )
-        return ASCRankerTrainer(
-            tiny_ranker() if model is None else model,
-            args=ASCRankerConfig(**(values | settings)),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
-        )
+    def build(model=None, **values):
+        values = TINY_RUN | dict(learning_rate=5e-3, max_steps=4, gradient_checkpointing=False) | values
+        values = dict(output_dir=str(tmp_path / "run"), train_dataset=rows, processing_class=tokenizer) | values
+        model = tiny_ranker() if model is None else model
+        return make(ASCRankerTrainer, ASCRankerConfig, model=model, **values)
 
     return build
 
@@ -141,10 +122,9 @@ class TestScores:
         model = tiny_ranker(pad_token_id=pad_token_id)
         sequences = [encode_rationale(tokenizer, row) for row in rows]
         wide = collate_rationales([*sequences, [9] * 90], pad_token_id)
+        narrow = collate_rationales(sequences, pad_token_id)
         with torch.no_grad():
-            torch.testing.assert_close(
-                model(**wide).logits[:-1], model(**collate_rationales(sequences, pad_token_id)).logits
-            )
+            torch.testing.assert_close(model(**wide).logits[:-1], model(**narrow).logits)
 
     def test_long_rows_have_none(self, tiny_ranker, tokenizer, rows):
         model = tiny_ranker()
@@ -175,9 +155,8 @@ class TestScores:
 class TestLossAndMetrics:
     def test_loss(self):
         logits, labels = torch.tensor([0.3, -2.0, 1.5, 40.0]), torch.tensor([1, 0, 0, 1])
-        expected = (
-            sum((1 / (1 + math.exp(-z)) - y) ** 2 for z, y in zip(logits.tolist(), labels.tolist(), strict=True)) / 4
-        )
+        pairs = zip(logits.tolist(), labels.tolist(), strict=True)
+        expected = sum((1 / (1 + math.exp(-z)) - y) ** 2 for z, y in pairs) / 4
         assert ranker_loss(logits, labels).item() == pytest.approx(expected)
         assert ranker_loss(torch.zeros(3), torch.tensor([1, 0, 1])).item() == 0.25
         assert ranker_loss(logits.bfloat16(), labels).dtype == torch.float32
@@ -213,16 +192,9 @@ class TestLossAndMetrics:
         )
 
     def test_metrics_without_a_pair(self):
-        logits, questions = torch.tensor([1.0, 2.0]), torch.tensor([0, 1])
-        assert ranking_metrics(logits.numpy(), torch.tensor([1, 1]).numpy(), questions.numpy()) == {
-            "right": 1,
-            "accuracy": 1,
-        }
-        assert set(ranking_metrics(logits.numpy(), torch.tensor([1, 0]).numpy(), questions.numpy())) == {
-            "right",
-            "accuracy",
-            "auc",
-        }
+        logits, questions = np.array([1.0, 2.0]), np.array([0, 1])
+        assert ranking_metrics(logits, np.array([1, 1]), questions) == {"right": 1, "accuracy": 1}
+        assert set(ranking_metrics(logits, np.array([1, 0]), questions)) == {"right", "accuracy", "auc"}
 
 
 class TestASCRankerTrainer:
@@ -233,9 +205,9 @@ class TestASCRankerTrainer:
         trainer.train()
         for name, parameter in trainer.model.named_parameters():
             assert not torch.equal(parameter, before[name]), f"{name} has not changed"
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        assert history[-1]["loss"] < 0.02 < history[0]["loss"]
-        assert history[-1]["accuracy"] == 1.0 and history[-1]["right"] == 0.5
+        first, *_, last = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert last["loss"] < 0.02 < first["loss"]
+        assert last["accuracy"] == 1.0 and last["right"] == 0.5
         scores = trainer.score(rows)
         assert all((score > 0.5) == label for score, label in zip(scores, rows["label"], strict=True))
 
@@ -252,17 +224,15 @@ class TestASCRankerTrainer:
         assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
     def test_gradient_accumulation_is_exact(self, make_trainer):
-        histories = []
+        runs = []
         for size in (1, 4, 8):
-            trainer = make_trainer(
-                per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, max_steps=3
-            )
+            batches = dict(per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+            trainer = make_trainer(**batches, max_steps=3)
             trainer.train()
-            histories.append([(e["loss"], e["grad_norm"]) for e in trainer.state.log_history if "grad_norm" in e])
-        for other in histories[1:]:
-            assert len(other) == 3
-            for one, two in zip(histories[0], other, strict=True):
-                assert one == pytest.approx(two, rel=1e-4)
+            runs.append(history(trainer))
+        for other in runs[1:]:
+            assert other.shape == (3, 2)
+            torch.testing.assert_close(runs[0], other, rtol=1e-4, atol=0)
 
     @pytest.mark.parametrize("adapter", [False, True])
     def test_saves_and_reloads(self, make_trainer, saved_model, tokenizer, rows, tmp_path, adapter):
@@ -284,15 +254,13 @@ class TestASCRankerTrainer:
         assert score_rationales(ours, our_tokenizer, rows, batch_size=8) == pytest.approx(scores, rel=1e-6)
 
     def test_resume_is_an_uninterrupted_run(self, make_trainer, saved_model, tmp_path):
-        settings = dict(
-            model=saved_model, per_device_train_batch_size=3, save_strategy="steps", save_steps=2, max_steps=6
-        )
+        saving = dict(save_strategy="steps", save_steps=2, max_steps=6)
+        settings = dict(model=saved_model, per_device_train_batch_size=3, **saving)
         whole = make_trainer(**settings)
         whole.train()
         resumed = make_trainer(**settings)
         resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
-        for (name, one), two in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
-            assert torch.equal(one, two), name
+        assert_same_weights(whole.model, resumed.model)
 
     def test_four_bit_lora_on_a_cpu(self, make_trainer, tiny_model, tokenizer, rows, tmp_path):
         tiny_model(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "wide")  # for the kernel on CPUs
@@ -392,12 +360,10 @@ def test_settings_that_cannot_work(make_trainer, tiny_ranker, tokenizer, rows):
         score_rationales(tiny_ranker(pad_token_id=None), tokenizer, rows)
 
 
-def test_two_processes_give_the_loss_of_one(on_two_processes, tmp_path, tiny_ranker, tokenizer):
+def test_two_processes_give_the_loss_of_one(on_one_and_two_processes, tmp_path, tiny_ranker, tokenizer):
     tiny_ranker().save_pretrained(tmp_path / "ranker")
     tokenizer.save_pretrained(tmp_path / "ranker")
-    script = Path(__file__).with_name("run_distributed.py")
-    two, one = on_two_processes(script, tmp_path), runpy.run_path(str(script))["run"](tmp_path, processes=1)
-    assert two.pop("processes") == 2
-    assert one.keys() == two.keys() and len(one["loss"]) == 4
+    one, two = on_one_and_two_processes(Path(__file__).with_name("run_distributed.py"), tmp_path)
+    assert len(one["loss"]) == 4
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-4), name

@@ -14,7 +14,15 @@
 import gc
 
 import pytest
+import torch
 from datasets import Dataset
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+from tests.rationales.nat.adapters import lora
+from tests.runs import TINY_RUN, make
+from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer
+from trl_distill.rationales.data import adapter_sha256
+from trl_distill.rationales.nat.integration_unit import NATLoraConfig, add_nat
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,14 +59,78 @@ def chats():
 @pytest.fixture
 def settings():
     """What all trainers here share: 4 steps of NAT's negative stage, 8 of the positive one, 12 on all rows."""
-    return dict(
-        per_device_train_batch_size=4,
-        num_train_epochs=2,
-        learning_rate=1e-2,
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    return TINY_RUN | dict(num_train_epochs=2)
+
+
+@pytest.fixture
+def make_trainer(tiny_model, tokenizer, rows, settings, tmp_path):
+    def build(folder="run", model=None, **values):
+        model = tiny_model() if model is None else model
+        values = dict(peft_config=lora(lora_dropout=0.1), integration_width=4) | values
+        values = dict(output_dir=str(tmp_path / folder), train_dataset=rows, processing_class=tokenizer) | values
+        return make(NegativeAssistedTrainer, NegativeAssistedConfig, model=model, **(settings | values))
+
+    return build
+
+
+@pytest.fixture
+def run(make_trainer):
+    """Trains and saves."""
+
+    def build(*args, **kwargs):
+        trainer = make_trainer(*args, **kwargs)
+        trainer.train()
+        trainer.save_model()
+        return trainer
+
+    return build
+
+
+@pytest.fixture
+def base_folder(tiny_model, tokenizer, tmp_path):
+    """Folder of the tiny model and its tokenizer."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def make_nat(tiny_model):
+    """A model with `neg` of another rank, alpha and dropout than `nat`; trained, so to speak, unless `fresh`."""
+
+    def randomize(model, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.5
+
+    def build(base=None, fresh=False, positive=None, negative=None, **gate):
+        torch.manual_seed(1)
+        negative = lora(r=3, lora_alpha=9, lora_dropout=0.9, **(negative or {}))
+        model = get_peft_model(tiny_model() if base is None else base, negative, adapter_name="neg")
+        gate = dict(value="mlp", width=5, temperature=1.0) | gate
+        config = NATLoraConfig.of(lora(**(positive or {})), **gate)
+        if not fresh:
+            randomize(model, 0)
+        config.nat_config["neg_sha256"] = adapter_sha256(model, "neg")
+        add_nat(model, config)
+        kept = get_peft_model_state_dict(model, adapter_name="neg")
+        if not fresh:
+            randomize(model, 1)
+            set_peft_model_state_dict(model, kept, adapter_name="neg")
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def two_loras(tiny_model):
+    """A model with the plain adapters `neg` and `nat`."""
+
+    def build(positive=None, negative=None, base=None):
+        base = tiny_model() if base is None else base
+        model = get_peft_model(base, lora(**(negative or {})), adapter_name="neg")
+        model.add_adapter("nat", lora(**(positive or {})))
+        return model.eval()
+
+    return build

@@ -18,6 +18,9 @@ import signal
 import sys
 from pathlib import Path
 
+
+sys.path.insert(0, str(Path(__file__).parents[3]))  # for `tests`
+
 from run_nat import arguments
 from transformers import TrainerCallback
 

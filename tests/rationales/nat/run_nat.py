@@ -13,15 +13,13 @@
 # limitations under the License.
 """Run by `test_two_processes_give_the_loss_of_one` on one and on two CPU processes (gloo, DDP)."""
 
-import gc
-import json
-import sys
 from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.runs import TINY_RUN
 from trl_distill import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer
 
 
@@ -33,18 +31,11 @@ ROWS = {
 
 
 def arguments(folder: Path, output: Path, config, processes: int = 1, **settings) -> dict:
-    values = dict(
+    values = TINY_RUN | dict(
         per_device_train_batch_size=4 // processes,
         per_device_eval_batch_size=1,  # a mean of rows, however they are split
         gradient_accumulation_steps=2,
         num_train_epochs=2,
-        learning_rate=1e-2,
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
     )
     return dict(
         model=AutoModelForCausalLM.from_pretrained(folder),
@@ -61,8 +52,9 @@ def history(trainer) -> list[dict]:
     return [{name: entry[name] for name in names if name in entry} for entry in entries]
 
 
-def run(folder: Path, output: Path, processes: int) -> dict:
+def run(folder: Path, processes: int) -> dict:
     """Both stages of NAT and the two baselines with a loss of their own."""
+    output = folder.with_name(str(processes))
     trainer = NegativeAssistedTrainer(
         **arguments(folder, output / "nat", NegativeAssistedConfig, processes, integration_width=4),
         eval_dataset=Dataset.from_dict(ROWS),
@@ -81,16 +73,3 @@ def run(folder: Path, output: Path, processes: int) -> dict:
         baseline.train()
         result[objective] = history(baseline)
     return result
-
-
-if __name__ == "__main__":
-    import torch.distributed as dist
-    from accelerate import PartialState
-
-    state = PartialState(cpu=True)
-    found = run(Path(sys.argv[1]), Path(sys.argv[2]), state.num_processes)
-    if state.is_main_process:
-        Path(sys.argv[3]).write_text(json.dumps(found))
-    gc.collect()  # a trainer in a cycle holds the process group, whose threads must end before the interpreter does
-    if dist.is_initialized():
-        dist.destroy_process_group()

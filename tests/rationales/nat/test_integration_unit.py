@@ -11,89 +11,38 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One layer against the formula, limits of the gate, PEFT around it, and the way to disk and back: no training."""
+"""One layer against the formula, limits of the gate, and PEFT around it: no training."""
 
-import json
 import math
-import shutil
-import warnings
 
 import numpy as np
-import peft
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trl_distill.rationales.data import adapter_sha256, check_lora
-from trl_distill.rationales.nat import attach_nat, load_nat
-from trl_distill.rationales.nat.integration_unit import (
-    NATLoraConfig,
-    add_nat,
-    gate_parameters,
-    load_negative,
-    negative_weight,
-)
-
-
-# Of the tiny model: 8 -> 8, 8 -> 4 (grouped queries) and 32 -> 8, so that no width of a gate can stand in for another
-TARGETS = ["q_proj", "v_proj", "down_proj"]
-IDS = torch.tensor([[11, 45, 90, 7, 133, 62, 18, 240, 99, 31]])
-
-
-def lora(**settings):
-    return LoraConfig(**(dict(r=2, lora_alpha=4, target_modules=TARGETS, task_type="CAUSAL_LM") | settings))
-
-
-def randomize(model, seed=0, scale=0.5):
-    """Give every tensor of both adapters and of the gate values, as if trained."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * scale
-
-
-def logits(model, ids=IDS, **inputs):
-    with torch.no_grad():
-        return model(ids, **inputs).logits
+from tests.rationales.nat.adapters import IDS, TARGETS, logits, lora, trained_adapters
+from trl_distill.rationales.nat.integration_unit import NATLoraConfig, add_nat, gate_parameters, negative_weight
 
 
 def weights_of(model, part, adapter="nat"):
     return [p for name, p in model.named_parameters() if f".{part}.{adapter}." in name]
 
 
-@pytest.fixture
-def make_nat(tiny_model):
-    """A model with `neg` of another rank, alpha and dropout than `nat`; trained, so to speak, unless `fresh`."""
-
-    def build(base=None, fresh=False, positive=None, negative=None, names=("nat", "neg"), **gate):
-        nat, neg = names
-        torch.manual_seed(1)
-        negative = lora(r=3, lora_alpha=9, lora_dropout=0.9, **(negative or {}))
-        model = get_peft_model(tiny_model() if base is None else base, negative, adapter_name=neg)
-        gate = dict(value="mlp", width=5, temperature=1.0) | gate
-        config = NATLoraConfig.of(lora(**(positive or {})), **gate)
-        if not fresh:
-            randomize(model)
-        config.nat_config["neg_sha256"] = adapter_sha256(model, neg)
-        add_nat(model, config, nat, neg)
-        kept = get_peft_model_state_dict(model, adapter_name=neg)
-        if not fresh:
-            randomize(model, seed=1)
-            peft.set_peft_model_state_dict(model, kept, adapter_name=neg)
-        return model.eval()
-
-    return build
+def zero(model, part):
+    for weight in weights_of(model, part):
+        weight.data.zero_()
 
 
-@pytest.fixture
-def saved(make_nat, tmp_path):
-    """A model and the folder that it was saved to."""
-    model = make_nat()
-    model.save_pretrained(tmp_path / "out")
-    return model, tmp_path / "out"
+def stock_lora(model, name):
+    """Tensors of an adapter without its gate."""
+    state = get_peft_model_state_dict(model, adapter_name=name)
+    return {key: value for key, value in state.items() if "lora_nat" not in key}
+
+
+def first_layer(model):
+    return next(module for module in model.modules() if isinstance(module, LoraLayer))
 
 
 class TestNegativeWeight:
@@ -176,32 +125,27 @@ def layer_by_the_formula(model, name, x, value, temperature, conv1d=False):
 
 
 class TestLayer:
-    @pytest.mark.parametrize("temperature", [1.0, 2.5])
-    @pytest.mark.parametrize("value", ["mlp", "identity"])
-    @pytest.mark.parametrize("name", TARGETS)
-    def test_matches_the_formula_in_float64(self, make_nat, value, name, temperature):
-        model = make_nat(value=value, temperature=temperature)
-        layer = next(module for key, module in model.named_modules() if key.endswith(f"layers.1.{self.path(name)}"))
+    def assert_matches_the_formula(self, model, name, value, temperature=1.0, conv1d=False):
+        layer = next(module for key, module in model.named_modules() if key.endswith(name))
         x = torch.randn(2, 3, layer.in_features, generator=torch.Generator().manual_seed(5))
-        expected = layer_by_the_formula(model, f"layers.1.{self.path(name)}", x, value, temperature)
+        expected = layer_by_the_formula(model, name, x, value, temperature, conv1d)
         with torch.no_grad():
             np.testing.assert_allclose(layer(x).numpy(), expected, rtol=1e-4, atol=1e-4)
+        return expected.shape
 
-    @staticmethod
-    def path(name):
-        return f"mlp.{name}" if name == "down_proj" else f"self_attn.{name}"
+    @pytest.mark.parametrize("temperature", [1.0, 2.5])
+    @pytest.mark.parametrize("value", ["mlp", "identity"])
+    @pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"])
+    def test_matches_the_formula_in_float64(self, make_nat, value, name, temperature):
+        model = make_nat(value=value, temperature=temperature)
+        self.assert_matches_the_formula(model, f"layers.1.{name}", value, temperature)
 
     @pytest.mark.parametrize("value", ["mlp", "identity"])
     def test_matches_the_formula_on_conv1d_of_gpt2(self, make_nat, tiny_gpt2, value):
         targets = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
         model = make_nat(tiny_gpt2(), positive=targets, negative=targets, value=value)
         for name, width in (("h.0.attn.c_attn", 24), ("h.1.mlp.c_fc", 32)):
-            layer = next(module for key, module in model.named_modules() if key.endswith(name))
-            x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(5))
-            expected = layer_by_the_formula(model, name, x, value, 1.0, conv1d=True)
-            assert expected.shape == (2, 3, width)
-            with torch.no_grad():
-                np.testing.assert_allclose(layer(x).numpy(), expected, rtol=1e-4, atol=1e-4)
+            assert self.assert_matches_the_formula(model, name, value, conv1d=True) == (2, 3, width)
 
     def test_gate_has_the_widths_of_the_layer_and_the_initial_values_of_the_release(self, make_nat):
         for value in ("mlp", "identity"):
@@ -240,15 +184,9 @@ class TestLayer:
 class TestLimits:
     def test_identity_without_a_query_is_the_positive_lora_alone(self, make_nat, tiny_model):
         model = make_nat(value="identity")
-        for query in weights_of(model, "lora_nat_q"):
-            query.data.zero_()
+        zero(model, "lora_nat_q")
         alone = get_peft_model(tiny_model(), lora(), adapter_name="nat").eval()
-        positive = {
-            key: value
-            for key, value in get_peft_model_state_dict(model, adapter_name="nat").items()
-            if "lora_nat" not in key
-        }
-        peft.set_peft_model_state_dict(alone, positive, adapter_name="nat")
+        set_peft_model_state_dict(alone, stock_lora(model, "nat"), adapter_name="nat")
         assert torch.equal(logits(model), logits(alone))
 
     def test_a_fresh_identity_gate_has_no_query(self, make_nat, tiny_model):
@@ -257,16 +195,14 @@ class TestLimits:
 
     def test_mlp_without_its_second_value_matrix_is_the_base(self, make_nat, tiny_model):
         model = make_nat()
-        for matrix in weights_of(model, "lora_nat_v2"):
-            matrix.data.zero_()
+        zero(model, "lora_nat_v2")
         assert torch.equal(logits(model), logits(tiny_model()))
         assert torch.equal(logits(make_nat(fresh=True)), logits(tiny_model()))
 
     def test_mlp_with_a_closed_gate_does_not_see_the_negative_adapter(self, make_nat):
         """There it is base + V(base + d_pos), which the formula above gives for a = 0, and not the positive LoRA."""
         model = make_nat()
-        for query in weights_of(model, "lora_nat_q"):
-            query.data.zero_()
+        zero(model, "lora_nat_q")
         before = logits(model)
         for matrix in weights_of(model, "lora_A", "neg"):
             matrix.data.mul_(-3)
@@ -277,7 +213,7 @@ class TestLimits:
     def test_negative_equal_to_positive_closes_the_gate(self, make_nat):
         same = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0}
         model = make_nat(value="identity", positive=same)
-        layer = next(module for module in model.modules() if isinstance(module, LoraLayer))
+        layer = first_layer(model)
         x = torch.randn(4, layer.in_features)
         layer.scaling["neg"] = layer.scaling["nat"]
         for part in (layer.lora_A, layer.lora_B):
@@ -288,7 +224,7 @@ class TestLimits:
 
     def test_a_negative_adapter_of_zero_still_gates_the_positive_one(self, make_nat):
         model = make_nat(value="identity")
-        layer = next(module for module in model.modules() if isinstance(module, LoraLayer))
+        layer = first_layer(model)
         layer.lora_B["neg"].weight.data.zero_()
         x = torch.randn(4, layer.in_features)
         with torch.no_grad():
@@ -314,25 +250,22 @@ class TestGradients:
             assert len(set(found)) <= 1, f"{kind} learns in some layers only"
         return {kind.split(".")[0].removeprefix("lora_") for kind, found in flags.items() if any(found)}
 
-    def test_parts_of_mlp_join_in_turn(self, make_nat):
-        model = make_nat(fresh=True)
+    @pytest.mark.parametrize(
+        ("value", "steps"),
+        [
+            ("mlp", [{"nat_v2"}, {"nat_v1", "nat_q", "nat_k", "B"}, {"A"}]),
+            ("identity", [{"nat_q", "B"}, {"nat_k", "A"}]),
+        ],
+    )
+    def test_parts_join_in_turn(self, make_nat, value, steps):
+        model, learning = make_nat(fresh=True, value=value), set()
         for matrix in weights_of(model, "lora_B", "neg"):
-            torch.nn.init.normal_(matrix)
+            nn.init.normal_(matrix)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        assert self.learning(model) == {"nat_v2"}
-        optimizer.step()
-        assert self.learning(model) == {"nat_v2", "nat_v1", "nat_q", "nat_k", "B"}
-        optimizer.step()
-        assert self.learning(model) == {"nat_v2", "nat_v1", "nat_q", "nat_k", "B", "A"}
-
-    def test_parts_of_identity_join_in_turn(self, make_nat):
-        model = make_nat(fresh=True, value="identity")
-        for matrix in weights_of(model, "lora_B", "neg"):
-            torch.nn.init.normal_(matrix)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        assert self.learning(model) == {"nat_q", "B"}
-        optimizer.step()
-        assert self.learning(model) == {"nat_q", "nat_k", "B", "A"}
+        for joining in steps:
+            learning |= joining
+            assert self.learning(model) == learning
+            optimizer.step()
 
     def test_only_the_positive_adapter_and_its_gate_learn(self, make_nat):
         model = make_nat()
@@ -340,10 +273,9 @@ class TestGradients:
         for name, parameter in model.named_parameters():
             learns = ".nat." in name
             assert parameter.requires_grad is learns and (parameter.grad is not None) is learns, name
-        model.set_adapter("neg")
-        assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {"neg"}
-        model.set_adapter("nat")
-        assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {"nat"}
+        for name in ("neg", "nat"):
+            model.set_adapter(name)
+            assert trained_adapters(model) == {name}
 
     def test_the_negative_adapter_runs_without_dropout(self, make_nat):
         assert torch.equal(logits(make_nat().train()), logits(make_nat()))  # `neg` has dropout 0.9, `nat` none
@@ -352,8 +284,7 @@ class TestGradients:
         found = []
         for training in (True, False):  # its input is not that of the positive adapter, which is 0 here
             dropped.train(training)
-            for matrix in weights_of(dropped, "lora_B"):
-                matrix.data.zero_()
+            zero(dropped, "lora_B")
             found.append(logits(dropped))
         assert torch.equal(*found)
 
@@ -406,18 +337,13 @@ class TestInference:
         assert torch.equal(found, ids)
 
     def test_sampling_does_not_depend_on_the_cache(self, make_nat):
-        model = make_nat()
-        found = []
+        model, found = make_nat(), []
+        settings = dict(input_ids=IDS, max_new_tokens=12, eos_token_id=None)
         for use_cache in (True, False):
             torch.manual_seed(3)
-            found.append(
-                model.generate(
-                    input_ids=IDS, max_new_tokens=12, do_sample=True, use_cache=use_cache, eos_token_id=None
-                )
-            )
-        assert torch.equal(*found) and not torch.equal(
-            found[0], model.generate(input_ids=IDS, max_new_tokens=12, do_sample=False, eos_token_id=None)
-        )
+            found.append(model.generate(**settings, do_sample=True, use_cache=use_cache))
+        assert torch.equal(*found)
+        assert not torch.equal(found[0], model.generate(**settings, do_sample=False))
 
     def test_prompts_of_different_lengths_generate_what_each_generates_alone(self, make_nat, tokenizer):
         model = make_nat()
@@ -434,7 +360,7 @@ class TestAdapters:
     def alone(self, model, tiny_model):
         """Logits of `nat`, of a stock LoRA with the weights of `neg`, and of the base."""
         plain = get_peft_model(tiny_model(), lora(r=3, lora_alpha=9), adapter_name="neg").eval()
-        peft.set_peft_model_state_dict(plain, get_peft_model_state_dict(model, adapter_name="neg"), adapter_name="neg")
+        set_peft_model_state_dict(plain, stock_lora(model, "neg"), adapter_name="neg")
         return logits(model), logits(plain), logits(tiny_model())
 
     def test_switching(self, make_nat, tiny_model):
@@ -480,7 +406,7 @@ class TestAdapters:
         for matrix in [*weights_of(model, "lora_nat_q", "other"), *weights_of(model, "lora_B", "other")]:
             nn.init.normal_(matrix)
         assert not torch.allclose(logits(model), before, atol=1e-2)
-        assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {"other"}
+        assert trained_adapters(model) == {"other"}
         for name, parts in (("nat", 4), ("other", 2)):
             found = gate_parameters(model, name)
             assert len(found) == parts * 2 * len(TARGETS) and all(f".{name}." in key for key in found)
@@ -513,273 +439,21 @@ class TestAdapters:
         assert torch.equal(logits(model), before)
 
     def test_is_no_lora_to_convert_or_to_unmerge(self, make_nat):
-        layer = next(module for module in make_nat().modules() if isinstance(module, LoraLayer))
+        layer = first_layer(make_nat())
         assert layer.supports_lora_conversion("nat") is False and layer.supports_lora_conversion("neg") is True
         with pytest.raises(ValueError, match="cannot be merged"):
             layer.lora_variant["nat"].unmerge(layer, "nat", layer.get_base_layer().weight)
 
-    def test_a_weighted_sum_of_adapters_loses_the_gate(self, make_nat, tiny_model):
+    def test_a_weighted_sum_of_adapters_loses_the_gate(self, make_nat, two_loras):
         """PEFT gives no place to refuse it: `add_weighted_adapter` reads the LoRA matrices and knows no variant."""
         model = make_nat()
         nat = logits(model)
         model.add_weighted_adapter(["nat", "neg"], [0.7, 0.3], "sum", combination_type="cat")
         model.set_adapter("sum")
         assert not torch.allclose(logits(model), nat, atol=1e-2)
-        plain = get_peft_model(tiny_model(), lora(), adapter_name="nat")
-        plain.add_adapter("neg", lora(r=3, lora_alpha=9))
+        plain = two_loras(negative=dict(r=3, lora_alpha=9))
         for name in ("nat", "neg"):
-            stock = {
-                key: value
-                for key, value in get_peft_model_state_dict(model, adapter_name=name).items()
-                if "lora_nat" not in key
-            }
-            peft.set_peft_model_state_dict(plain, stock, adapter_name=name)
+            set_peft_model_state_dict(plain, stock_lora(model, name), adapter_name=name)
         plain.add_weighted_adapter(["nat", "neg"], [0.7, 0.3], "sum", combination_type="cat")
         plain.set_adapter("sum")
-        assert torch.equal(logits(model), logits(plain.eval()))
-
-
-class TestAttach:
-    @pytest.mark.parametrize(
-        ("gate", "message"),
-        [
-            ({"value": "linear"}, "`value` must be one of mlp, identity, got 'linear'"),
-            ({"width": 0}, "must be positive, got 0 and 1.0"),
-            ({"temperature": 0.0}, "must be positive, got 128 and 0.0"),
-            ({"nat": "other"}, r"No layer has the adapter 'other'.*linear layers are .*q_proj"),
-        ],
-    )
-    def test_options_out_of_range(self, tiny_model, gate, message):
-        model = get_peft_model(tiny_model(), lora(), adapter_name="neg")
-        model.add_adapter("nat", lora())
-        with pytest.raises(ValueError, match=message):
-            attach_nat(model, **gate)
-
-    @pytest.mark.parametrize(
-        ("positive", "negative", "message"),
-        [
-            ({}, {"target_modules": ["q_proj"]}, "not the negative one, 'neg'.*must be among those of the negative"),
-            ({"use_dora": True}, {}, "Adapter 'nat' already is a variant of LoRA.*plain LoRA"),
-            ({}, {"use_dora": True}, "Adapter 'neg' already is a variant of LoRA.*plain LoRA"),
-            (
-                {"target_modules": ["embed_tokens", "q_proj"]},
-                {"target_modules": ["embed_tokens", "q_proj"]},
-                "No gate can stand on .*embed_tokens, a Embedding of PEFT.*linear layers",
-            ),
-        ],
-    )
-    def test_layers_without_a_place_for_a_gate(self, tiny_model, positive, negative, message):
-        model = get_peft_model(tiny_model(), lora(**negative), adapter_name="neg")
-        model.add_adapter("nat", lora(**positive))
-        with pytest.raises(ValueError, match=message):
-            attach_nat(model)
-        assert not gate_parameters(model)  # refused before anything was changed
-
-    @pytest.mark.parametrize(
-        ("layer", "kind"), [(nn.Conv1d(4, 4, 1), "Conv1d"), (nn.MultiheadAttention(4, 1), "MultiheadAttention")]
-    )
-    def test_other_layers_are_refused(self, layer, kind):
-        model = nn.ModuleDict({"part": layer, "linear": nn.Linear(4, 4)})
-        config = LoraConfig(r=2, target_modules=["part", "linear"])
-        model = get_peft_model(model, config, adapter_name="neg")
-        model.add_adapter("nat", config)
-        with pytest.raises(ValueError, match=f"No gate can stand on .*part, a {kind} of PEFT"):
-            attach_nat(model)
-
-    def test_twice_is_refused(self, make_nat):
-        with pytest.raises(ValueError, match=r"Adapter 'nat' already is a variant of LoRA \(NATVariant\)"):
-            attach_nat(make_nat())
-
-    def test_an_untested_peft_is_refused(self, tiny_model, monkeypatch):
-        model = get_peft_model(tiny_model(), lora(), adapter_name="neg")
-        model.add_adapter("nat", lora())
-        monkeypatch.setattr(peft, "__version__", "0.22.0")
-        with pytest.raises(ImportError, match=r"tested with 0.21.x, but 0.22.0 is installed.*peft>=0.21,<0.22"):
-            attach_nat(model)
-
-    @pytest.mark.parametrize(
-        ("config", "message"),
-        [
-            (IA3Config(), "`peft_config` must be a `LoraConfig`, got a IA3Config"),
-            (lora(modules_to_save=["lm_head"]), r"`modules_to_save=\['lm_head'\]` of `peft_config` .*trains more"),
-            (lora(target_parameters=["mlp.weight"]), "`target_parameters="),
-            (lora(trainable_token_indices=[1]), "`trainable_token_indices="),
-            (lora(bias="all"), "`bias='all'` of `peft_config` changes the base model.*Set it to 'none'"),
-            (lora(init_lora_weights="pissa"), "`init_lora_weights='pissa'` .* changes the base model.*to True"),
-            (lora(layer_replication=[(0, 2)]), "`layer_replication=.* changes the base model.*to None"),
-        ],
-    )
-    def test_loras_that_train_more_than_linear_layers(self, config, message):
-        with pytest.raises(ValueError, match=message):
-            check_lora(config)
-
-    def test_loras_that_leave_the_base_model_alone(self):
-        for init in (True, False, "gaussian", "orthogonal", "eva"):
-            check_lora(lora(init_lora_weights=init, use_rslora=True, layers_to_transform=[1]))
-
-
-class TestFiles:
-    def test_restores_every_bit(self, saved, tiny_model):
-        model, folder = saved
-        loaded = load_nat(tiny_model(), str(folder))
-        assert torch.equal(logits(loaded), logits(model))
-        assert loaded.active_adapter == "nat" and not loaded.training
-        assert not any(parameter.requires_grad for parameter in loaded.parameters())
-        loaded.set_adapter("neg")
-        model.set_adapter("neg")
-        assert torch.equal(logits(loaded), logits(model))
-
-    @pytest.mark.parametrize("value", ["mlp", "identity"])
-    def test_under_other_names(self, make_nat, tiny_model, tmp_path, value):
-        model = make_nat(value=value, temperature=3.0)
-        model.save_pretrained(tmp_path / "out")
-        loaded = load_nat(tiny_model(), str(tmp_path / "out"), nat="student", neg="wrong")
-        assert torch.equal(logits(loaded), logits(model))
-        assert set(loaded.peft_config) == {"student", "wrong"} and loaded.active_adapter == "student"
-        loaded.save_pretrained(tmp_path / "again")
-        assert not (tmp_path / "again" / "nat").exists()
-        for source, target in (("nat", "student"), ("neg", "wrong")):
-            first, second = (
-                load_file(tmp_path / top / name / "adapter_model.safetensors")
-                for top, name in (("out", source), ("again", target))
-            )
-            assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-    def test_writes_ordinary_adapter_folders(self, saved):
-        model, folder = saved
-        assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["nat", "neg"]
-        config = json.loads((folder / "nat" / "adapter_config.json").read_text())
-        assert config["peft_type"] == "LORA" and config["nat_config"] == {
-            "value": "mlp",
-            "width": 5,
-            "temperature": 1.0,
-            "neg_sha256": adapter_sha256(model, "neg"),
-        }
-        assert "nat_config" not in json.loads((folder / "neg" / "adapter_config.json").read_text())
-        names = set(load_file(folder / "nat" / "adapter_model.safetensors"))
-        kinds = {name.removesuffix(".weight").split(".")[-1] for name in names}
-        assert kinds == {"lora_A", "lora_B", "lora_nat_q", "lora_nat_k", "lora_nat_v1", "lora_nat_v2"}
-        assert len(names) == 6 * 2 * len(TARGETS)
-
-    def test_is_trainable(self, saved, tiny_model):
-        _, folder = saved
-        loaded = load_nat(tiny_model(), str(folder), is_trainable=True)
-        assert loaded.training and loaded.peft_config["nat"].inference_mode is False
-        trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
-        assert trained == {name for name, _ in loaded.named_parameters() if ".nat." in name} and trained
-
-    def test_plain_peft_warns_and_gives_another_model(self, saved, tiny_model):
-        model, folder = saved
-        with pytest.warns(UserWarning, match="nat_config"):
-            stock = PeftModel.from_pretrained(tiny_model(), str(folder / "nat")).eval()
-        assert not torch.allclose(logits(stock), logits(model), atol=1e-2)
-
-    def test_plain_peft_loads_the_negative_adapter(self, saved, tiny_model):
-        model, folder = saved
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            stock = PeftModel.from_pretrained(tiny_model(), str(folder / "neg")).eval()
-        model.set_adapter("neg")
-        assert torch.equal(logits(stock), logits(model))
-
-    @pytest.mark.parametrize("kind", ["lora_nat_q", "lora_nat_v2", "lora_A"])
-    def test_refuses_a_folder_without_one_tensor(self, saved, tiny_model, kind):
-        _, folder = saved
-        file = folder / "nat" / "adapter_model.safetensors"
-        tensors = load_file(file)
-        gone = next(name for name in tensors if kind in name)
-        del tensors[gone]
-        save_file(tensors, file)
-        with pytest.raises(ValueError, match=rf"1 tensors are missing \({gone}\) and 0 unexpected"):
-            load_nat(tiny_model(), str(folder))
-
-    def test_refuses_a_tensor_too_many(self, saved, tiny_model):
-        _, folder = saved
-        file = folder / "nat" / "adapter_model.safetensors"
-        save_file(load_file(file) | {"more.lora_nat_q.weight": torch.zeros(1)}, file)
-        with pytest.raises(ValueError, match=r"0 tensors are missing \(\) and 1 unexpected \(more.lora_nat_q"):
-            load_nat(tiny_model(), str(folder))
-
-    def test_refuses_a_gate_of_another_shape(self, saved, tiny_model):
-        _, folder = saved
-        file = folder / "nat" / "adapter_config.json"
-        config = json.loads(file.read_text())
-        config["nat_config"]["width"] = 6
-        file.write_text(json.dumps(config))
-        with pytest.raises(ValueError, match="(?s)does not fit this model.*size mismatch"):
-            load_nat(tiny_model(), str(folder))
-
-    def test_refuses_a_foreign_negative_adapter(self, saved, make_nat, tiny_model):
-        _, folder = saved
-        file = folder / "neg" / "adapter_model.safetensors"
-        tensors = load_file(file)
-        name = sorted(tensors)[0]
-        tensors[name][0, 0] += 1e-3
-        save_file(tensors, file)
-        with pytest.raises(ValueError, match="is not the one that .*nat was trained beside.*Copy both folders"):
-            load_nat(tiny_model(), str(folder))
-
-    def test_refuses_missing_folders_and_plain_loras(self, saved, tiny_model, tmp_path):
-        _, folder = saved
-        with pytest.raises(ValueError, match=r"No NAT in .*neg: there is no nat/adapter_config.json"):
-            load_nat(tiny_model(), str(folder / "neg"))
-        with pytest.raises((ValueError, OSError), match="nowhere"):
-            load_nat(tiny_model(), str(tmp_path / "nowhere"))
-        shutil.move(folder / "neg", folder / "gone")
-        with pytest.raises(ValueError, match="No adapter in "):
-            load_nat(tiny_model(), str(folder))
-        shutil.copytree(folder / "gone", folder / "neg")
-        shutil.rmtree(folder / "nat")
-        shutil.copytree(folder / "gone", folder / "nat")
-        with pytest.raises(ValueError, match=r"nat is a LoRA without an integration unit.*PeftModel.from_pretrained"):
-            load_nat(tiny_model(), str(folder))
-
-    def test_refuses_another_base_model_and_one_with_adapters(self, saved, tiny_model):
-        model, folder = saved
-        with pytest.raises(ValueError, match="(?s)does not fit this model.*size mismatch"):
-            load_nat(tiny_model(hidden_size=16), str(folder))
-        with pytest.raises(ValueError, match=r"already has adapters.*model.unload\(\)"):
-            load_nat(model, str(folder))
-
-    def test_negative_adapter_from_its_folder_or_the_one_above(self, saved, tiny_model, tmp_path):
-        model, folder = saved
-        model.set_adapter("neg")
-        for path in (folder, folder / "neg"):
-            loaded = load_negative(tiny_model(), str(path), "any")
-            assert torch.equal(logits(loaded), logits(model)) and list(loaded.peft_config) == ["any"]
-            assert not any(parameter.requires_grad for parameter in loaded.parameters())
-        with pytest.raises(ValueError, match="holds a positive adapter with its gate.*`neg/` beside it"):
-            load_negative(tiny_model(), str(folder / "nat"))
-        other = get_peft_model(tiny_model(), IA3Config(task_type="CAUSAL_LM"))
-        other.save_pretrained(tmp_path / "ia3")
-        with pytest.raises(ValueError, match="is of type IA3; NAT needs a LoRA"):
-            load_negative(tiny_model(), str(tmp_path / "ia3"))
-        with pytest.raises(ValueError, match="(?s)negative adapter in .* does not fit this model.*size mismatch"):
-            load_negative(tiny_model(hidden_size=16), str(folder))
-
-    def test_hash_knows_every_value_but_no_data_type(self, make_nat, tiny_model):
-        model = make_nat().bfloat16()
-        hashed = adapter_sha256(model, "neg")
-        assert hashed == adapter_sha256(model.float(), "neg") != adapter_sha256(model, "nat")
-        alike = get_peft_model(tiny_model(), model.peft_config["neg"], adapter_name="other")
-        moved = model.get_parameter("base_model.model.model.layers.0.self_attn.q_proj.lora_A.neg.weight")
-        weights = get_peft_model_state_dict(model, adapter_name="neg")
-        peft.set_peft_model_state_dict(alike, weights, adapter_name="other")
-        assert adapter_sha256(alike, "other") == hashed  # whatever its name is
-        moved.data[0, 0] *= 1.01
-        assert adapter_sha256(model, "neg") != hashed
-        layer = alike.base_model.model.model.layers
-        layer[0], layer[1] = layer[1], layer[0]  # the same tensors under other names
-        assert adapter_sha256(alike, "other") != hashed
-
-    def test_bf16_base(self, make_nat, tiny_model, tmp_path):
-        """Adapters and gate are fp32 on a bf16 model, and come back so."""
-        exact = make_nat(tiny_model(initializer_range=0.2))
-        model = make_nat(tiny_model(initializer_range=0.2).bfloat16())
-        assert {p.dtype for name, p in model.named_parameters() if ".lora_" in name} == {torch.float32}
-        found = logits(model)
-        assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.float(), logits(exact), rtol=0.1, atol=0.1)
-        model.save_pretrained(tmp_path / "out")
-        loaded = load_nat(tiny_model(initializer_range=0.2).bfloat16(), str(tmp_path / "out"))
-        assert torch.equal(logits(loaded), found)
+        assert torch.equal(logits(model), logits(plain))

@@ -22,31 +22,22 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from tests.runs import assert_same_weights, history, losses, make
 from trl_distill import LabeledSFTConfig, LabeledSFTTrainer
 from trl_distill.rationales.nat.labeled_sft_trainer import labeled_token_loss
 
 
-TRAINER_ARGUMENTS = ("eval_dataset", "peft_config", "processing_class")
 OBJECTIVES = ["cot_kd", "mix", "nt", "ul"]
 
 
 @pytest.fixture
 def make_trainer(tiny_model, tokenizer, rows, settings, tmp_path):
-    def build(objective="cot_kd", folder="run", model=None, train_dataset=rows, **kwargs):
-        arguments = {name: kwargs.pop(name) for name in TRAINER_ARGUMENTS if name in kwargs}
-        args = LabeledSFTConfig(str(tmp_path / folder), objective=objective, **(settings | kwargs))
-        return LabeledSFTTrainer(
-            model=tiny_model() if model is None else model,
-            args=args,
-            train_dataset=train_dataset,
-            **({"processing_class": tokenizer} | arguments),
-        )
+    def build(objective="cot_kd", folder="run", model=None, **values):
+        model = tiny_model() if model is None else model
+        values = dict(output_dir=str(tmp_path / folder), train_dataset=rows, processing_class=tokenizer) | values
+        return make(LabeledSFTTrainer, LabeledSFTConfig, model=model, objective=objective, **(settings | values))
 
     return build
-
-
-def losses(trainer, key="loss"):
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
 def dense_objective(model, tokenizer, rows, objective, weight):
@@ -134,11 +125,10 @@ class TestLoss:
     @pytest.mark.parametrize("objective", ["cot_kd", "mix"])
     @pytest.mark.parametrize("extra", [{}, dict(packing=True, max_length=64, shuffle_dataset=True)])
     def test_cot_kd_and_mix_are_plain_sft(
-        self, make_trainer, tiny_model, tokenizer, rows, settings, tmp_path, objective, extra
+        self, run, tiny_model, tokenizer, rows, settings, tmp_path, objective, extra
     ):
         config = dict(r=2, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        trainer = make_trainer(objective, peft_config=LoraConfig(**config), **extra)
-        trainer.train()
+        trainer = run(objective, peft_config=LoraConfig(**config), **extra)
         plain = SFTTrainer(
             tiny_model(),
             args=SFTConfig(str(tmp_path / "plain"), **settings, **extra),
@@ -147,39 +137,30 @@ class TestLoss:
             peft_config=LoraConfig(**config),
         )
         plain.train()
-        assert losses(trainer) == losses(plain) and losses(trainer, "grad_norm") == losses(plain, "grad_norm")
+        assert torch.equal(history(trainer), history(plain))
         for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
             assert torch.equal(a, b)
 
-    def test_no_weight_leaves_the_wrong_rows_out(self, make_trainer):
-        nt, ul = (make_trainer(objective, objective, negative_weight=0.0) for objective in ("nt", "ul"))
-        nt.train()
-        ul.train()
+    def test_no_weight_leaves_the_wrong_rows_out(self, run):
+        nt, ul = (run(objective, objective, negative_weight=0.0) for objective in ("nt", "ul"))
         assert losses(nt) == pytest.approx(losses(ul), rel=1e-6)
 
     @pytest.mark.parametrize("objective", ["nt", "ul"])
-    def test_accumulation_changes_nothing(self, make_trainer, objective):
-        histories = []
-        for batch, steps in ((8, 1), (1, 8)):
-            trainer = make_trainer(
-                objective, per_device_train_batch_size=batch, gradient_accumulation_steps=steps, negative_weight=0.5
-            )
-            trainer.train()
-            histories.append((losses(trainer), losses(trainer, "grad_norm")))
-        assert len(histories[0][0]) == 6
-        for a, b in zip(*histories, strict=True):
-            assert a == pytest.approx(b, rel=1e-4)
+    def test_accumulation_changes_nothing(self, run, objective):
+        runs = []
+        for n in (1, 8):
+            batches = dict(per_device_train_batch_size=8 // n, gradient_accumulation_steps=n)
+            runs.append(history(run(objective, negative_weight=0.5, **batches)))
+        assert runs[0].shape == (6, 2)
+        torch.testing.assert_close(*runs, rtol=1e-4, atol=0)
 
-    def test_objectives_do_what_they_are_called(self, make_trainer, tokenizer, rows):
+    def test_objectives_do_what_they_are_called(self, run, tokenizer, rows):
         """What becomes of the log-probability of wrong rows: MIX raises it, NT and UL hold it down."""
         found = {}
         for objective in OBJECTIVES:
-            trainer = make_trainer(
-                objective, negative_weight=1.0, per_device_train_batch_size=24, num_train_epochs=10, logging_steps=100
-            )
-            trainer.train()
-            _, logps = dense_objective(trainer.model, tokenizer, rows, "mix", 1.0)
-            found[objective] = logps
+            settings = dict(per_device_train_batch_size=24, num_train_epochs=10, logging_steps=100)
+            trainer = run(objective, negative_weight=1.0, **settings)
+            _, found[objective] = dense_objective(trainer.model, tokenizer, rows, "mix", 1.0)
         assert all(logps[True] > -5 for logps in found.values()), "right rows are not learned"
         wrong = {objective: logps[False] for objective, logps in found.items()}
         assert wrong["mix"] > wrong["cot_kd"] > wrong["ul"] > wrong["nt"]
@@ -207,14 +188,12 @@ class TestLoss:
 
 class TestRun:
     @pytest.mark.parametrize("objective", ["nt", "ul"])
-    def test_resumes_and_saves(self, make_trainer, tiny_model, objective, tmp_path):
+    def test_resumes_and_saves(self, run, make_trainer, objective, tmp_path):
         saving = dict(save_strategy="steps", save_steps=4)
-        whole = make_trainer(objective, "whole", **saving)
-        whole.train()
+        whole = run(objective, "whole", **saving)
         resumed = make_trainer(objective, "resumed", **saving)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
-        for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
-            assert torch.equal(a, b)
+        assert_same_weights(whole.model, resumed.model)
         assert losses(resumed, "logps/wrong") == losses(whole, "logps/wrong") and len(losses(whole)) == 12
         whole.save_model(str(tmp_path / "model"))
         reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
@@ -222,9 +201,8 @@ class TestRun:
         with torch.no_grad():
             assert torch.equal(reloaded(ids).logits, whole.model.eval()(ids).logits)
 
-    def test_conversational_rows(self, make_trainer, chats, tokenizer):
-        trainer = make_trainer("ul", train_dataset=chats)
-        trainer.train()
+    def test_conversational_rows(self, run, chats, tokenizer):
+        trainer = run("ul", train_dataset=chats)
         assert len(losses(trainer)) == 4 and losses(trainer, "logps/wrong")
         row = trainer.train_dataset[1]
         assert tokenizer.decode([token for token in row["labels"] if token != -100]) == "answer 1<|endoftext|>"
@@ -270,14 +248,15 @@ class TestBadInput:
 
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_rows(self, make_trainer, rows, objective):
-        with pytest.raises(ValueError, match="`train_dataset` has no column label"):
-            make_trainer(objective, train_dataset=rows.remove_columns("label"))
-        with pytest.raises(ValueError, match="`label` in `train_dataset` must be boolean.*row 0 has 0"):
-            make_trainer(objective, train_dataset=rows.cast_column("label", Value("int64")))
-        with pytest.raises(ValueError, match="`eval_dataset` has no column label"):
-            make_trainer(objective, eval_dataset=rows.remove_columns("label"))
-        with pytest.raises(ValueError, match="`train_dataset` is required"):
-            make_trainer(objective, train_dataset=None)
+        unlabeled, numbers = rows.remove_columns("label"), rows.cast_column("label", Value("int64"))
+        for name, dataset, message in (
+            ("train_dataset", unlabeled, "`train_dataset` has no column label"),
+            ("train_dataset", numbers, "`label` in `train_dataset` must be boolean.*row 0 has 0"),
+            ("train_dataset", None, "`train_dataset` is required"),
+            ("eval_dataset", unlabeled, "`eval_dataset` has no column label"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                make_trainer(objective, **{name: dataset})
 
     def test_no_right_rows(self, make_trainer, rows):
         wrong = rows.filter(lambda row: not row["label"])

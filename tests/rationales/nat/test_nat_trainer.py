@@ -15,11 +15,7 @@ import contextlib
 import json
 import logging
 import re
-import runpy
-import shutil
-import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,100 +23,31 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset, Value
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from tests.rationales.nat.adapters import TARGETS, Snapshot, assert_loads, logits, trained_adapters
+from tests.rationales.nat.adapters import lora as plain_lora
+from tests.runs import assert_same_weights, history, losses
 from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer, load_nat
 
 
-TRAINER_ARGUMENTS = ("eval_dataset", "callbacks", "negative_peft_config", "quantization_config", "processing_class")
-TARGETS = ["q_proj", "v_proj", "down_proj"]
-IDS = torch.tensor([[11, 45, 90, 7, 133, 62, 18, 240, 99, 31]])
-
-
-def lora(**settings):
-    values = dict(r=2, lora_alpha=4, lora_dropout=0.1, target_modules=TARGETS, task_type="CAUSAL_LM")
-    return LoraConfig(**(values | settings))
-
-
-@pytest.fixture
-def make_trainer(tiny_model, tokenizer, rows, settings, tmp_path):
-    def build(folder="run", model=None, train_dataset=rows, peft_config=None, **kwargs):
-        arguments = {name: kwargs.pop(name) for name in TRAINER_ARGUMENTS if name in kwargs}
-        args = NegativeAssistedConfig(str(tmp_path / folder), **(settings | {"integration_width": 4} | kwargs))
-        return NegativeAssistedTrainer(
-            model=tiny_model() if model is None else model,
-            args=args,
-            train_dataset=train_dataset,
-            peft_config=peft_config or lora(),
-            **({"processing_class": tokenizer} | arguments),
-        )
-
-    return build
-
-
-def losses(trainer, key="loss"):
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
-
-
-def assert_same_weights(a, b):
-    for (name, first), (other, second) in zip(a.named_parameters(), b.named_parameters(), strict=True):
-        assert name == other and first.dtype == second.dtype and torch.equal(first, second), name
-
-
-def logits(model, ids=IDS):
-    with torch.no_grad():
-        return model.eval()(ids).logits
-
-
-def run_both(trainer, **kwargs):
-    trainer.train(**kwargs)
-    trainer.save_model()
-    return trainer
-
-
-class Snapshot(TrainerCallback):
-    """Values of all parameters when the training of each stage begins."""
-
-    def __init__(self):
-        self.at = {}
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.at[args.stages] = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-class Stop(TrainerCallback):
-    def __init__(self, stage, step):
-        self.stage, self.step = stage, step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.stages == self.stage and state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-class Count(TrainerCallback):
-    """How many steps each stage has really made."""
-
-    def __init__(self):
-        self.steps = {"negative": 0, "both": 0}
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.steps[args.stages] += 1
+lora = partial(plain_lora, lora_dropout=0.1)
 
 
 class TestStages:
     def test_one_call_is_two_runs_and_the_first_is_plain_sft(
-        self, make_trainer, tiny_model, tokenizer, rows, settings, tmp_path
+        self, run, make_trainer, tiny_model, tokenizer, rows, settings, tmp_path
     ):
         both = make_trainer("both")
         torch.rand(5)  # what happens before a stage does not change it
-        run_both(both)
-        negative = run_both(make_trainer("negative", stages="negative"))
+        both.train()
+        both.save_model()
+        negative = run("negative", stages="negative")
         path = str(tmp_path / "negative")
-        positive = run_both(make_trainer("positive", stages="positive", negative_adapter_path=path))
-        for key in ("loss", "grad_norm", "learning_rate"):
-            assert losses(both.negative_trainer, key) == losses(negative, key) and len(losses(negative, key)) == 4
-            assert losses(both, key) == losses(positive, key) and len(losses(positive, key)) == 8
+        positive = run("positive", stages="positive", negative_adapter_path=path)
+        for one, two, steps in ((both.negative_trainer, negative, 4), (both, positive, 8)):
+            for key in ("loss", "grad_norm", "learning_rate"):
+                assert losses(one, key) == losses(two, key) and len(losses(two, key)) == steps
         assert_same_weights(both.model, positive.model)
         for name in ("neg", "nat"):
             files = [tmp_path / top / name / "adapter_model.safetensors" for top in ("both", "positive")]
@@ -134,7 +61,7 @@ class TestStages:
             peft_config=lora(),
         )
         plain.train()
-        assert losses(plain) == losses(negative) and losses(plain, "grad_norm") == losses(negative, "grad_norm")
+        assert torch.equal(history(plain), history(negative))
         stock = get_peft_model_state_dict(plain.model)
         ours = get_peft_model_state_dict(negative.model, adapter_name="neg")
         assert stock.keys() == ours.keys() and all(torch.equal(stock[name], ours[name]) for name in stock)
@@ -176,9 +103,8 @@ class TestStages:
         name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.{}.weight"
         assert not torch.equal(snapshot.at["negative"][name.format("neg")], snapshot.at["both"][name.format("nat")])
 
-    def test_first_loss_of_the_positive_stage_is_the_base_models(self, make_trainer, tiny_model, tokenizer, rows):
-        trainer = make_trainer(num_train_epochs=1, per_device_train_batch_size=16)
-        trainer.train()
+    def test_first_loss_of_the_positive_stage_is_the_base_models(self, run, tiny_model, tokenizer, rows):
+        trainer = run(num_train_epochs=1, per_device_train_batch_size=16)
         total = count = 0
         for row in rows:
             if row["label"]:
@@ -189,11 +115,8 @@ class TestStages:
                     total, count = total - logps[t - 1, ids[t]].item(), count + 1
         assert losses(trainer) == [pytest.approx(total / count, rel=1e-5)]
 
-    def test_each_stage_learns_its_own_rows(self, make_trainer, tiny_model, tokenizer, rows, settings, tmp_path):
-        trainer = make_trainer(
-            per_device_train_batch_size=16, num_train_epochs=30, learning_rate=3e-2, logging_steps=1000
-        )
-        trainer.train()
+    def test_each_stage_learns_its_own_rows(self, run, tiny_model, tokenizer, rows):
+        trainer = run(per_device_train_batch_size=16, num_train_epochs=30, learning_rate=3e-2, logging_steps=1000)
 
         def logp(model, label):
             """Mean log-probability of a completion token, from dense logits."""
@@ -202,7 +125,7 @@ class TestStages:
                 if row["label"] is label:
                     prompt = tokenizer(row["prompt"]).input_ids
                     ids = torch.tensor([prompt + tokenizer(row["completion"]).input_ids])
-                    logps = logits(model, ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+                    logps = logits(model.eval(), ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
                     found.append(logps[len(prompt) - 1 :])
             return torch.cat(found).mean().item()
 
@@ -211,7 +134,7 @@ class TestStages:
         model.set_adapter("neg")
         assert logp(model, False) > logp(base, False) + 1
 
-    def test_positive_stage_starts_from_any_negative_lora(self, make_trainer, tiny_model, tmp_path):
+    def test_positive_stage_starts_from_any_negative_lora(self, run, tiny_model, tmp_path):
         """One of another rank, on more modules, trained elsewhere and saved under PEFT's own name."""
         elsewhere = get_peft_model(tiny_model(), lora(r=3, target_modules=[*TARGETS, "k_proj"]))
         for name, parameter in elsewhere.named_parameters():
@@ -219,26 +142,26 @@ class TestStages:
                 torch.nn.init.normal_(parameter)
         elsewhere.save_pretrained(tmp_path / "elsewhere")
         path = str(tmp_path / "elsewhere")
-        trainer = run_both(make_trainer(stages="positive", negative_adapter_path=path))
+        trainer = run(stages="positive", negative_adapter_path=path)
         assert trainer.negative_trainer is None
+        assert_loads(trainer, tiny_model())
         loaded = load_nat(tiny_model(), str(tmp_path / "run"))
-        assert torch.equal(logits(loaded), logits(trainer.model))
         loaded.set_adapter("neg")
-        assert torch.equal(logits(loaded), logits(elsewhere))
+        assert torch.equal(logits(loaded), logits(elsewhere.eval()))
 
-    def test_negative_adapter_of_its_own_form(self, make_trainer, tiny_model, tmp_path):
-        trainer = run_both(make_trainer(negative_peft_config=lora(r=3, target_modules=[*TARGETS, "o_proj"])))
+    def test_negative_adapter_of_its_own_form(self, run, tiny_model):
+        trainer = run(negative_peft_config=lora(r=3, target_modules=[*TARGETS, "o_proj"]))
         assert trainer.model.peft_config["neg"].r == 3 and trainer.model.peft_config["nat"].r == 2
-        assert torch.equal(logits(load_nat(tiny_model(), str(tmp_path / "run"))), logits(trainer.model))
+        assert_loads(trainer, tiny_model())
 
-    def test_writes_two_adapter_folders_and_leaves_the_arguments_alone(self, make_trainer, tiny_model, tmp_path):
-        trainer = run_both(make_trainer(integration_value="identity", integration_temperature=2.0))
+    def test_writes_two_adapter_folders_and_leaves_the_arguments_alone(self, run, tiny_model, tmp_path):
+        trainer = run(integration_value="identity", integration_temperature=2.0)
         args = trainer.args
         assert args.stages == "both" and args.output_dir == str(tmp_path / "run")
         assert {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()} >= {"neg", "nat"}
         config = json.loads((tmp_path / "run" / "nat" / "adapter_config.json").read_text())["nat_config"]
         assert (config["value"], config["width"], config["temperature"]) == ("identity", 4, 2.0)
-        assert torch.equal(logits(load_nat(tiny_model(), str(tmp_path / "run"))), logits(trainer.model))
+        assert_loads(trainer, tiny_model())
 
     def test_gradient_checkpointing_changes_nothing(self, make_trainer):
         runs = []
@@ -256,41 +179,38 @@ class TestStages:
 
 
 class TestModels:
-    def test_gpt2(self, make_trainer, tiny_gpt2, tmp_path):
+    def test_gpt2(self, run, tiny_gpt2):
         """Conv1D layers, on the modules that PEFT knows for the architecture."""
         config = LoraConfig(r=2, task_type="CAUSAL_LM", fan_in_fan_out=True)
-        trainer = run_both(make_trainer(model=tiny_gpt2(), peft_config=config))
+        trainer = run(model=tiny_gpt2(), peft_config=config)
         assert trainer.model.peft_config["nat"].target_modules == {"c_attn"}
-        assert torch.equal(logits(load_nat(tiny_gpt2(), str(tmp_path / "run"))), logits(trainer.model))
+        assert_loads(trainer, tiny_gpt2())
         assert losses(trainer)[-1] < losses(trainer)[0]
 
     @pytest.mark.parametrize("alone", [False, True])
-    def test_all_linear(self, make_trainer, tiny_model, tmp_path, alone):
+    def test_all_linear(self, run, tiny_model, tmp_path, alone):
+        stage = dict(peft_config=lora(target_modules="all-linear"))
         if alone:
-            run_both(make_trainer("first", stages="negative", peft_config=lora(target_modules="all-linear")))
-            stage = dict(stages="positive", negative_adapter_path=str(tmp_path / "first"))
-        else:
-            stage = {}
-        trainer = run_both(make_trainer(peft_config=lora(target_modules="all-linear"), **stage))
+            run("first", stages="negative", **stage)
+            stage |= dict(stages="positive", negative_adapter_path=str(tmp_path / "first"))
+        trainer = run(**stage)
         gated = {name.split(".")[-4] for name, _ in trainer.model.named_parameters() if "lora_nat_q" in name}
         assert gated == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-        assert torch.equal(logits(load_nat(tiny_model(), str(tmp_path / "run"))), logits(trainer.model))
+        assert_loads(trainer, tiny_model())
 
-    def test_bf16_base(self, make_trainer, tiny_model, tmp_path):
+    def test_bf16_base(self, run, tiny_model, tmp_path):
         snapshot = Snapshot()
-        trainer = run_both(make_trainer(model=tiny_model().bfloat16(), bf16=True, callbacks=[snapshot]))
+        trainer = run(model=tiny_model().bfloat16(), bf16=True, callbacks=[snapshot])
         for name, parameter in trainer.model.named_parameters():
             assert parameter.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
             assert torch.equal(parameter, snapshot.at["both"][name]) is (".nat." not in name), name
         loaded = load_nat(tiny_model().bfloat16(), str(tmp_path / "run"))
         found = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        assert torch.equal(logits(loaded), logits(found))
+        assert torch.equal(logits(loaded), logits(found.eval()))
 
-    def test_by_name_with_the_released_lora(self, tiny_model, tokenizer, rows, settings, tmp_path):
-        tiny_model().save_pretrained(tmp_path / "base")
-        tokenizer.save_pretrained(tmp_path / "base")
+    def test_by_name_with_the_released_lora(self, base_folder, tokenizer, rows, settings, tmp_path):
         trainer = NegativeAssistedTrainer(
-            str(tmp_path / "base"),
+            str(base_folder),
             args=NegativeAssistedConfig(str(tmp_path / "run"), integration_width=4, **settings),
             train_dataset=rows,
         )
@@ -302,9 +222,8 @@ class TestModels:
         assert trainer.processing_class.get_vocab() == tokenizer.get_vocab()
         assert NegativeAssistedConfig("x", bf16=False).learning_rate == 3e-4
 
-    def test_conversational_rows(self, make_trainer, chats, tokenizer):
-        trainer = make_trainer(train_dataset=chats, eval_dataset=chats)
-        trainer.train()
+    def test_conversational_rows(self, run, chats, tokenizer):
+        trainer = run(train_dataset=chats, eval_dataset=chats)
         assert len(losses(trainer)) == 2 and len(losses(trainer.negative_trainer)) == 2
         for found, expected in ((trainer, [0, 2, 4, 6]), (trainer.negative_trainer, [1, 3, 5, 7])):
             for dataset in (found.train_dataset, found.eval_dataset):
@@ -317,17 +236,19 @@ class TestModels:
 
 class TestRows:
     def test_stages_split_training_and_evaluation_rows(self, make_trainer, tokenizer, rows, caplog):
+        sets = {"a": rows.select(range(9)), "b": rows.select(range(3, 24))}
         with caplog.at_level(logging.INFO, logger="trl_distill.rationales"):
-            trainer = make_trainer(eval_dataset={"a": rows.select(range(9)), "b": rows.select(range(3, 24))})
+            trainer = make_trainer(eval_dataset=sets)
         for found, label in ((trainer, True), (trainer.negative_trainer, False)):
-            for name, dataset in ({"train": found.train_dataset} | found.eval_dataset).items():
-                source = {"train": rows, "a": rows.select(range(9)), "b": rows.select(range(3, 24))}[name]
+            for name, dataset in (found.eval_dataset | {"train": found.train_dataset}).items():
+                source = (sets | {"train": rows})[name]
                 expected = [r["prompt"] + r["completion"] + "<|endoftext|>" for r in source if r["label"] is label]
                 assert [tokenizer.decode(row["input_ids"]) for row in dataset] == expected
         assert "The train dataset has 16 right and 8 wrong rows." in caplog.text
         assert "The train dataset has 8 wrong and 16 right rows." in caplog.text
         assert "The a dataset has 6 right and 3 wrong rows." in caplog.text
-        assert set(losses_of(trainer.evaluate())) == {"eval_a_loss", "eval_b_loss"}
+        metrics = trainer.evaluate()
+        assert {name for name in metrics if name.endswith("_loss")} == {"eval_a_loss", "eval_b_loss"}
 
     def test_prompt_has_no_loss_and_the_end_token_has(self, make_trainer, tokenizer, rows):
         row = make_trainer(stages="negative").train_dataset[0]
@@ -336,9 +257,8 @@ class TestRows:
         )
         assert row["labels"][: len("Q0: ")] == [-100] * 4
 
-    def test_evaluating_new_rows_takes_those_of_the_stage(self, make_trainer, rows):
-        trainer = make_trainer(num_train_epochs=1, per_device_eval_batch_size=24)
-        trainer.train()
+    def test_evaluating_new_rows_takes_those_of_the_stage(self, run, rows):
+        trainer = run(num_train_epochs=1, per_device_eval_batch_size=24)
         found = trainer.evaluate(rows)["eval_loss"]
         assert found == trainer.evaluate(rows.filter(lambda row: row["label"]))["eval_loss"]
         assert found != trainer.evaluate(rows.remove_columns("label"))["eval_loss"]
@@ -346,11 +266,9 @@ class TestRows:
 
     def test_negative_stage_without_evaluation_rows_goes_without(self, make_trainer, rows, caplog):
         right = rows.filter(lambda row: row["label"])
-        evaluating = dict(
-            eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, num_train_epochs=1
-        )
+        evaluating = dict(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True)
         with caplog.at_level(logging.WARNING, logger="trl_distill.rationales"):
-            trainer = make_trainer(eval_dataset=right, **evaluating)
+            trainer = make_trainer(eval_dataset=right, num_train_epochs=1, **evaluating)
         assert "No evaluation row is wrong" in caplog.text
         trainer.train()
         assert len(losses(trainer, "eval_loss")) == 1 and not losses(trainer.negative_trainer, "eval_loss")
@@ -375,9 +293,9 @@ class TestRows:
         with pytest.raises(ValueError, match=r"All 8 rows of the train dataset are longer than 9 tokens .*Raise"):
             make_trainer(max_length=9)
 
-    def test_packing_is_a_causal_model_of_each_row(self, make_trainer, tokenizer, rows, tmp_path):
+    def test_packing_is_a_causal_model_of_each_row(self, run, make_trainer, tokenizer, rows, tmp_path):
         """Packed with block-diagonal attention, rows have the loss they have alone; long ones are dropped whole."""
-        plain = run_both(make_trainer("plain", per_device_eval_batch_size=24))
+        plain = run("plain", per_device_eval_batch_size=24)
         packed = make_trainer(
             "packed",
             stages="positive",
@@ -404,20 +322,16 @@ class TestRows:
         with pytest.raises(ValueError, match="All 8 rows of the train dataset are longer"):
             make_trainer("short", packing=True, max_length=9)
 
-    def test_both_stages_with_packing(self, make_trainer, tiny_model, tmp_path):
-        trainer = run_both(make_trainer(packing=True, max_length=64))
+    def test_both_stages_with_packing(self, run, tiny_model):
+        trainer = run(packing=True, max_length=64)
         assert losses(trainer) and losses(trainer.negative_trainer)
-        assert torch.equal(logits(load_nat(tiny_model(), str(tmp_path / "run"))), logits(trainer.model))
-
-
-def losses_of(metrics):
-    return [name for name in metrics if name.endswith("_loss")]
+        assert_loads(trainer, tiny_model())
 
 
 class TestBestModel:
-    def test_both_stages_end_with_their_best_weights(self, make_trainer, rows, tmp_path):
+    def test_both_stages_end_with_their_best_weights(self, run, rows, tmp_path):
         """The largest loss is called the best one here, so that the best step is the first and not the last."""
-        trainer = make_trainer(
+        trainer = run(
             eval_dataset=rows,
             eval_strategy="steps",
             eval_steps=2,
@@ -427,7 +341,6 @@ class TestBestModel:
             metric_for_best_model="eval_loss",
             greater_is_better=True,
         )
-        trainer.train()
         assert trainer.negative_trainer.state.best_model_checkpoint.endswith("negative/checkpoint-2")
         assert trainer.state.best_model_checkpoint.endswith("run/checkpoint-2")
         for name, folder in (("neg", "negative/checkpoint-2/neg"), ("nat", "checkpoint-2/nat")):
@@ -437,185 +350,18 @@ class TestBestModel:
         last = load_file(tmp_path / "run" / "checkpoint-8" / "nat" / "adapter_model.safetensors")
         assert any(not torch.equal(last[key], value) for key, value in found.items())
         assert trainer.model.active_adapter == "nat"
-        assert {name.split(".")[-2] for name, p in trainer.model.named_parameters() if p.requires_grad} == {"nat"}
+        assert trained_adapters(trainer.model) == {"nat"}
 
 
-@pytest.fixture
-def quantized(tiny_model, tokenizer, tmp_path):
-    """Factory of one model in 4 or 8 bits: blocks of 4 bits hold 64 values."""
-    path = str(tmp_path / "base")
-    tiny_model(hidden_size=64, intermediate_size=64, initializer_range=0.1).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-
-    def build(bits):
-        config = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-        config = BitsAndBytesConfig(**(config if bits == 4 else {"load_in_8bit": True}))
-        return AutoModelForCausalLM.from_pretrained(path, quantization_config=config, dtype=torch.float32)
-
-    build.path = path
-    return build
-
-
-@pytest.mark.parametrize(("bits", "bf16"), [(4, True), (8, False)])
-class TestQuantized:
-    def test_trains_resumes_and_loads(self, make_trainer, quantized, tmp_path, bits, bf16):
-        saving = dict(save_strategy="steps", save_steps=1, num_train_epochs=1, bf16=bf16)
-        snapshot = Snapshot()
-        whole = run_both(make_trainer("whole", quantized(bits), callbacks=[snapshot], **saving))
-        for name, parameter in whole.model.named_parameters():
-            assert torch.equal(parameter, snapshot.at["both"][name]) is (".nat." not in name), name
-            if ".nat." in name:
-                assert parameter.dtype == (torch.float32 if "lora_nat" in name else torch.bfloat16), name
-        kinds = {type(module).__name__ for module in whole.model.modules() if hasattr(module, "lora_variant")}
-        assert kinds == {"Linear4bit" if bits == 4 else "Linear8bitLt"}
-
-        # Two separate runs are the one call
-        run_both(make_trainer("first", quantized(bits), stages="negative", **saving))
-        path = str(tmp_path / "first")
-        second = make_trainer("second", quantized(bits), stages="positive", negative_adapter_path=path, **saving)
-        second.train()
-        assert losses(second) == losses(whole) and len(losses(whole)) == 4
-        assert_same_weights(second.model, whole.model)
-
-        # Resumed in the negative stage, and in the positive one
-        for source, target in (("negative/checkpoint-1", "negative"), ("checkpoint-2", "")):
-            folder = tmp_path / f"resumed-{target}"
-            if not target:
-                shutil.copytree(tmp_path / "whole" / "neg", folder / "neg")
-            shutil.copytree(tmp_path / "whole" / source, folder / source)
-            resumed = make_trainer(folder.name, quantized(bits), **saving)
-            resumed.train(resume_from_checkpoint=str(folder / source))
-            assert losses(resumed) == losses(whole)
-            assert_same_weights(resumed.model, whole.model)
-
-        loaded = load_nat(quantized(bits), str(tmp_path / "whole"))
-        trained = whole.accelerator.unwrap_model(whole.model, keep_fp32_wrapper=False)
-        for name, parameter in trained.named_parameters():
-            if ".lora_" in name:  # trained in bf16, loaded in fp32
-                parameter.data = parameter.data.float()
-        assert torch.equal(logits(loaded), logits(trained))
-        ids = loaded.generate(input_ids=IDS, max_new_tokens=4, do_sample=False, eos_token_id=None)
-        assert ids.shape == (1, 14)
-
-
-def test_quantized_by_name(quantized, rows, settings, tmp_path):
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-    trainer = NegativeAssistedTrainer(
-        quantized.path,
-        args=NegativeAssistedConfig(str(tmp_path / "run"), integration_width=4, **settings),
-        train_dataset=rows,
-        quantization_config=config,
-    )
-    assert trainer.model.is_loaded_in_4bit
-    trainer.train()
-    names = ["nat", "neg", "__base__"]
-    with torch.no_grad():
-        mixed = trainer.model.eval()(IDS.expand(3, -1), adapter_names=names).logits
-    expected = [logits(trainer.model)]
-    trainer.model.set_adapter("neg")
-    expected.append(logits(trainer.model))
-    with trainer.model.disable_adapter():
-        expected.append(logits(trainer.model))
-    torch.testing.assert_close(mixed, torch.cat(expected), rtol=2e-2, atol=2e-2)  # bf16 adapters
-
-
-class TestResume:
-    saving = dict(save_strategy="steps", save_steps=2)
-
-    def test_equals_an_uninterrupted_run(self, make_trainer):
-        whole = make_trainer("whole", **self.saving)
-        whole.train()
-        # The last step of a stage is saved before the stage ends; at the first of the positive stage nothing of it is.
-        # A finished negative adapter is kept, and no step is made again but those after the last checkpoint.
-        for stage, step, made in (
-            ("negative", 3, {"negative": 2, "both": 8}),
-            ("negative", 4, {"negative": 2, "both": 8}),
-            ("both", 1, {"negative": 0, "both": 8}),
-            ("both", 5, {"negative": 0, "both": 4}),
-        ):
-            folder = f"{stage}-{step}"
-            with pytest.raises(KeyboardInterrupt):
-                make_trainer(folder, callbacks=[Stop(stage, step)], **self.saving).train()
-            count = Count()
-            resumed = make_trainer(folder, callbacks=[count], **self.saving)
-            resumed.train(resume_from_checkpoint=True)
-            assert count.steps == made
-            assert losses(resumed) == losses(whole)
-            assert_same_weights(resumed.model, whole.model)
-
-    def test_single_stages(self, make_trainer, tmp_path):
-        negative = run_both(make_trainer("negative", stages="negative", **self.saving))
-        path = str(tmp_path / "negative")
-        positive = make_trainer("positive", stages="positive", negative_adapter_path=path, **self.saving)
-        positive.train()
-        for folder, step, whole, stage in (
-            ("negative", 2, negative, dict(stages="negative")),
-            ("positive", 6, positive, dict(stages="positive", negative_adapter_path=path)),
-        ):
-            resumed = make_trainer("again", **stage, **self.saving)
-            resumed.train(resume_from_checkpoint=str(tmp_path / folder / f"checkpoint-{step}"))
-            assert losses(resumed) == losses(whole)
-            assert_same_weights(resumed.model, whole.model)
-
-    def test_refuses_what_cannot_be_resumed(self, make_trainer, tmp_path):
-        with pytest.raises(ValueError, match=r"Nothing to resume: no checkpoint in .*negative or .*run\."):
-            make_trainer().train(resume_from_checkpoint=True)
-        make_trainer("one", num_train_epochs=1, **self.saving).train()
-        checkpoint = str(tmp_path / "one" / "checkpoint-4")
-        with pytest.raises(ValueError, match="belongs to the positive stage.*or start anew"):
-            make_trainer().train(resume_from_checkpoint=checkpoint)
-        run_both(make_trainer("other", stages="negative", num_train_epochs=1, seed=7))
-        trainer = make_trainer(stages="positive", negative_adapter_path=str(tmp_path / "other"))
-        with pytest.raises(ValueError, match="negative adapter in .*checkpoint-4 is not the one of this run"):
-            trainer.train(resume_from_checkpoint=checkpoint)
-
-    def test_a_new_run_in_an_old_folder_forgets_the_old_negative_adapter(self, make_trainer, rows):
-        """Killed in its negative stage, it must not go on with the adapter of the run before."""
-        make_trainer("run", **self.saving).train()
-        other = rows.map(lambda row: {"completion": row["completion"].upper()})
-        whole = make_trainer("whole", train_dataset=other, **self.saving)
-        whole.train()
-        with pytest.raises(KeyboardInterrupt):
-            make_trainer("run", train_dataset=other, callbacks=[Stop("negative", 3)], **self.saving).train()
-        resumed = make_trainer("run", train_dataset=other, **self.saving)
-        shutil.rmtree(Path(resumed.args.output_dir, "negative", "checkpoint-4"))  # of the old run, as in any Trainer
-        resumed.train(resume_from_checkpoint=True)
-        assert_same_weights(resumed.model, whole.model)
-
-
-def test_a_killed_process_goes_on_where_it_was(tmp_path, tiny_model, tokenizer):
-    """Killed by the system in the negative stage; resumed and killed in the positive one; resumed to the end."""
-    tiny_model().save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    script = Path(__file__).with_name("run_killed.py")
-    for stage, step, resume in (("negative", "3", "anew"), ("both", "5", "resume")):
-        command = [sys.executable, str(script), str(tmp_path / "base"), str(tmp_path / "run"), stage, step, resume]
-        assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
-    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))[-1] == "checkpoint-4"
-    build = runpy.run_path(str(script))["build"]
-    count = Count()
-    whole, resumed = build(tmp_path / "base", tmp_path / "whole"), build(tmp_path / "base", tmp_path / "run", [count])
-    whole.train()
-    resumed.train(resume_from_checkpoint=True)
-    assert count.steps == {"negative": 0, "both": 4}
-    assert losses(whole) == losses(resumed) and len(losses(whole)) == 8
-    assert_same_weights(whole.model, resumed.model)
-
-
-def test_two_processes_give_the_loss_of_one(on_two_processes, tmp_path, tiny_model, tokenizer):
-    tiny_model().save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    script = Path(__file__).with_name("run_nat.py")
-    two = on_two_processes(script, tmp_path / "base", tmp_path / "two")
-    one = runpy.run_path(str(script))["run"](tmp_path / "base", tmp_path / "one", 1)
-    assert two.pop("processes") == 2 and one.pop("processes") == 1
+def test_two_processes_give_the_loss_of_one(on_one_and_two_processes, base_folder, tmp_path, tiny_model):
+    one, two = on_one_and_two_processes(Path(__file__).with_name("run_nat.py"), base_folder)
     assert one.pop("eval_loss") == pytest.approx(two.pop("eval_loss"), rel=1e-4)
     steps = {"negative": 2, "positive": 4, "nt": 6, "ul": 6}
     for run, entries in one.items():
         assert len(entries) == steps[run]
         for first, second in zip(entries, two[run], strict=True):
             assert first == pytest.approx(second, rel=1e-4), run
-    models = [load_nat(tiny_model(), str(tmp_path / name / "nat")) for name in ("one", "two")]
+    models = [load_nat(tiny_model(), str(tmp_path / name / "nat")) for name in ("1", "2")]
     torch.testing.assert_close(*map(logits, models), rtol=1e-3, atol=1e-4)
 
 
@@ -671,9 +417,8 @@ class TestBadInput:
                 make_trainer(train_dataset=dataset, **stage)
             return
         kind = "wrong" if label else "right"
-        with pytest.raises(
-            ValueError, match=f"nothing can be trained on {kind} ones. Add {kind} rationales, or leave"
-        ):
+        message = f"nothing can be trained on {kind} ones. Add {kind} rationales, or leave"
+        with pytest.raises(ValueError, match=message):
             make_trainer(train_dataset=dataset, model="not/loaded", **stage)  # known before anything is loaded
 
     @pytest.mark.parametrize(

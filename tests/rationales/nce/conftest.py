@@ -17,9 +17,10 @@
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
-from trl_distill.rationales.nce import NCEConfig
+from tests.runs import TINY_RUN, make
+from trl_distill.rationales.nce import NCEConfig, NCETrainer, calibration_weights
 
 
 @pytest.fixture
@@ -54,22 +55,47 @@ def rows():
 
 
 @pytest.fixture
-def make_args(tmp_path):
-    def build(**settings):
-        defaults = dict(
-            output_dir=str(tmp_path / "run"),
-            per_device_train_batch_size=4,
-            per_device_eval_batch_size=4,
-            learning_rate=1e-2,
-            max_steps=3,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-        )
-        return NCEConfig(**defaults | settings)
+def run_settings(tmp_path):
+    return TINY_RUN | dict(output_dir=str(tmp_path / "run"), max_steps=3, gradient_checkpointing=False)
+
+
+@pytest.fixture
+def make_args(run_settings):
+    def build(**changes):
+        return NCEConfig(**run_settings | {"per_device_eval_batch_size": 4} | changes)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def cache():
+    return {}
+
+
+@pytest.fixture
+def weighed(cache, make_nat, rows, tokenizer, make_args):
+    """The rows with their calibration weights."""
+    if "weighed" not in cache:
+        cache["weighed"] = calibration_weights(make_nat(scale=0.2), rows, tokenizer, make_args())
+    return cache["weighed"]
+
+
+@pytest.fixture
+def student_lora():
+    def build(**changes):
+        lora = dict(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
+        return LoraConfig(**lora | changes)
+
+    return build
+
+
+@pytest.fixture
+def make_trainer(make_nat, weighed, tokenizer, run_settings, student_lora):
+    def build(model=None, **values):
+        model = make_nat() if model is None else model
+        if isinstance(model, PeftModel) and "nat" in model.peft_config:
+            values = {"peft_config": student_lora()} | values
+        values = dict(train_dataset=weighed, processing_class=tokenizer, per_device_eval_batch_size=4) | values
+        return make(NCETrainer, NCEConfig, model=model, **run_settings | values)
 
     return build

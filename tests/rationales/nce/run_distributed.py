@@ -14,21 +14,17 @@
 
 """What `test_two_processes_give_the_loss_of_one` runs, on one CPU process and on two (gloo, DDP)."""
 
-import gc
-import json
-import sys
 from pathlib import Path
 
-import torch.distributed as dist
-from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.runs import TINY_RUN
 from trl_distill.rationales.nce import NCEConfig, NCETrainer
 
 
-def run(folder: Path, processes: int, **settings) -> tuple[list[dict], dict]:
+def train(folder: Path, processes: int, **settings) -> tuple[list[dict], dict]:
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     model = PeftModel.from_pretrained(base, folder / "nat" / "nat", adapter_name="nat")
     model.load_adapter(folder / "nat" / "neg", "neg")
@@ -36,19 +32,12 @@ def run(folder: Path, processes: int, **settings) -> tuple[list[dict], dict]:
     trainer = NCETrainer(
         model,
         args=NCEConfig(
+            **TINY_RUN | {"per_device_train_batch_size": 4 // processes},
             output_dir=str(folder / "run"),
-            per_device_train_batch_size=4 // processes,
             per_device_eval_batch_size=4 // processes,
             gradient_accumulation_steps=2,
             optim="sgd",
-            learning_rate=0.01,
             max_steps=3,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1,
-            disable_tqdm=True,
             **settings,
         ),
         train_dataset=rows,
@@ -61,19 +50,11 @@ def run(folder: Path, processes: int, **settings) -> tuple[list[dict], dict]:
     return [entry for entry in trainer.state.log_history if "grad_norm" in entry], trainer.evaluate()
 
 
-def run_both(folder: Path, processes: int) -> dict:
-    result = {"processes": processes}
+def run(folder: Path, processes: int) -> dict:
+    result = {}
     for objective in ("kd", "weighted_ce"):
-        history, metrics = run(folder, processes, objective=objective)
+        history, metrics = train(folder, processes, objective=objective)
         names = [name for name in ("loss", "grad_norm", "ce", "kd", "kl", "weight/mean") if name in history[0]]
         result |= {f"{objective}/{name}": [entry[name] for entry in history] for name in names}
         result |= {f"{objective}/{name}": metrics[name] for name in ("eval_ce", "eval_weight/mean")}
     return result
-
-
-if __name__ == "__main__":
-    result = run_both(Path(sys.argv[1]), PartialState(cpu=True).num_processes)
-    if PartialState().is_main_process:
-        Path(sys.argv[2]).write_text(json.dumps(result))
-    gc.collect()  # a trainer in a cycle holds the process group, whose threads must end before the interpreter does
-    dist.destroy_process_group()

@@ -14,103 +14,42 @@
 
 import json
 import math
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
+from tests.runs import assert_same_weights, history
 from trl_distill.divergence import LMHead, token_divergence
-from trl_distill.rationales.nce import NCETrainer, calibration_weights
+from trl_distill.rationales.nce import calibration_weights
 from trl_distill.rationales.nce.nce_trainer import nce_token_loss
 
 
-TRAINER_ARGUMENTS = ("teacher_model", "eval_dataset", "callbacks", "peft_config", "quantization_config")
-STUDENT_LORA = dict(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
-
-
-@pytest.fixture(scope="module")
-def cache():
-    return {}
-
-
-@pytest.fixture
-def weighed(cache, make_nat, rows, tokenizer, make_args):
-    """The rows with their calibration weights."""
-    if "weighed" not in cache:
-        cache["weighed"] = calibration_weights(make_nat(scale=0.2), rows, tokenizer, make_args())
-    return cache["weighed"]
-
-
-@pytest.fixture
-def make_trainer(make_nat, weighed, tokenizer, make_args):
-    def build(model=None, train_dataset=weighed, **settings):
-        arguments = {name: settings.pop(name) for name in TRAINER_ARGUMENTS if name in settings}
-        if model is None:
-            model = make_nat()
-        if isinstance(model, PeftModel) and "nat" in model.peft_config:
-            arguments = {"peft_config": LoraConfig(**STUDENT_LORA)} | arguments
-        return NCETrainer(
-            model,
-            args=make_args(**settings),
-            train_dataset=train_dataset,
-            processing_class=tokenizer,
-            **arguments,
-        )
-
-    return build
-
-
-@pytest.fixture
-def make_sft(tokenizer, tiny_model, rows, tmp_path):
-    """Factory of plain SFTTrainers with the same student and settings."""
-
-    def build(model=None, lora=STUDENT_LORA, **settings):
-        args = dict(
-            output_dir=str(tmp_path / "sft"), per_device_train_batch_size=4, learning_rate=1e-2, max_steps=3,
-            bf16=False, use_cpu=True, report_to="none", logging_steps=1, gradient_checkpointing=False,
-            save_strategy="no", disable_tqdm=True,
-        )  # fmt: skip
-        return SFTTrainer(
-            tiny_model() if model is None else model,
-            SFTConfig(**args | settings),
-            train_dataset=rows,
-            processing_class=tokenizer,
-            peft_config=None if lora is None else LoraConfig(**lora),
-        )
-
-    return build
-
-
-def batch_of(trainer, rows=4):
-    """The first rows of the trainer's data, collated."""
+def batch_of(trainer):
+    """The first four rows of the trainer's data, collated."""
     columns = ["input_ids", "labels", *(["weight"] if trainer.args.is_calibrated else [])]
-    return trainer.data_collator(list(trainer.train_dataset.select_columns(columns).select(range(rows))))
+    return trainer.data_collator(list(trainer.train_dataset.select_columns(columns).select(range(4))))
 
 
-def gradients(trainer, inputs, train=False):
-    """Loss and gradients of one micro-batch; without dropout unless `train`."""
-    trainer.model.train(train)
+def gradients(trainer, inputs):
+    """Loss and gradients of one micro-batch, without dropout."""
+    trainer.model.eval()
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, dict(inputs))
     loss.backward()
     return loss.item(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-def stir(model, name="default", scale=0.3):
+def stir(model):
     """Give a fresh adapter something to do."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if f"lora_B.{name}" in key:
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-
-
-def history(trainer):
-    return torch.tensor([(e["loss"], e["grad_norm"]) for e in trainer.state.log_history if "grad_norm" in e])
+            if "lora_B.default" in key:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def naive_loss(trainer, inputs, alpha, temperature, weight_of, teacher=None):
@@ -219,7 +158,7 @@ class TestLoss:
             loss, grads = gradients(trainer, batch_of(trainer))
             assert abs(loss) < 1e-6 and max(grad.abs().max() for grad in grads.values()) < 1e-6
 
-    def test_weighted_ce_matches_its_definition(self, make_trainer, tiny_model, weighed):
+    def test_weighted_ce_matches_its_definition(self, make_trainer, tiny_model):
         trainer = make_trainer(tiny_model(), objective="weighted_ce")
         inputs = batch_of(trainer)
         loss, _ = gradients(trainer, inputs)
@@ -231,12 +170,20 @@ class TestLoss:
         assert trainer._metrics["eval"]["ce"][-1] == pytest.approx(ce.sum().item() / (labels != -100).sum().item())
         assert trainer._metrics["eval"]["weight/mean"][-1] == pytest.approx(inputs["weight"].mean().item())
 
-    @pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"objective": "weighted_ce"}])
-    def test_without_weight_it_is_sft_to_the_last_bit(self, make_trainer, make_sft, weighed, settings):
+    @pytest.mark.parametrize("objective", [{"alpha": 0.0}, {"objective": "weighted_ce"}])
+    def test_without_weight_it_is_sft_to_the_last_bit(
+        self, make_trainer, student_lora, tiny_model, tokenizer, rows, weighed, run_settings, objective
+    ):
         zero = weighed.remove_columns("weight").add_column("weight", [0.0] * len(weighed))
-        ours = make_trainer(train_dataset=zero, shuffle_dataset=True, **settings)
+        ours = make_trainer(train_dataset=zero, shuffle_dataset=True, **objective)
         ours.train()
-        sft = make_sft(shuffle_dataset=True)
+        sft = SFTTrainer(
+            tiny_model(),
+            SFTConfig(**run_settings, shuffle_dataset=True),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=student_lora(),
+        )
         sft.train()
         assert torch.equal(history(ours), history(sft)) and len(history(ours)) == 3
         assert "kd" not in ours.state.log_history[0]  # NAT has not been asked
@@ -268,23 +215,17 @@ class TestLoss:
         assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
 
     @pytest.mark.parametrize("settings", [{}, {"objective": "weighted_ce"}])
-    def test_accumulation_is_exact(self, make_trainer, settings):
+    def test_accumulation_is_exact(self, student_lora, make_trainer, settings):
         runs = {}
-        for size, accumulation in [(8, 1), (2, 4), (1, 8)]:
-            trainer = make_trainer(
-                per_device_train_batch_size=size,
-                gradient_accumulation_steps=accumulation,
-                peft_config=LoraConfig(**STUDENT_LORA | {"lora_dropout": 0.0}),
-                optim="sgd",
-                learning_rate=0.01,
-                max_steps=2,
-                max_grad_norm=1e9,
-                **settings,
-            )
+        lora = student_lora(lora_dropout=0.0)
+        for size in (8, 2, 1):
+            batches = dict(per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+            steps = dict(optim="sgd", max_steps=2, max_grad_norm=1e9)
+            trainer = make_trainer(peft_config=lora, **batches, **steps, **settings)
             trainer.train()
             runs[size] = history(trainer)
-        torch.testing.assert_close(runs[2], runs[8], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(runs[1], runs[8], rtol=1e-4, atol=1e-6)
+        for size in (2, 1):
+            torch.testing.assert_close(runs[size], runs[8], rtol=1e-4, atol=1e-6)
 
     def test_logged_terms_add_up_to_the_loss(self, make_trainer, weighed):
         trainer = make_trainer(alpha=0.3, kd_temperature=2.0, eval_dataset=weighed, per_device_eval_batch_size=12)
@@ -297,20 +238,15 @@ class TestLoss:
         assert metrics["eval_soft_ce"] > metrics["eval_kl"] > 0
         assert metrics["eval_weight/mean"] == pytest.approx(sum(weighed["weight"]) / 12, rel=1e-5)
 
-    def test_load_balancing_loss_is_not_weighed(self, make_nat, tiny_experts, tokenizer, make_args, rows):
+    def test_load_balancing_loss_is_not_weighed(self, make_trainer, make_nat, tiny_experts, rows):
         """What a mixture of experts adds to SFT's loss it adds to NCE's, whatever alpha is."""
         added = []
         for alpha in (0.0, 0.5):
             losses = []
             for coefficient in (0.0, 1.0):
                 model = make_nat(base=tiny_experts(), targets=("q_proj", "v_proj"))
-                trainer = NCETrainer(
-                    model,
-                    args=make_args(alpha=alpha, kd_weight=1.0, router_aux_loss_coef=coefficient),
-                    train_dataset=rows,
-                    processing_class=tokenizer,
-                    peft_config=LoraConfig(**STUDENT_LORA),
-                )
+                settings = dict(alpha=alpha, kd_weight=1.0, router_aux_loss_coef=coefficient)
+                trainer = make_trainer(model, train_dataset=rows, **settings)
                 losses.append(gradients(trainer, batch_of(trainer))[0])
             added.append(losses[1] - losses[0])
         assert added[0] > 0.5 and added[1] == pytest.approx(added[0], rel=1e-4)
@@ -352,10 +288,10 @@ class TestModels:
         trainer.train()
         assert trainer.evaluate()["eval_kl"] < 0.7 * before
 
-    def test_gradient_checkpointing(self, make_trainer):
+    def test_gradient_checkpointing(self, student_lora, make_trainer):
         results = []
         for checkpointing in (False, True):
-            lora = LoraConfig(**STUDENT_LORA | {"lora_dropout": 0.0})
+            lora = student_lora(lora_dropout=0.0)
             trainer = make_trainer(gradient_checkpointing=checkpointing, peft_config=lora, max_steps=1)
             stir(trainer.model)
             trainer.train()
@@ -400,10 +336,9 @@ class TestModels:
         tiny_model(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "base")
 
         def load():
-            kwargs = {
-                "quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-            }
-            base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", device_map="cpu", **kwargs)
+            config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+            path = tmp_path / "base"
+            base = AutoModelForCausalLM.from_pretrained(path, device_map="cpu", quantization_config=config)
             return make_nat(base=base, scale=0.05)
 
         model = load()
@@ -450,8 +385,7 @@ class TestFiles:
         resumed = make_trainer(**settings)
         resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-2"))
         assert torch.equal(history(resumed)[-3:], history(whole)[-3:])
-        ours, theirs = dict(resumed.model.named_parameters()), dict(whole.model.named_parameters())
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert_same_weights(resumed.model, whole.model)
 
     def test_best_model_at_end(self, make_trainer, weighed):
         trainer = make_trainer(
@@ -470,120 +404,13 @@ class TestFiles:
         assert trainer.evaluate()["eval_ce"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
 
 
-class TestDistributed:
-    def test_two_processes_give_the_loss_of_one(
-        self, on_two_processes, make_nat, tiny_model, weighed, tokenizer, tmp_path
-    ):
-        tiny_model().save_pretrained(tmp_path / "base")
-        tokenizer.save_pretrained(tmp_path / "base")
-        make_nat().save_pretrained(tmp_path / "nat")
-        weighed.to_json(tmp_path / "rows.jsonl")
-        script = Path(__file__).with_name("run_distributed.py")
-        found = on_two_processes(script, tmp_path)
-        assert found.pop("processes") == 2
-        expected = runpy.run_path(str(script))["run_both"](tmp_path, processes=1)
-        assert expected.pop("processes") == 1 and found.keys() == expected.keys()
-        for name, values in expected.items():
-            assert found[name] == pytest.approx(values, rel=1e-4), name
-
-
-class TestRefusals:
-    def test_weights(self, make_trainer, weighed, rows):
-        values = weighed["weight"][:]
-
-        def with_columns(dataset, **columns):
-            dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
-            for name, values in columns.items():
-                dataset = dataset.add_column(name, values)
-            return dataset
-
-        def with_weights(changed):
-            return with_columns(weighed, weight=changed)
-
-        other = rows.map(lambda row: {"completion": row["completion"].replace("The", "So the")})
-        for dataset, message in [
-            (rows, "train dataset has no column `weight`.*set `kd_weight`"),
-            (weighed.remove_columns("weight_hash"), "no column `weight_hash`"),
-            (with_weights([*values[:5], float("nan"), *values[6:]]), "`weight` in row 5 of the train dataset is nan"),
-            (with_weights([*values[:3], None, *values[4:]]), "in row 3 of the train dataset is None"),
-            (with_weights([-0.1, *values[1:]]), "in row 0 of the train dataset is -0.1"),
-            (with_weights([value + 0.5 for value in values]), "without the 0.5 that the loss adds"),
-            (with_columns(other, weight=values, weight_hash=weighed["weight_hash"][:]), "row 0 of the train"),
-            (with_columns(weighed.select([1, 0, *range(2, 12)]), **rows[:]), "belongs to another"),
-            (weighed.to_iterable_dataset().map(lambda row: row), "is a stream"),
-        ]:  # fmt: skip
-            with pytest.raises(ValueError, match=message):
-                make_trainer(train_dataset=dataset)
-        with pytest.raises(ValueError, match="eval dataset has no column `weight`"):
-            make_trainer(eval_dataset=rows)
-        with pytest.raises(ValueError, match="extra dataset has no column `weight`"):
-            make_trainer().evaluate({"extra": rows})
-
-    def test_weights_of_another_tokenization(self, make_trainer, weighed):
-        with pytest.raises(ValueError, match="row 0 of the train dataset belongs to another row, or to another token"):
-            make_trainer(completion_only_loss=False)
-
-    def test_constant_weight_needs_no_column(self, make_trainer, rows):
-        trainer = make_trainer(train_dataset=rows, eval_dataset=rows, kd_weight=1.0)
-        trainer.train()
-        assert "weight/mean" not in trainer.state.log_history[0] and "eval_kd" in trainer.evaluate()
-
-    def test_several_evaluation_sets_that_come_later(self, make_trainer, weighed):
-        """The parent prepares each of them twice."""
-        trainer = make_trainer(eval_dataset=weighed)
-        metrics = trainer.evaluate({"some": weighed.select(range(5)), "all": weighed})
-        assert metrics["eval_all_loss"] == trainer.evaluate()["eval_loss"] != metrics["eval_some_loss"]
-
-    def test_wrong_rows_are_left_out(self, make_trainer, weighed):
-        trainer = make_trainer(train_dataset=weighed.add_column("label", [i % 2 == 0 for i in range(12)]))
-        assert len(trainer.train_dataset) == 6
-
-    def test_models(self, make_trainer, make_nat, tiny_model):
-        with pytest.raises(ValueError, match="with the adapters 'nat' and 'neg', but got a Qwen2ForCausalLM"):
-            make_trainer(tiny_model())
-        with pytest.raises(ValueError, match="but got a str with no adapters"):
-            make_trainer("a/model/that/does/not/exist")
-        with pytest.raises(ValueError, match="pass a `peft_config`"):
-            make_trainer(peft_config=None)
-        with pytest.raises(ValueError, match="must be a `LoraConfig`, got a PromptTuningConfig"):
-            make_trainer(peft_config=PromptTuningConfig(num_virtual_tokens=2))
-        with pytest.raises(ValueError, match="`objective='weighted_ce'` has no teacher"):
-            make_trainer(objective="weighted_ce", teacher_model=make_nat())
-        for changes in (
-            {"bias": "all"},
-            {"modules_to_save": ["lm_head"]},
-            {"init_lora_weights": "pissa"},
-            {"trainable_token_indices": [1]},
-        ):
-            with pytest.raises(ValueError, match=f"`{next(iter(changes))}=.*changes the base model"):
-                make_trainer(peft_config=LoraConfig(**STUDENT_LORA | changes))
-        taken = get_peft_model(tiny_model(), LoraConfig(**STUDENT_LORA))
-        for name in ("nat", "neg"):
-            taken.add_adapter(name, LoraConfig(**STUDENT_LORA))
-        with pytest.raises(ValueError, match="already has an adapter 'default'"):
-            make_trainer(taken)
-        with pytest.raises(ValueError, match="smaller LM head has only 100 rows"):
-            make_trainer(tiny_model(), teacher_model=make_nat(vocab_size=100))
-
-    @pytest.mark.parametrize(
-        "settings, message",
-        [
-            ({"alpha": 1.5}, r"`alpha` must be in \[0, 1\], got 1.5"),
-            ({"kd_temperature": 0.0}, "`kd_temperature` must be above 0"),
-            ({"kd_weight": -1.0}, "`kd_weight` must be at least 0"),
-            ({"objective": "ce"}, "`objective` must be 'kd' or 'weighted_ce', got 'ce'"),
-            ({"loss_chunk_tokens": 0}, "`loss_chunk_tokens` must be at least 1"),
-            ({"packing": True}, "`packing` must be off"),
-            ({"eval_packing": True}, "`eval_packing` must be off"),
-            ({"padding_free": True}, "`padding_free` must be off"),
-            ({"loss_type": "dft"}, "`loss_type` must be 'nll'"),
-            ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0"),
-            ({"assistant_only_loss": True}, "`assistant_only_loss` must be off"),
-            ({"chat_template_path": "template.jinja"}, "`chat_template_path` must be unset"),
-            ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "Remove `skip_prepare_dataset`"),
-            ({"objective": "weighted_ce", "kd_weight": 1.0}, "`kd_weight=1.0` belongs to `objective='kd'`"),
-        ],
-    )
-    def test_settings(self, make_args, settings, message):
-        with pytest.raises(ValueError, match=message):
-            make_args(**settings)
+def test_two_processes_give_the_loss_of_one(
+    on_one_and_two_processes, make_nat, tiny_model, weighed, tokenizer, tmp_path
+):
+    tiny_model().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    make_nat().save_pretrained(tmp_path / "nat")
+    weighed.to_json(tmp_path / "rows.jsonl")
+    one, two = on_one_and_two_processes(Path(__file__).with_name("run_distributed.py"), tmp_path)
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=1e-4), name
