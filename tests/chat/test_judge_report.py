@@ -46,14 +46,8 @@ def report():
 
 
 def test_counts_and_means(report):
-    assert [report[key] for key in ("judge", "items", "answers", "scored", "calls", "reasks")] == [
-        "judge",
-        3,
-        7,
-        6,
-        12,
-        3,
-    ]
+    counts = {"judge": "judge", "items": 3, "answers": 7, "scored": 6, "calls": 12, "reasks": 3}
+    assert report.items() >= counts.items()
     assert report["unscored"] == {"out of range": 1}
     assert report["mean_score"] == 5.0 and not report["constant"] and report["warnings"] == []
     assert report["models"] == {

@@ -174,12 +174,8 @@ def test_not_applicable_is_no_number(reply):
 
 def test_of_a_reply_that_was_cut_only_whole_json_counts():
     whole = '{"evidence": "x", "scores": {"A": 8, "B": 4}}'
-    for reply in (
-        whole,
-        whole.replace("x", "line\n\nline") + " So",
-        f"```json\n{whole}\n```\nThe",
-        f"First {whole} and",
-    ):
+    lines = whole.replace("x", "line\n\nline") + " So"
+    for reply in (whole, lines, f"```json\n{whole}\n```\nThe", f"First {whole} and"):
         assert parse_scores(reply, ["A", "B"], cut_off=True) == {"A": 8.0, "B": 4.0}
     for reply in (whole[:-1], '{"A": 8, "B": 4}', "A: 8\nB: 4", f'{whole} No, {{"evid', f"<think>{whole}"):
         with pytest.raises(ValueError, match="^no scores: "):

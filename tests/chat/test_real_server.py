@@ -48,11 +48,7 @@ def test_a_real_server_answers_as_the_local_model_does(real_server, tmp_path):
         [row] = store.ledger()
     local = LocalChatModel(folder, device="cpu").complete(requests)
     local = [replace(answer, text=answer.text.strip()) for answer in local]
-    for special in (
-        "<pad>",
-        "<|user|>",
-        "<|assistant|>",
-    ):  # only a random model writes them
+    for special in ("<pad>", "<|user|>", "<|assistant|>"):  # only a random model writes them
         answers = [replace(answer, text=answer.text.replace(special, "").strip()) for answer in answers]
     assert answers == local and {answer.finish_reason for answer in local} == {"stop", "length"}
     tokens = sum(a.prompt_tokens for a in local), sum(a.completion_tokens for a in local)
