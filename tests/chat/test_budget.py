@@ -11,8 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a store says of calls and costs, and keeps them below: ledger, budgets and dry runs."""
+"""What a store says of calls and costs, and how it bounds them: ledger, budgets, dry runs and `trl-distill calls`."""
 
+import json
 import random
 import threading
 from collections import Counter
@@ -21,7 +22,18 @@ from fractions import Fraction
 import pytest
 from chat_server import Rule, completion_body
 
-from trl_distill.chat import BudgetReached, CallStore, ChatServerError, EndpointChatModel, LedgerRow, read_ledger
+from benchmarks.speed import call_store
+from trl_distill.chat import (
+    BudgetReached,
+    CallStore,
+    ChatRequest,
+    ChatServerError,
+    EndpointChatModel,
+    FunctionChatModel,
+    LedgerRow,
+    read_ledger,
+)
+from trl_distill.scripts import calls
 
 
 class TestLedger:
@@ -183,3 +195,90 @@ class TestDryRun:
     def test_without_prices(self, store, ask):
         endpoint = EndpointChatModel("m", "http://localhost/v1")
         assert store.model(endpoint, "teacher").missing(ask(2, max_tokens=5))[2:] == (10, None)
+
+
+# The command
+
+
+@pytest.fixture
+def filled(path, ask, server):
+    """A store of two rounds, with one call that failed."""
+    server.reply = lambda body, *_: (400, {}, {}) if body["messages"][0]["content"] == "question 1" else None
+    teacher = EndpointChatModel("m", server.base_url, prompt_price=1e4, completion_price=2e4)
+    with CallStore(path) as store:
+        for round, count in enumerate((12, 13)):
+            rule = FunctionChatModel(lambda request: "word " * 100, "a-rule-with-a-name-of-some-length")
+            store.model(rule, "student", "imitation", round).complete(ask(count))
+        store.model(teacher, "teacher", "imitation").complete(ask(3))
+    return path
+
+
+def test_the_table_and_the_json_show_the_ledger(filled, capsys):
+    calls.run([str(filled), "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert [[row["round"], row["role"], row["calls"], row["reused"]] for row in result["rows"]] == [
+        [0, "student", 12, 0],
+        [0, "teacher", 3, 0],
+        [1, "student", 1, 12],
+    ]
+    cost = 2 * (7 * 1e4 + 3 * 2e4) / 1e6
+    assert result["total"]["cost_usd"] == result["rows"][1]["cost_usd"] == pytest.approx(cost)
+    assert (result["total"]["calls"], result["total"]["failures"]) == (16, 1)
+
+    calls.run([str(filled)])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["1", "imitation", "student", "a-rule-with-a-name-of-some-length"] == lines[6][:4]
+    assert lines[6][4:] == ["1", "0", "12", "2", "100", "0.0000"]
+    assert lines[8] == ["total", "16", "1", "12", "40", "1,306", "0.2600"]
+    assert "unanswered" not in lines[2] and "failed" in lines[2]  # what never happened has no column
+
+
+def test_costs_that_are_not_known(path, server, ask, capsys):
+    with CallStore(path) as store:
+        store.model(EndpointChatModel("m", server.base_url), "teacher").complete(ask(1))
+        calls.run([str(path)])  # while a run has it open
+    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == "-"
+
+
+def test_names_that_look_like_markup(path, ask, capsys):
+    with CallStore(path) as store:
+        store.model(FunctionChatModel(lambda request: "a", "a[/b] :smile:"), "teacher").complete(ask(1))
+        calls.run([str(path)])
+    assert "a[/b] :smile:" in capsys.readouterr().out
+
+
+def test_an_empty_store(path, capsys):
+    CallStore(path).close()
+    calls.run([str(path), "--json"])
+    assert json.loads(capsys.readouterr().out)["total"]["calls"] == 0
+
+
+def test_a_server_that_moved(filled, server, capsys):
+    calls.run([str(filled), "--moved", f"{server.base_url}/", "http://there/v1"])
+    with CallStore(filled) as store:
+        moved = EndpointChatModel("m", "http://there/v1")
+        requests = [ChatRequest([{"role": "user", "content": "question 0"}])]
+        assert store.model(moved, "teacher").missing(requests).calls == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.sqlite"], "No such file: none.sqlite"),
+        (["STORE", "--moved", "http://nowhere", "http://there"], "No model was asked at http://nowhere, only at http"),
+        (["STORE", "--round", "1"], "unknown field `round`"),
+        ([], "required: STORE"),
+    ],
+)
+def test_mistakes(filled, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        calls.run([str(filled) if argument == "STORE" else argument for argument in arguments])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_benchmark_runs_and_agrees_with_its_server(tmp_path, capsys):
+    flags = "--calls 20 --repeats 1 --in-flight 1 4 --prompt-chars 20".split()
+    result = call_store.main([*flags, "--output", str(tmp_path / "result.json")])
+    assert [(row["model"], row["in_flight"]) for row in result["rows"]] == [("rule", 1), ("stub", 1), ("stub", 4)]
+    assert all(speed["median"] > 0 for row in result["rows"] for speed in row["calls_per_second"].values())
+    assert json.loads((tmp_path / "result.json").read_text())["rows"] == result["rows"]

@@ -11,11 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A local model behind the protocol: what it answers, who it is, and when it is in memory."""
+"""A local model: what it answers, as a real server does, who it is, and when it is in memory."""
 
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from trl_distill.chat import CallStore, ChatRequest, FailedCall, LocalChatModel, Sampling
+from benchmarks.serving import served
+from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, FailedCall, LocalChatModel, Sampling
 from trl_distill.chat.local import weights_digest
 
 
@@ -206,9 +208,8 @@ class TestIdentity:
             LocalChatModel(saved("config", rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
         ]
         template = saved("template")
-        tokenizer.__class__.from_pretrained(template, chat_template="{{ messages[0]['content'] }}").save_pretrained(
-            template
-        )
+        other = type(tokenizer).from_pretrained(template, chat_template="{{ messages[0]['content'] }}")
+        other.save_pretrained(template)
         nudged = load_file(tmp_path / "moved" / "model.safetensors")
         nudged["model.norm.weight"][0] += 1e-3
         save_file(nudged, tmp_path / "moved" / "model.safetensors", metadata={"format": "pt"})
@@ -271,3 +272,42 @@ class TestIdentity:
             LocalChatModel(pickled).identity  # noqa: B018
         with pytest.raises(ValueError, match="`batch_size`"):
             LocalChatModel(pickled, batch_size=0)
+
+
+# The happy path against `transformers serve`, which must answer as the local model does
+
+
+@pytest.fixture
+def real_server(saved, tmp_path):
+    """Folder and address of a tiny model that `transformers serve` serves."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    folder = saved(seed=1)
+    with served(folder, tmp_path / "serve.log") as address:
+        yield folder, address
+
+
+@pytest.mark.slow
+def test_a_real_server_answers_as_the_local_model_does(real_server, tmp_path):
+    folder, base_url = real_server
+    requests = chats(9, sampling=Sampling(0.0, max_tokens=20))
+    endpoint = EndpointChatModel(folder, base_url, concurrency=3, prompt_price=1.0, completion_price=2.0)
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        stored = store.model(endpoint, "teacher")
+        answers = stored.complete(requests)
+        assert stored.complete(requests) == answers and stored.missing(requests).calls == 0
+        [row] = store.ledger()
+    local = LocalChatModel(folder, device="cpu").complete(requests)
+    local = [replace(answer, text=answer.text.strip()) for answer in local]
+    for special in ("<pad>", "<|user|>", "<|assistant|>"):  # only a random model writes them
+        answers = [replace(answer, text=answer.text.replace(special, "").strip()) for answer in answers]
+    assert answers == local and {answer.finish_reason for answer in local} == {"stop", "length"}
+    tokens = sum(a.prompt_tokens for a in local), sum(a.completion_tokens for a in local)
+    assert (row.calls, row.prompt_tokens, row.completion_tokens) == (9, *tokens)
+    assert row.cost_usd == pytest.approx((tokens[0] + 2 * tokens[1]) / 1e6)
+
+    # It draws only if the generation config says so, whatever the temperature
+    drawing = EndpointChatModel(folder, base_url, extra_body={"generation_config": '{"do_sample": true, "top_k": 0}'})
+    draws = [ChatRequest(requests[0].messages, Sampling(max_tokens=12), k) for k in range(4)]
+    assert len({answer.text for answer in drawing.complete(draws)}) > 1
+    assert len({answer.text for answer in endpoint.complete(draws)}) == 1

@@ -189,9 +189,8 @@ class TestReuse:
 
 class TestFailures:
     def test_a_failed_call_is_noted_and_asked_again(self, path, server, ask, rows):
-        server.reply = lambda body, *_: (
-            (400, {"error": {"message": "no"}}, {}) if body["messages"][-1]["content"] == "question 1" else None
-        )
+        no = 400, {"error": {"message": "no"}}, {}
+        server.reply = lambda body, *_: no if body["messages"][-1]["content"] == "question 1" else None
         with CallStore(path) as store:
             stored = store.model(EndpointChatModel("m", server.base_url), "teacher")
             answers = stored.complete(ask(3))
@@ -270,14 +269,28 @@ class TestBatches:
         assert states["answered"] % 4 == 0
 
 
+# A run that the tests kill: asks a server through a store, and writes the answers when all are there
+RUN = """
+import json, sys
+from pathlib import Path
+from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel
+
+store_path, base_url, output, count, concurrency = sys.argv[1:]
+requests = [ChatRequest([{"role": "user", "content": f"question {i}"}]) for i in range(int(count))]
+endpoint = EndpointChatModel("m", base_url, concurrency=int(concurrency), backoff=0.01)
+with CallStore(store_path) as store:
+    answers = store.model(endpoint, role="teacher", stage="answers").complete(requests)
+Path(output).write_text(json.dumps([answer.text for answer in answers]))
+"""
+
+
 class TestKill:
     def test_kill_at_random_moments(self, server, path, rows, tmp_path):
         """`kill -9`, again and again: no stored call is repeated, and the result is that of a whole run."""
         count, concurrency, draw = 120, 8, random.Random()
         server.delay = lambda body: draw.random() * 0.02
         output = tmp_path / "answers.json"
-        command = [sys.executable, str(Path(__file__).with_name("run_calls.py"))]
-        command += [str(path), server.base_url, str(output), str(count), str(concurrency)]
+        command = [sys.executable, "-c", RUN, str(path), server.base_url, str(output), str(count), str(concurrency)]
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
         kills, stored = 0, set()
@@ -318,9 +331,8 @@ class TestFile:
             "print(read_ledger(sys.argv[1])[0].calls)\nCallStore(sys.argv[1])"
         )
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        other = subprocess.run(
-            [sys.executable, "-c", program, str(path)], env=env, capture_output=True, text=True, timeout=60
-        )
+        command = [sys.executable, "-c", program, str(path)]
+        other = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
         assert other.stdout == "3\n" and "OSError: Another run has the call store" in other.stderr
         store.close()
         with CallStore(path):
