@@ -12,13 +12,28 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A scripted server of the API for chats and for texts, which counts what it is asked."""
+"""A scripted server of the API for chats and for texts, and a rule: both count what they are asked."""
 
 import json
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from trl_distill.chat import FunctionChatModel, Prices
+
+
+class Rule(FunctionChatModel):
+    """A rule that counts its calls, and says how often it was asked the same."""
+
+    def __init__(self, name="rule", prices=(0.0, 0.0), **settings):
+        super().__init__(self.reply, name, **settings)
+        self.prices, self.asked = Prices(*prices), Counter()
+
+    def reply(self, request):
+        prompt = request.texts[-1]
+        self.asked[prompt] += 1
+        return f"{self.name} {prompt} #{self.asked[prompt]}"
 
 
 def completion_body(text, finish_reason="stop", prompt_tokens=7, completion_tokens=3, **fields):

@@ -12,11 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import sqlite3
+
 import pytest
 import torch
 
 from tests.loop_fixtures import server  # noqa: F401
-from trl_distill.chat import ChatRequest, LocalChatModel, Sampling
+from trl_distill.chat import CallStore, ChatRequest, LocalChatModel, Sampling
 
 
 @pytest.fixture
@@ -30,6 +32,28 @@ def ask():
         ]
 
     return build
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "calls.sqlite"
+
+
+@pytest.fixture
+def store(path):
+    with CallStore(path) as store:
+        yield store
+
+
+@pytest.fixture
+def rows(path):
+    """The calls in the store at `path`, by columns."""
+
+    def read(columns="*"):
+        with sqlite3.connect(path) as connection:
+            return connection.execute(f"SELECT {columns} FROM calls ORDER BY id").fetchall()
+
+    return read
 
 
 @pytest.fixture

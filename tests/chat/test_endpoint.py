@@ -35,6 +35,7 @@ from trl_distill.chat.endpoint import seconds_to_wait
 
 
 KEY = "sk-very-secret-0123456789"
+SENT = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 17}  # of Sampling(0.5, 0.9, 17)
 
 
 @pytest.fixture
@@ -62,17 +63,13 @@ class TestRequests:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why? 你好 🙂"}]
         [answer] = connect().complete([ChatRequest(messages, Sampling(0.5, 0.9, 17))])
         assert answer == Completion("Because.", "length", 11, 22, 0)
-        assert server.requests == [
-            {"model": "m", "messages": messages, "temperature": 0.5, "top_p": 0.9, "max_tokens": 17}
-        ]
+        assert server.requests == [{"model": "m", "messages": messages} | SENT]
 
     def test_a_plain_text_goes_to_completions(self, server, connect):
         server.reply = lambda *_: text_body("Because.", "length", [-0.5, -2.0])
         [answer] = connect().complete([ChatRequest("Why?", Sampling(0.5, 0.9, 17))])
         assert answer == Completion("Because.", "length", 7, 3) and server.paths == ["/v1/completions"]
-        assert server.requests == [
-            {"model": "m", "prompt": "Why?", "temperature": 0.5, "top_p": 0.9, "max_tokens": 17}
-        ]
+        assert server.requests == [{"model": "m", "prompt": "Why?"} | SENT]
 
     @pytest.mark.parametrize(("messages", "asked"), [("Why?", 1), ([{"role": "user", "content": "Why?"}], True)])
     def test_log_probabilities_are_asked_for_and_averaged(self, server, connect, messages, asked):
@@ -170,11 +167,8 @@ class TestFaults:
 
     @pytest.mark.parametrize("status", [400, 413, 422])
     def test_a_bad_request_fails_alone_and_at_once(self, server, connect, ask, status):
-        def reply(body, attempt, headers):
-            if body["messages"][-1]["content"] == "question 1":
-                return status, {"error": {"message": "the prompt is too long"}}, {}
-
-        server.reply = reply
+        too_long = status, {"error": {"message": "the prompt is too long"}}, {}
+        server.reply = lambda body, *_: too_long if body["messages"][-1]["content"] == "question 1" else None
         answers = connect().complete(ask(3))
         assert [type(answer) for answer in answers] == [Completion, FailedCall, Completion]
         assert str(status) in answers[1].error and "too long" in answers[1].error
@@ -280,11 +274,9 @@ class TestKeys:
         caplog.set_level(logging.DEBUG)
 
         def reply(body, attempt, headers):
-            text = f"wrong key: {headers['Authorization']}"
-            return status, {"error": {"message": text}}, {}
+            return status, {"error": {"message": f"wrong key: {headers['Authorization']}"}}, {}
 
-        server.reply = reply
-        seen = ""
+        server.reply, seen = reply, ""
         with CallStore(tmp_path / "calls.sqlite") as store:
             model = store.model(connect(api_key_env="MY_KEY", max_attempts=2), "teacher")
             try:

@@ -11,11 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A local model behind the protocol: what it answers, who it is, and when it is in memory."""
+"""A local model: what it answers, as a real server does, who it is, and when it is in memory."""
 
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from trl_distill.chat import CallStore, ChatRequest, FailedCall, LocalChatModel, Sampling
+from benchmarks.serving import served
+from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, FailedCall, LocalChatModel, Sampling
 from trl_distill.chat.local import weights_digest
 
 
@@ -66,10 +68,8 @@ class TestAnswers:
         folder, text = saved(seed=1), "Say well: "
         (tmp_path / "model" / "chat_template.jinja").unlink()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
-        local = LocalChatModel(folder, device="cpu")
-        [answer, rendered] = local.complete(
-            [ChatRequest(prompt, Sampling(0.0, max_tokens=9)) for prompt in (text, f"<|user|>{text}<|endoftext|>")]
-        )
+        local, greedy = LocalChatModel(folder, device="cpu"), Sampling(0.0, max_tokens=9)
+        [answer, rendered] = local.complete([ChatRequest(t, greedy) for t in (text, f"<|user|>{text}<|endoftext|>")])
         ids = tokenizer(text)["input_ids"]
         with torch.no_grad():
             for _ in range(9):
@@ -106,11 +106,8 @@ class TestAnswers:
         assert model.complete(chats(8)) == first
         torch.manual_seed(5)
         assert torch.equal(torch.get_rng_state(), state)  # the process' own random numbers are left alone
-        others = [
-            model.complete(chats(8, sample_index=1)),
-            model.complete(chats(8, sampling=Sampling(max_tokens=6, seed=1))),
-        ]
-        for other in others:
+        for draw in (dict(sample_index=1), dict(sampling=Sampling(max_tokens=6, seed=1))):
+            other = model.complete(chats(8, **draw))
             assert sum(a.text != b.text for a, b in zip(first, other, strict=True)) > 6
 
     def test_samplings_are_not_mixed_in_a_batch(self, saved):
@@ -211,15 +208,13 @@ class TestIdentity:
             LocalChatModel(saved("config", rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
         ]
         template = saved("template")
-        tokenizer.__class__.from_pretrained(template, chat_template="{{ messages[0]['content'] }}").save_pretrained(
-            template
-        )
+        other = type(tokenizer).from_pretrained(template, chat_template="{{ messages[0]['content'] }}")
+        other.save_pretrained(template)
         nudged = load_file(tmp_path / "moved" / "model.safetensors")
         nudged["model.norm.weight"][0] += 1e-3
         save_file(nudged, tmp_path / "moved" / "model.safetensors", metadata={"format": "pt"})
         changed += [LocalChatModel(template), LocalChatModel(str(tmp_path / "moved"))]
-        identities = [base, *(model.identity for model in changed)]
-        assert len({str(identity) for identity in identities}) == len(identities) == 8
+        assert len({str(base), *(str(model.identity) for model in changed)}) == 1 + len(changed) == 8
         assert not any(is_loaded(model) for model in changed)
 
     def test_an_adapter_is_itself_and_its_base(self, saved, tokenizer, tmp_path):
@@ -271,13 +266,48 @@ class TestIdentity:
         assert chat.complete(chats(3)) == LocalChatModel(str(tmp_path / "base"), device="cpu").complete(chats(3))
 
     def test_models_that_cannot_chat(self, saved, tmp_path):
-        folder = saved()
-        (tmp_path / "model" / "chat_template.jinja").unlink()
-        with pytest.raises(ValueError, match="no chat template"):
-            LocalChatModel(folder).complete(chats(1))
         pickled = saved("pickled")
         (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
         with pytest.raises(ValueError, match="no weights in safetensors"):
             LocalChatModel(pickled).identity  # noqa: B018
         with pytest.raises(ValueError, match="`batch_size`"):
-            LocalChatModel(folder, batch_size=0)
+            LocalChatModel(pickled, batch_size=0)
+
+
+# The happy path against `transformers serve`, which must answer as the local model does
+
+
+@pytest.fixture
+def real_server(saved, tmp_path):
+    """Folder and address of a tiny model that `transformers serve` serves."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    folder = saved(seed=1)
+    with served(folder, tmp_path / "serve.log") as address:
+        yield folder, address
+
+
+@pytest.mark.slow
+def test_a_real_server_answers_as_the_local_model_does(real_server, tmp_path):
+    folder, base_url = real_server
+    requests = chats(9, sampling=Sampling(0.0, max_tokens=20))
+    endpoint = EndpointChatModel(folder, base_url, concurrency=3, prompt_price=1.0, completion_price=2.0)
+    with CallStore(tmp_path / "calls.sqlite") as store:
+        stored = store.model(endpoint, "teacher")
+        answers = stored.complete(requests)
+        assert stored.complete(requests) == answers and stored.missing(requests).calls == 0
+        [row] = store.ledger()
+    local = LocalChatModel(folder, device="cpu").complete(requests)
+    local = [replace(answer, text=answer.text.strip()) for answer in local]
+    for special in ("<pad>", "<|user|>", "<|assistant|>"):  # only a random model writes them
+        answers = [replace(answer, text=answer.text.replace(special, "").strip()) for answer in answers]
+    assert answers == local and {answer.finish_reason for answer in local} == {"stop", "length"}
+    tokens = sum(a.prompt_tokens for a in local), sum(a.completion_tokens for a in local)
+    assert (row.calls, row.prompt_tokens, row.completion_tokens) == (9, *tokens)
+    assert row.cost_usd == pytest.approx((tokens[0] + 2 * tokens[1]) / 1e6)
+
+    # It draws only if the generation config says so, whatever the temperature
+    drawing = EndpointChatModel(folder, base_url, extra_body={"generation_config": '{"do_sample": true, "top_k": 0}'})
+    draws = [ChatRequest(requests[0].messages, Sampling(max_tokens=12), k) for k in range(4)]
+    assert len({answer.text for answer in drawing.complete(draws)}) > 1
+    assert len({answer.text for answer in endpoint.complete(draws)}) == 1

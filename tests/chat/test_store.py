@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The store: nothing asked twice, nothing lost, budgets that hold, and a ledger that agrees with who answered."""
+"""The store: nothing asked twice, nothing lost, and files that are none of its own left alone."""
 
 import hashlib
 import json
@@ -24,43 +24,25 @@ import sys
 import threading
 import time
 from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from chat_server import completion_body
+from chat_server import Rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_distill.chat import (
     BaseChatModel,
-    BudgetReached,
     CallStore,
     ChatRequest,
-    ChatServerError,
     Completion,
     EndpointChatModel,
     FailedCall,
     FunctionChatModel,
-    LedgerRow,
-    Prices,
     Sampling,
     read_ledger,
 )
-
-
-class Rule(FunctionChatModel):
-    """A rule that counts its calls, and says how often it was asked the same."""
-
-    def __init__(self, name="rule", prices=(0.0, 0.0), **settings):
-        super().__init__(self.reply, name, **settings)
-        self.prices, self.asked = Prices(*prices), Counter()
-
-    def reply(self, request):
-        prompt = request.texts[-1]
-        self.asked[prompt] += 1
-        return f"{self.name} {prompt} #{self.asked[prompt]}"
 
 
 class Batched(BaseChatModel):
@@ -84,24 +66,8 @@ class Batched(BaseChatModel):
         return [Completion(f"{prompt} in {content[:8]}", "stop", 1, 1) for prompt in prompts]
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "calls.sqlite"
-
-
-@pytest.fixture
-def store(path):
-    with CallStore(path) as store:
-        yield store
-
-
-def rows(path, columns="*"):
-    with sqlite3.connect(path) as connection:
-        return connection.execute(f"SELECT {columns} FROM calls ORDER BY id").fetchall()
-
-
 class TestReuse:
-    def test_nothing_is_asked_twice(self, path, ask):
+    def test_nothing_is_asked_twice(self, path, ask, rows):
         model, requests = Rule(), ask(5)
         with CallStore(path) as store:
             stored = store.model(model, "teacher")
@@ -110,7 +76,7 @@ class TestReuse:
             assert stored.complete(requests[::-1]) == whole[::-1] and stored.complete([]) == []
         with CallStore(path) as store:  # as the next run would
             assert store.model(Rule(), "teacher").complete(ask(7))[:5] == whole
-        assert set(model.asked.values()) == {1} and len(rows(path)) == 7
+        assert set(model.asked.values()) == {1} and len(rows()) == 7
 
     def test_what_a_key_is_made_of(self, store, ask):
         [request] = ask(1, temperature=0.7)
@@ -137,9 +103,9 @@ class TestReuse:
             call()
             assert store.ledger() and sum(row.calls for row in store.ledger()) == number
 
-    def test_the_key_is_the_hash_of_the_request_in_the_row(self, store, path, ask):
+    def test_the_key_is_the_hash_of_the_request_in_the_row(self, store, ask, rows):
         store.model(Rule(revision="2"), "teacher").complete(ask(1, temperature=0, sample_index=3))
-        [(key, content)] = rows(path, "key, request")
+        [(key, content)] = rows("key, request")
         assert key == hashlib.sha256(content.encode()).hexdigest()
         assert json.loads(content) == {
             "role": "teacher",
@@ -149,7 +115,7 @@ class TestReuse:
             "sample_index": 3,
         }
 
-    def test_what_only_newer_requests_ask_for_is_in_their_keys_alone(self, store, path):
+    def test_what_only_newer_requests_ask_for_is_in_their_keys_alone(self, store, rows):
         stored = store.model(Rule(), "teacher")
         chat = [{"role": "user", "content": "Hi"}]
         requests = [
@@ -163,7 +129,7 @@ class TestReuse:
         sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 1024, "seed": None}
         old = {"role": "teacher", "model": {"function": "rule", "revision": None}, "sampling": sampling}
         old |= {"messages": chat, "sample_index": 0}
-        assert [json.loads(content) for [content] in rows(path, "request")] == [
+        assert [json.loads(content) for [content] in rows("request")] == [
             old | {"messages": "Hi", "sampling": sampling | {"logprobs": True}},
             old | {"messages": "Hi"},
             old | {"chat_template_kwargs": {"a": 1}},
@@ -222,15 +188,14 @@ class TestReuse:
 
 
 class TestFailures:
-    def test_a_failed_call_is_noted_and_asked_again(self, path, server, ask):
-        server.reply = lambda body, *_: (
-            (400, {"error": {"message": "no"}}, {}) if body["messages"][-1]["content"] == "question 1" else None
-        )
+    def test_a_failed_call_is_noted_and_asked_again(self, path, server, ask, rows):
+        no = 400, {"error": {"message": "no"}}, {}
+        server.reply = lambda body, *_: no if body["messages"][-1]["content"] == "question 1" else None
         with CallStore(path) as store:
             stored = store.model(EndpointChatModel("m", server.base_url), "teacher")
             answers = stored.complete(ask(3))
             assert [type(answer) for answer in answers] == [Completion, FailedCall, Completion]
-            states = sorted(rows(path, "state, text IS NULL, error IS NULL"))
+            states = sorted(rows("state, text IS NULL, error IS NULL"))
             assert states == [("answered", 0, 1), ("answered", 0, 1), ("failed", 1, 0)]
             server.reply = None
             assert [answer.text for answer in stored.complete(ask(3))] == [f"echo question {i}" for i in range(3)]
@@ -238,7 +203,7 @@ class TestFailures:
         [row] = read_ledger(path)
         assert (row.calls, row.failures, row.unanswered) == (4, 1, 0)
 
-    def test_an_error_of_the_model_stops_the_run_and_keeps_the_rest(self, store, path, ask):
+    def test_an_error_of_the_model_stops_the_run_and_keeps_the_rest(self, store, rows, ask):
         def rule(request):
             if request.messages[-1]["content"] == "question 3":
                 raise ZeroDivisionError("secret")
@@ -247,7 +212,7 @@ class TestFailures:
         stored = store.model(FunctionChatModel(rule, "rule"), "teacher")
         with pytest.raises(ZeroDivisionError):
             stored.complete(ask(6))
-        assert rows(path, "state, error") == [("answered", None)] * 3 + [("failed", "ZeroDivisionError")]
+        assert rows("state, error") == [("answered", None)] * 3 + [("failed", "ZeroDivisionError")]
 
     def test_an_error_waits_for_the_calls_in_flight(self, store, server, ask):
         server.reply = lambda body, *_: (401, {}, {}) if body["messages"][-1]["content"] == "question 0" else None
@@ -257,169 +222,6 @@ class TestFailures:
             stored.complete(ask(50))
         [row] = store.ledger()
         assert row.calls == len(server.requests) <= 8 and row.failures == 1 and row.unanswered == 0
-
-
-class TestLedger:
-    def test_numbers_are_those_of_the_server(self, path, server, ask):
-        """B7: calls, retries, failures, tokens and cost against what the server and exact arithmetic say."""
-        draw, counts, bill = random.Random(0), Counter(), []
-
-        def reply(body, attempt, headers):
-            number = int(body["messages"][-1]["content"].split()[1])
-            if number % 10 == 3:
-                return 400, {"error": {"message": "no"}}, {}
-            if number % 7 >= attempt:
-                return 500, {"error": {"message": "busy"}}, {}
-            tokens = draw.randrange(100), draw.randrange(50)
-            counts.update(prompt=tokens[0], completion=tokens[1])
-            bill.append(Fraction(3, 10) * tokens[0] + Fraction(5, 4) * tokens[1])
-            return completion_body("a", "stop", *tokens)
-
-        server.reply = reply
-        endpoint = EndpointChatModel(
-            "m", server.base_url, concurrency=8, backoff=0.001, prompt_price=0.3, completion_price=1.25
-        )
-        with CallStore(path) as store:
-            store.model(endpoint, "teacher", "answers", 2).complete(ask(60))
-            [row] = store.ledger()
-        assert row[:4] == (2, "answers", "teacher", "m") and (row.calls, row.unanswered, row.reused) == (60, 0, 0)
-        failed = [n for n in range(60) if n % 10 == 3 or n % 7 == 6]  # six attempts are the limit
-        assert row.failures == len(failed)
-        assert row.calls + row.retries == len(server.requests)
-        assert row.prompt_tokens == counts["prompt"] and row.completion_tokens == counts["completion"]
-        assert row.cost_usd == pytest.approx(float(sum(bill)) / 1e6, rel=1e-12)
-        assert read_ledger(path) == [row]
-
-    def test_calls_by_round_stage_and_role_and_reuse_counted_once(self, path, ask):
-        for _ in range(2):  # the second run finds everything, and the ledger stays the same
-            with CallStore(path) as store:
-                for round, count in enumerate((4, 6, 5)):
-                    store.model(Rule(), "teacher", "imitation", round).complete(ask(count))
-                    store.model(Rule(), "referee", "discrimination", round).complete(ask(2, start=10 * round))
-                store.model(Rule(), "teacher", "discrimination", 2).complete(ask(3) + ask(3))
-        ledger = {row[:3]: (row.calls, row.reused) for row in read_ledger(path)}
-        assert ledger == {
-            (0, "imitation", "teacher"): (4, 0),
-            (1, "imitation", "teacher"): (2, 4),
-            (2, "imitation", "teacher"): (0, 5),
-            (2, "discrimination", "teacher"): (0, 3),
-        } | {(round, "discrimination", "referee"): (2, 0) for round in range(3)}
-
-    def test_ten_thousand_calls(self, store, path, ask):
-        model = Rule()
-        answers = store.model(model, "teacher").complete(ask(10_000))
-        assert [answer.text for answer in answers] == [f"rule question {i} #1" for i in range(10_000)]
-        assert store.ledger() == [LedgerRow(0, "", "teacher", "rule", 10_000, 0, 0, 0, 0, 20_000, 40_000, 0.0)]
-        assert model.asked.total() == len(rows(path, "DISTINCT text")) == 10_000
-
-    @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-    def test_calls_of_a_faulty_server(self, path, server, ask, count):
-        draw = random.Random(1)
-        faults = [(429, {}, {"Retry-After": "0.01"}), (500, {}, {}), {"choices": []}, (200, server.CUT, {})]
-        server.reply = lambda body, attempt, headers: draw.choice(faults) if draw.random() < 0.1 else None
-        endpoint = EndpointChatModel("m", server.base_url, concurrency=64, backoff=0.001, max_attempts=20)
-        with CallStore(path) as store:
-            answers = store.model(endpoint, "teacher").complete(ask(count))
-            [row] = store.ledger()
-        assert [answer.text for answer in answers] == [f"echo question {i}" for i in range(count)]
-        assert (row.calls, row.failures, row.unanswered) == (count, 0, 0)
-        assert count < row.calls + row.retries == len(server.requests)
-
-    def test_attempts_of_the_call_that_stops_the_run_count(self, store, server, path, ask):
-        server.reply = lambda *_: (500, {"error": {"message": "busy"}}, {})
-        endpoint = EndpointChatModel("m", server.base_url, backoff=0.001, max_attempts=3, max_consecutive_failures=4)
-        with pytest.raises(ChatServerError, match="4 calls"):
-            store.model(endpoint, "teacher").complete(ask(4))
-        [row] = store.ledger()
-        assert (row.calls, row.failures, row.retries) == (4, 4, 8) and len(server.requests) == 12
-        assert all("busy" in error for [error] in rows(path, "error"))
-
-    def test_costs_without_prices_are_not_known(self, store, server, ask):
-        store.model(EndpointChatModel("m", server.base_url), "teacher").complete(ask(2))
-        assert store.ledger()[0].cost_usd is None
-
-    def test_missing_usage_costs_the_worst_case(self, store, server, ask):
-        body = completion_body("a")
-        del body["usage"]
-        server.reply = lambda *_: body
-        endpoint = EndpointChatModel("m", server.base_url, prompt_price=1.0, completion_price=2.0)
-        store.model(endpoint, "teacher").complete(ask(1, max_tokens=100))
-        assert store.ledger()[0].cost_usd == pytest.approx((16 + 16 + len("question 0") + 2 * 100) / 1e6)
-
-
-class TestBudgets:
-    @pytest.mark.parametrize("concurrency", [1, 64])
-    def test_calls_stop_at_the_limit_and_go_on(self, path, server, ask, concurrency):
-        def run(max_calls):
-            endpoint = EndpointChatModel("m", server.base_url, concurrency=concurrency)
-            with CallStore(path, max_calls=max_calls) as store:
-                return store.model(endpoint, "teacher").complete(ask(100))
-
-        for limit in (0, 37, 37, 70):
-            with pytest.raises(BudgetReached, match=f"`max_calls` is {limit}.*raise the limit"):
-                run(limit)
-            assert len(server.requests) == limit
-        assert len(run(100)) == 100 and Counter(server.prompts()) == Counter(f"question {i}" for i in range(100))
-
-    def test_money_is_never_overspent_with_64_in_flight(self, path, server, ask):
-        draw, lock, bill = random.Random(0), threading.Lock(), [Fraction(0)]
-        prices = Fraction(1, 2), Fraction(2)
-
-        def reply(body, attempt, headers):
-            with lock:
-                tokens = draw.randrange(1, 11), draw.randrange(body["max_tokens"] + 1)
-                bill[0] += prices[0] * tokens[0] + prices[1] * tokens[1]
-            return completion_body("a", "stop", *tokens)
-
-        def run(budget):
-            endpoint = EndpointChatModel("m", server.base_url, concurrency=64, prompt_price=0.5, completion_price=2.0)
-            with CallStore(path, budget_usd=budget) as store:
-                store.model(endpoint, "teacher").complete(ask(300, max_tokens=50))
-
-        server.reply, server.delay = reply, 0.05
-        worst = (16 + 16 + 12) / 2 + 50 * 2  # microdollars, of which 64 fit into the first budget
-        for budget in (0.008, 0.012):
-            with pytest.raises(BudgetReached, match=f"`budget_usd` is {budget}"):
-                run(budget)
-            assert budget * 1e6 - worst < bill[0] <= budget * 1e6  # it did not stop early either
-        assert 150 < len(server.requests) < 300 and server.most_in_flight > 8
-        run(1.0)
-        assert len(server.requests) == 300
-        assert read_ledger(path)[0].cost_usd == pytest.approx(float(bill[0]) / 1e6)
-
-    def test_lost_calls_count(self, path, ask):
-        """A call that was in flight when a run was killed may have been paid for."""
-        with CallStore(path) as store:
-            store.model(Rule(prices=(1.0, 1.0)), "teacher").complete(ask(1))
-            store._reserve([("k", "{}", 0.5)], (0, "", "teacher", "rule"))
-        assert [(row.calls, row.unanswered) for row in read_ledger(path)] == [(2, 1)]
-        with CallStore(path, max_calls=2) as store, pytest.raises(BudgetReached):
-            store.model(Rule(), "teacher").complete(ask(2))
-        with CallStore(path, budget_usd=0.5) as store, pytest.raises(BudgetReached):
-            store.model(Rule(prices=(1.0, 1.0)), "teacher").complete(ask(2))
-
-    def test_a_budget_needs_prices(self, path):
-        with CallStore(path, budget_usd=1.0) as store, pytest.raises(ValueError, match="`prompt_price`"):
-            store.model(EndpointChatModel("m", "http://localhost/v1"), "teacher")
-
-
-class TestDryRun:
-    def test_missing_calls_and_their_size(self, path, ask):
-        model = Rule(prices=(2.0, 10.0))
-        with CallStore(path) as store:
-            stored = store.model(model, "teacher", round=1)
-            bound = 16 + 16 + len("question 0")
-            expected = (4, 4 * bound, 4 * 50, (4 * bound * 2 + 4 * 50 * 10) / 1e6)
-            assert stored.missing(ask(4, max_tokens=50) * 2) == pytest.approx(expected)
-            stored.complete(ask(3, max_tokens=50))  # 2 words in, 4 out
-            assert stored.missing(ask(8, max_tokens=50)) == pytest.approx((5, 10, 20, (5 * 2 * 2 + 5 * 4 * 10) / 1e6))
-            assert stored.missing(ask(3, max_tokens=50)) == (0, 0, 0, 0.0)
-            assert store.model(model, "referee").missing(ask(1, max_tokens=50))[:3] == (1, bound, 50)
-            assert model.asked.total() == 3 and sum(row.reused for row in store.ledger()) == 0
-
-    def test_without_prices(self, store, ask):
-        endpoint = EndpointChatModel("m", "http://localhost/v1")
-        assert store.model(endpoint, "teacher").missing(ask(2, max_tokens=5))[2:] == (10, None)
 
 
 class TestBatches:
@@ -455,7 +257,7 @@ class TestBatches:
             assert None not in store.model(model, "student").complete(self.questions(24))
         assert sorted(len(batch) for batch in model.answered) == [1, 3, 3, 3, 3, 3]
 
-    def test_a_batch_is_stored_as_a_whole(self, path, monkeypatch):
+    def test_a_batch_is_stored_as_a_whole(self, path, monkeypatch, rows):
         with CallStore(path) as store:
             stored = store.model(Batched(), "student")
             stored.complete(self.questions(4))
@@ -463,18 +265,32 @@ class TestBatches:
             store._connection.execute(f"PRAGMA max_page_count = {page_count + 1}")
             with pytest.raises(OSError, match="full"):
                 stored.complete(self.questions(400))
-        states = Counter(state for [state] in rows(path, "state"))
+        states = Counter(state for [state] in rows("state"))
         assert states["answered"] % 4 == 0
 
 
+# A run that the tests kill: asks a server through a store, and writes the answers when all are there
+RUN = """
+import json, sys
+from pathlib import Path
+from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel
+
+store_path, base_url, output, count, concurrency = sys.argv[1:]
+requests = [ChatRequest([{"role": "user", "content": f"question {i}"}]) for i in range(int(count))]
+endpoint = EndpointChatModel("m", base_url, concurrency=int(concurrency), backoff=0.01)
+with CallStore(store_path) as store:
+    answers = store.model(endpoint, role="teacher", stage="answers").complete(requests)
+Path(output).write_text(json.dumps([answer.text for answer in answers]))
+"""
+
+
 class TestKill:
-    def test_kill_at_random_moments(self, server, tmp_path):
+    def test_kill_at_random_moments(self, server, path, rows, tmp_path):
         """`kill -9`, again and again: no stored call is repeated, and the result is that of a whole run."""
         count, concurrency, draw = 120, 8, random.Random()
         server.delay = lambda body: draw.random() * 0.02
-        path, output = tmp_path / "calls.sqlite", tmp_path / "answers.json"
-        command = [sys.executable, str(Path(__file__).with_name("run_calls.py"))]
-        command += [str(path), server.base_url, str(output), str(count), str(concurrency)]
+        output = tmp_path / "answers.json"
+        command = [sys.executable, "-c", RUN, str(path), server.base_url, str(output), str(count), str(concurrency)]
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
         kills, stored = 0, set()
@@ -491,7 +307,11 @@ class TestKill:
             kills += 1
             time.sleep(0.05)  # the server counts what is on its way
             assert not output.exists() and stored.isdisjoint(server.prompts()[before:])
-            stored = self.answered(path)
+            stored = {
+                json.loads(request)["messages"][0]["content"]
+                for request, state in rows("request, state")
+                if state == "answered"
+            }
         assert process.returncode == 0, process.stderr.read().decode()
         assert stored.isdisjoint(server.prompts()[before:])
         assert json.loads(output.read_text()) == [f"echo question {i}" for i in range(count)]
@@ -499,13 +319,6 @@ class TestKill:
         [row] = read_ledger(path)
         assert row.calls - row.unanswered == count and row.unanswered <= kills * concurrency
         assert len(server.requests) <= row.calls + row.retries
-
-    def answered(self, path):
-        return {
-            json.loads(request)["messages"][0]["content"]
-            for request, state in rows(path, "request, state")
-            if state == "answered"
-        }
 
 
 class TestFile:
@@ -518,9 +331,8 @@ class TestFile:
             "print(read_ledger(sys.argv[1])[0].calls)\nCallStore(sys.argv[1])"
         )
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        other = subprocess.run(
-            [sys.executable, "-c", program, str(path)], env=env, capture_output=True, text=True, timeout=60
-        )
+        command = [sys.executable, "-c", program, str(path)]
+        other = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
         assert other.stdout == "3\n" and "OSError: Another run has the call store" in other.stderr
         store.close()
         with CallStore(path):
@@ -547,7 +359,7 @@ class TestFile:
         with pytest.raises(ValueError, match="format 9"):
             CallStore(tmp_path / "new.sqlite")
 
-    def test_a_file_of_the_first_format_gets_the_new_column(self, path, ask):
+    def test_a_file_of_the_first_format_gets_the_new_column(self, path, ask, rows):
         with CallStore(path) as store:
             answers = store.model(Rule(), "teacher").complete(ask(3))
         with sqlite3.connect(path) as connection:
@@ -559,7 +371,7 @@ class TestFile:
         for _ in range(2):
             with CallStore(path) as store:
                 assert store.model(model, "teacher").complete(ask(5))[:3] == answers
-        assert model.asked.total() == 2 and rows(path, "mean_logp") == [(None,)] * 5
+        assert model.asked.total() == 2 and rows("mean_logp") == [(None,)] * 5
         with sqlite3.connect(path) as connection:
             assert connection.execute("PRAGMA user_version").fetchone() == (2,)
 

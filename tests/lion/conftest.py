@@ -19,6 +19,7 @@ from collections import Counter
 import pytest
 import toy
 
+from tests.commands import read_rows
 from tests.loop_fixtures import no_picture, picture, server  # noqa: F401
 from trl_distill.lion import LionConfig, LionLoop
 
@@ -48,8 +49,8 @@ def read(tmp_path):
     """What a file of a run holds: `read("round_1/scores.jsonl")`."""
 
     def value(name, folder="run"):
-        text = (tmp_path / folder / name).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
+        path = tmp_path / folder / name
+        return read_rows(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
 
     return value
 

@@ -11,9 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The toy world behind a server."""
+"""The toy world behind a server; as a script, a run of it that the tests kill."""
 
 import json
+import sys
 
 import toy
 
@@ -45,3 +46,9 @@ def served_loop(folder, base_url, concurrency=1, **settings):
         for name in ("teacher", "referee", "generator")
     }
     return LionLoop(config, toy.rows({0: 10, 1: 8, 2: 3, 3: 2}), train=toy.train, student=toy.stubborn, **models)
+
+
+if __name__ == "__main__":
+    sys.modules["matplotlib.figure"] = None  # as if it were not installed: a picture takes longer than all the rest
+    folder, base_url, concurrency = sys.argv[1:]
+    served_loop(folder, base_url, int(concurrency)).run()

@@ -30,6 +30,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from tests.commands import CPU, read_rows, write_rows
 from trl_distill import sft
 from trl_distill.chat import Completion, FailedCall, LocalChatModel
 from trl_distill.lion import Instruction, LionConfig, LionLoop, Training, training_rows
@@ -42,11 +43,8 @@ FIELDS = dict(
     per_device_train_batch_size=4,
     learning_rate=1e-2,
     lr_scheduler_type="constant",
-    bf16=False,
-    use_cpu=True,
-    report_to="none",
-    save_strategy="no",
     disable_tqdm=True,
+    **CPU,
 )
 LORA = dict(use_peft=True, lora_r=4, lora_alpha=8, lora_target_modules=["q_proj", "v_proj", "down_proj"])
 SIZE = {"hidden_size": 64, "intermediate_size": 128}  # 4-bit blocks need 64
@@ -113,7 +111,7 @@ def nll(folder, rows, tokenizer):
     """Mean negative log-likelihood of the answers' tokens, token by token in float64."""
     model = AutoModelForCausalLM.from_pretrained(folder).double()
     total, count = 0.0, 0
-    for row in (json.loads(line) for line in rows.read_text().splitlines()):
+    for row in read_rows(rows):
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
         whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
         ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
@@ -131,15 +129,14 @@ class TestRows:
         answers = [Completion("yes"), Completion("no", "length"), FailedCall("error"), Completion(" \n")]
         answers.append(Completion("in part", "content_filter"))
         rows, counts = training_rows(pool, answers)
-        assert counts == {"rows": 1, "failed": 1, "empty": 1, "cut_off": 2} and [row["id"] for row in rows] == [
-            pool[0].id
-        ]
+        assert counts == {"rows": 1, "failed": 1, "empty": 1, "cut_off": 2}
+        assert [row["id"] for row in rows] == [pool[0].id]
 
     def test_the_loss_is_on_the_answer_alone(self, base, tokenizer, tmp_path):
         """Every token of the prompt is labelled -100, and the answer with its end is what is left."""
         pool = [Instruction("Say yes."), Instruction("Say it in a few words more.")]
         rows, _ = training_rows(pool, [Completion("yes"), Completion("it, and more of it")])
-        args = SFTConfig(str(tmp_path / "out"), bf16=False, use_cpu=True, report_to="none")
+        args = SFTConfig(str(tmp_path / "out"), **CPU)
         data = SFTTrainer(base, args=args, train_dataset=Dataset.from_list(rows)).train_dataset
         for row, answer, instruction in zip(data, ("yes", "it, and more of it"), pool, strict=True):
             kept = [i for i, label in enumerate(row["labels"]) if label != -100]
@@ -155,27 +152,23 @@ class TestFull:
         losses = []
 
         def evaluated(model, rows):
-            args = SFTConfig(
-                str(tmp_path / "eval"), bf16=False, use_cpu=True, report_to="none", per_device_eval_batch_size=16
-            )
+            args = SFTConfig(str(tmp_path / "eval"), per_device_eval_batch_size=16, **CPU)
             data = Dataset.from_json(str(rows))
             return SFTTrainer(str(model), args=args, train_dataset=data, eval_dataset=data).evaluate()["eval_loss"]
 
         def train(model, rows, output):
             before = tmp_path / "run/round_0/answers.jsonl"
-            losses.append((evaluated(model, before), None))
+            losses.append(evaluated(model, before))
             Training(FIELDS)(model, rows, output)
-            losses.append((evaluated(output, before), None))
+            losses.append(evaluated(output, before))
 
         result = loop(train=train).run()
         assert result.status == "finished" and result.round == 1
-        (start, _), (end, _), (next_start, _), _ = losses
+        start, end, next_start, _ = losses
         assert next_start == pytest.approx(end, abs=1e-4) and end < start - 0.5
 
-        students, rows = (
-            [tmp_path / f"run/round_{k}/student" for k in (0, 1)],
-            [tmp_path / f"run/round_{k}/answers.jsonl" for k in (0, 1)],
-        )
+        students = [tmp_path / f"run/round_{k}/student" for k in (0, 1)]
+        rows = [tmp_path / f"run/round_{k}/answers.jsonl" for k in (0, 1)]
         for k, begin in enumerate((base, students[0])):
             assert nll(students[k], rows[k], tokenizer) < nll(begin, rows[k], tokenizer) - 0.1
             assert same(students[k], trained(str(begin), rows[k], tmp_path))
@@ -218,13 +211,10 @@ class TestAdapters:
             folder = tmp_path / f"run/round_{k}"
             model = trained(begin, folder / "answers.jsonl", tmp_path, peft_config=self.lora)
             assert isinstance(model, PeftModel) and not (folder / "student/adapter_config.json").exists()
-            expected, found = (
-                self.logits(m, tokenizer) for m in (model, AutoModelForCausalLM.from_pretrained(folder / "student"))
-            )
-            assert torch.allclose(found, expected, atol=1e-4)
-            assert not torch.allclose(
-                found, self.logits(AutoModelForCausalLM.from_pretrained(begin), tokenizer), atol=1e-2
-            )
+            start, student = (AutoModelForCausalLM.from_pretrained(f) for f in (begin, folder / "student"))
+            found = self.logits(student, tokenizer)
+            assert torch.allclose(found, self.logits(model, tokenizer), atol=1e-4)
+            assert not torch.allclose(found, self.logits(start, tokenizer), atol=1e-2)
             begin = str(folder / "student")
 
     def test_one_adapter_through_all_rounds(self, in_process, loop, base, tokenizer, tmp_path):
@@ -254,11 +244,8 @@ class TestAdapters:
         state = weights(tmp_path / "run/round_1/student")
         assert {value.dtype for value in state.values()} == {torch.float32}
         changed = {name for name, value in weights(base).items() if not torch.equal(value, state[name])}
-        assert changed == {
-            f"model.layers.{i}.{part}.weight"
-            for i in (0, 1)
-            for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
-        }
+        parts = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+        assert changed == {f"model.layers.{i}.{part}.weight" for i in (0, 1) for part in parts}
 
 
 class TestTraining:
@@ -269,8 +256,7 @@ class TestTraining:
 
         def run(command, **settings):
             found.append(command)
-            run_dir = tmp_path / "training/run"
-            run_dir.mkdir(exist_ok=True)
+            (tmp_path / "training/run").mkdir(exist_ok=True)
             return subprocess.CompletedProcess(command, 0)
 
         monkeypatch.setattr(subprocess, "run", run)
@@ -278,9 +264,8 @@ class TestTraining:
         return found
 
     def test_how_it_is_launched(self, commands, tmp_path):
-        Training({"learning_rate": 1e-4}, accelerate_config="ddp", num_processes=2)(
-            "base", tmp_path / "rows.jsonl", tmp_path / "training/student"
-        )
+        training = Training({"learning_rate": 1e-4}, accelerate_config="ddp", num_processes=2)
+        training("base", tmp_path / "rows.jsonl", tmp_path / "training/student")
         config = tmp_path / "training/sft.yaml"
         launch = ["accelerate.commands.launch", "--quiet", "--config_file", accelerate_config_path("ddp")]
         launch += ["--num_processes", "2", "--module", "trl_distill.sft", "--config", str(config)]
@@ -318,9 +303,8 @@ class TestTraining:
     def test_a_training_that_fails(self, monkeypatch, tmp_path):
         (tmp_path / "training").mkdir()
         monkeypatch.setattr(sys, "executable", shutil.which("false"))
-        with pytest.raises(
-            ChildProcessError, match=r"`trl-distill sft --config .*sft.yaml`, stopped with exit code 1"
-        ):
+        message = r"`trl-distill sft --config .*sft.yaml`, stopped with exit code 1"
+        with pytest.raises(ChildProcessError, match=message):
             Training({})("base", tmp_path / "rows.jsonl", tmp_path / "training/student")
         assert not (tmp_path / "training/student").exists()
 
@@ -345,7 +329,7 @@ class TestKilledTraining:
         rows = tmp_path / "rows.jsonl"
         pool = [Instruction(toy.task(0, i)) for i in range(6)]
         answers, _ = training_rows(pool, [Completion(f"right {item.text}") for item in pool])
-        rows.write_text("".join(json.dumps(row) + "\n" for row in answers))
+        write_rows(rows, answers)
         fields = FIELDS | {"max_steps": 60, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
         output = tmp_path / "training/student"
         output.parent.mkdir()

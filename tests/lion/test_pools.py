@@ -11,16 +11,35 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Instructions as they are read, and the held-out slice."""
+"""Instructions: as they are read, held out and sorted; new ones, as many as wanted, and none a near copy."""
 
 import math
 import random
+import time
 from collections import Counter
 
 import pytest
+import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
-from trl_distill.lion import Instruction, Scored, hold_out, partition, read_instructions
+from trl_distill.chat import Completion, FailedCall, Sampling
+from trl_distill.lion import (
+    GenerationError,
+    Instruction,
+    LionConfig,
+    Scored,
+    SimilarityIndex,
+    generate,
+    generation_request,
+    hold_out,
+    partition,
+    read_instructions,
+)
+from trl_distill.lion.generation import LION_FILTERS, fault, quotas, read_instruction
 from trl_distill.lion.pools import drawn, read_pool, write_pool
+from trl_distill.lion.similarity import UnicodeTokenizer
 
 
 @pytest.mark.parametrize(
@@ -164,3 +183,294 @@ class TestPartition:
     def test_what_is_no_boundary(self, setting, said):
         with pytest.raises(ValueError, match=said):
             partition([], **setting)
+
+
+# New instructions
+
+
+POOL = [Instruction(toy.task(family, i)) for family in range(3) for i in range(4)]
+SEEDS = {"hard": POOL[:4], "easy": POOL[4:]}
+
+
+def seed_of(request):
+    return toy.seed_of(request.messages[-1]["content"])
+
+
+def run(model, wanted=None, seeds=SEEDS, index=None, **settings):
+    index = SimilarityIndex([item.text for item in POOL]) if index is None else index
+    values = dict(round=1, seed=0, sampling=Sampling(seed=5)) | settings
+    return generate(model, seeds, wanted or {"hard": 6, "easy": 5}, index, **values)
+
+
+class Mixed(toy.Rule):
+    """A third of its replies echo the seed but for a word, a third are alike, a third are new, in any order."""
+
+    def __init__(self, concurrency=1, jitter=0.0):
+        super().__init__(self.write, "mixed")
+        self.concurrency, self.jitter, self.requests = concurrency, jitter, []
+
+    def write(self, request):
+        self.requests.append(request)
+        time.sleep(random.random() * self.jitter)
+        seed = seed_of(request)
+        kind = random.Random(f"{seed} {request.sample_index}").randrange(3)
+        if kind == 0:
+            return f"{seed} indeed"
+        return toy.task(toy.family_of(seed), 99) if kind == 1 else toy.task(toy.family_of(seed), f"{request}")
+
+
+class TestAccepted:
+    def test_none_is_a_near_copy_of_any_text(self):
+        """Recomputed on all pairs, with the package's own tokenizer: the texts are ASCII."""
+        new, counts = run(Mixed(), {"hard": 20, "easy": 15}, max_attempts_factor=20)
+        assert counts["similar"] > 5 and counts["accepted"] == 35 and counts["requests"] == 35 + counts["similar"]
+        scorer, there = RougeScorer(["rougeL"]), [item.text for item in POOL]
+        for item in new:
+            assert max(scorer.score(text, item.text)["rougeL"].fmeasure for text in there) <= 0.7
+            there.append(item.text)
+
+    def test_what_was_dropped_was_one(self):
+        model, index = Mixed(), SimilarityIndex([item.text for item in POOL])
+        new, counts = run(model, {"hard": 20, "easy": 15}, index=index, max_attempts_factor=20)
+        scorer, texts = RougeScorer(["rougeL"]), [item.text for item in POOL + new]
+        replies = Counter(model.write(request) for request in list(model.requests))
+        dropped = replies - Counter(item.text for item in new)
+        assert dropped.total() == counts["similar"] and len(index) == len(POOL) + 35
+        for text in dropped:
+            assert max(scorer.score(other, text)["rougeL"].fmeasure for other in texts) > 0.7
+
+    @pytest.mark.parametrize(
+        ("n_new", "share", "hard"), [(10, 0.5, 5), (9, 2 / 3, 6), (7, 1 / 3, 2), (5, 1, 5), (5, 0, 0), (1, 0.4, 0)]
+    )
+    def test_exactly_as_many_as_wanted(self, n_new, share, hard):
+        assert quotas(n_new, share) == {"hard": hard, "easy": n_new - hard}
+        new, counts = run(toy.generator(), quotas(n_new, share))
+        assert Counter(item.kind for item in new) == +Counter(hard=hard, easy=n_new - hard)
+        assert counts["accepted"] == len({item.id for item in new}) == n_new
+        by_id = {item.id: item for item in POOL}
+        for item in new:
+            assert item.round == 1 and by_id[item.parent] in SEEDS[item.kind]
+            assert toy.family_of(item.text) == toy.family_of(by_id[item.parent].text)
+
+    def test_in_the_order_of_the_requests_whenever_they_arrive(self):
+        whole = run(Mixed(), {"hard": 12, "easy": 12}, max_attempts_factor=20)
+        assert run(Mixed(concurrency=8, jitter=0.01), {"hard": 12, "easy": 12}, max_attempts_factor=20) == whole
+
+    def test_each_draw_of_a_seed_is_a_new_request(self):
+        model = Mixed()
+        run(model, {"hard": 30, "easy": 30}, seeds={"hard": POOL[:2], "easy": POOL[:2]}, max_attempts_factor=20)
+        asked = [(request.messages[0]["content"], request.sample_index) for request in model.requests]
+        assert len(asked) == len(set(asked))
+        for prompt, count in Counter(prompt for prompt, _ in asked).items():
+            assert sorted(index for text, index in asked if text == prompt) == list(range(count))
+        assert len({prompt for prompt, _ in asked}) == 4  # two seeds, each as a hard and as an easy one
+
+    def test_seeds_are_drawn_uniformly_and_follow_from_seed_and_round(self):
+        def parents(**settings):
+            new, _ = run(toy.generator(), {"hard": 400, "easy": 0}, index=SimilarityIndex(), **settings)
+            return [item.parent for item in new]
+
+        first = parents()
+        assert all(abs(n - 100) <= 5 * (400 * 0.25 * 0.75) ** 0.5 for n in Counter(first).values())
+        assert first == parents() != parents(seed=1) and first != parents(round=2)
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("name", "function", "settings", "message"),
+        [
+            (
+                "echo",
+                seed_of,
+                dict(max_attempts_factor=3),
+                r"echo gave 0 of 6 hard instructions in 18 attempts \(.*similar 33\)",
+            ),
+            ("parrot", lambda _: toy.task(0, 99), {}, r"gave 0 of 5 easy instructions in 25 attempts \(.*accepted 1,"),
+            (
+                "broken",
+                lambda _: FailedCall("no"),
+                dict(max_attempts_factor=2),
+                r"gave 0 of 6 hard instructions in 12 attempts \(.*failed 22\)",
+            ),
+        ],
+    )
+    def test_a_generator_of_no_use(self, name, function, settings, message):
+        with pytest.raises(GenerationError, match=message):
+            run(toy.Rule(function, name), **settings)
+
+    @pytest.mark.parametrize("text", [toy.task(0, 99), "?!"])
+    def test_the_very_same_text_is_never_taken_twice(self, text):
+        """Even where Rouge-L lets it through: at a threshold of 1, or without a token in it."""
+        model, index = toy.Rule(lambda request: text, "parrot"), SimilarityIndex([item.text for item in POOL], 1.0)
+        with pytest.raises(GenerationError, match=r"accepted 1, similar"):
+            run(model, index=index, filters=[])
+
+    def test_calls_that_fail_are_counted_and_made_up_for(self):
+        def write(request):
+            return FailedCall("busy") if request.sample_index % 2 == 0 else toy.generator().function(request)
+
+        new, counts = run(toy.Rule(write, "busy"), max_attempts_factor=20)
+        assert len(new) == 11 and counts["failed"] == counts["requests"] - 11 > 0
+
+    def test_the_limit_is_exact_and_no_request_is_made_beyond_it(self):
+        asked = []
+
+        def write(request):
+            asked.append(request)
+            return toy.generator().function(request) if len(asked) >= 12 else ""
+
+        new, counts = run(toy.Rule(write, "slow"), {"hard": 1, "easy": 0}, max_attempts_factor=12)
+        assert len(asked) == 12 and counts == {"requests": 12, "accepted": 1, "failed": 0, "similar": 0, "empty": 11}
+        asked.clear()
+        with pytest.raises(GenerationError, match="in 11 attempts"):
+            run(toy.Rule(write, "slow"), {"hard": 1, "easy": 0}, max_attempts_factor=11)
+        assert len(asked) == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "dropped_by"),
+    [
+        ("Explain how the tides of the sea work.", "stop", []),
+        ("Explain how the tides of the sea", "length", ["cut_off"]),
+        ("Explain how the tides of the sea", "content_filter", ["cut_off"]),
+        ("Explain the tides", "stop", ["too_short"]),
+        ("写一首诗", "stop", []),  # four characters are four tokens
+        ("写一首", "stop", ["too_short", "starts_with_non_ascii"]),
+        ("Give instructions for baking a cake.", "stop", ["says_instruction"]),
+        ('"To be or not to be": who said this?', "stop", ["starts_with_punctuation"]),
+        ("`ls -l` lists what exactly?", "stop", ["starts_with_punctuation"]),
+        ("-3 plus 5 is how much?", "stop", ["starts_with_punctuation"]),
+        ("Éclairs: how are they made?", "stop", ["starts_with_non_ascii"]),
+        ("Explain the reconstruction of the bridge.", "stop", []),
+    ],
+)
+def test_filters(text, reason, dropped_by):
+    dropped_by = [*dropped_by, "starts_with_non_ascii"] if text == "写一首诗" else dropped_by
+    assert [name for name in LION_FILTERS if fault(text, reason, [name]) is not None] == dropped_by
+    assert fault(text, reason, LION_FILTERS) == (dropped_by or [None])[0]
+
+
+def test_filters_by_name():
+    assert LionConfig().filters == ["cut_off", "too_short"]
+    assert LionConfig(filters=["lion"]).filters == list(LION_FILTERS)
+    assert LionConfig(filters=["none"]).filters == LionConfig(filters=None).filters == []
+
+
+def test_filtered_replies_are_counted_by_the_first_filter():
+    replies = ["Only three words", Completion("One two three four five six", "length"), "  ", '""']
+
+    def write(request):
+        number = request.sample_index
+        return replies[number] if number < len(replies) else toy.generator().function(request)
+
+    seeds = {"hard": POOL[:1], "easy": []}
+    new, counts = run(toy.Rule(write, "odd"), {"hard": 1, "easy": 0}, seeds=seeds, max_attempts_factor=9)
+    dropped = {"failed": 0, "similar": 0, "too_short": 1, "cut_off": 1, "empty": 2}
+    assert counts == {"requests": 5, "accepted": 1} | dropped
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        (" Explain the tides.\n", "Explain the tides."),
+        ("New task: Explain the tides.", "Explain the tides."),
+        ("**Task:** Explain the tides.", "Explain the tides."),
+        ('"Explain the tides."', "Explain the tides."),
+        ('"A" or "B"?', '"A" or "B"?'),
+        ("Task management: explain it.", "Task management: explain it."),
+        ("Explain: what is a task: an order?", "Explain: what is a task: an order?"),
+        ('"', '"'),
+    ],
+)
+def test_the_text_of_a_reply(reply, text):
+    assert read_instruction(reply) == text
+
+
+def test_the_request_says_what_kind_is_wanted():
+    hard, easy = (generation_request(POOL[0], kind, Sampling(), 3) for kind in ("hard", "easy"))
+    assert hard.sample_index == easy.sample_index == 3 and seed_of(hard) == seed_of(easy) == POOL[0].text
+    assert "same kind of work" in hard.messages[0]["content"] and "seldom" in easy.messages[0]["content"]
+
+
+# Near copies
+
+
+WORDS = ["write", "a", "poem", "about", "the", "sea", "list", "three", "uses", "of", "salt", "Salt,", "naïve", "海"]
+TEXTS = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
+
+
+def largest_f(text, pool):
+    """The definition, on all pairs, with the package itself and no index."""
+    scorer = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
+    return max((scorer.score(other, text)["rougeL"].fmeasure for other in pool), default=0.0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pool=st.lists(TEXTS, max_size=12), text=TEXTS, threshold=st.sampled_from([0.0, 0.5, 2 / 3, 0.7, 0.75, 0.8, 1.0])
+)
+def test_decisions_are_those_of_all_pairs(pool, text, threshold):
+    index = SimilarityIndex(pool, threshold)
+    number = index.near_copy(text)
+    assert (number is not None) == (largest_f(text, pool) > threshold)
+    if number is not None:
+        assert largest_f(text, [pool[number]]) > threshold
+
+
+def test_a_growing_index_decides_like_a_new_one():
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 8))) for _ in range(200)]
+    growing, seen = SimilarityIndex(), set()
+    for i, text in enumerate(texts):
+        fresh = SimilarityIndex(texts[:i])
+        assert growing.near_copy(text) == fresh.near_copy(text)
+        seen.add(growing.near_copy(text) is None)
+        growing.add(text)
+    assert len(growing) == 200 and seen == {True, False}
+
+
+def test_at_the_threshold_a_text_is_let_through():
+    # 7 of 10 tokens in order: F is 0.7, and 0.7 is not above 0.7
+    pool, text = ["a b c d e f g h i j"], "a b c d e f g x y z"
+    assert largest_f(text, pool) == pytest.approx(0.7)
+    assert (SimilarityIndex(pool, 0.7).near_copy(text) is None) == (largest_f(text, pool) <= 0.7)
+    assert SimilarityIndex(pool, 0.69).near_copy(text) == 0
+
+
+def test_pairs_that_cannot_reach_the_threshold_are_skipped():
+    pool = ["how do tides work", "a poem about the sea", "the sea about poem a"]
+    index = SimilarityIndex(pool)
+    assert index.candidates("a poem about the sky") == [1, 2]  # same tokens in another order pass the bound ...
+    assert index.near_copy("sky the about poem a") == 2  # ... and the order decides
+    assert index.candidates("") == [] and SimilarityIndex().near_copy("anything") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Hello, world_wide 3.5!", ["hello", "world", "wide", "3", "5"]),
+        ("Éclair", ["éclair"]),
+        ("E\u0301clair", ["éclair"]),
+        ("写一首诗。", ["写", "一", "首", "诗"]),
+        ("Привет мир", ["привет", "мир"]),
+        ("", []),
+    ],
+)
+def test_tokens_of_any_script(text, tokens):
+    assert UnicodeTokenizer().tokenize(text) == tokens
+
+
+def test_near_copies_in_chinese_are_seen():
+    assert SimilarityIndex(["请写一首关于大海的诗"]).near_copy("请写一首关于大海的歌") == 0
+    assert SimilarityIndex(["请写一首关于大海的诗"]).near_copy("潮汐是怎样形成的") is None
+
+
+def test_english_scores_are_those_of_the_package_s_own_tokenizer():
+    ours, theirs = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer()), RougeScorer(["rougeL"])
+    for pair in [("Write a poem, please!", "write the poem"), ("It's 3.5 km", "its 3.5km long"), ("a_b c", "a b-c")]:
+        assert ours.score(*pair) == theirs.score(*pair)
+
+
+def test_a_threshold_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="got 1.5"):
+        SimilarityIndex(threshold=1.5)

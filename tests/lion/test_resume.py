@@ -62,6 +62,17 @@ class Runs:
             self.asked += watch.asked
 
 
+def not_recorded(world, tmp_path):
+    """A run that stopped in the evaluation of round 1, and whose manifest does not say that its student is trained."""
+    runs = Runs(world)
+    runs.run(kill=("student", 4 + 19 + 2))
+    path = tmp_path / "run/round_1/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["stages"]["training"]
+    path.write_text(json.dumps(manifest))
+    return runs
+
+
 class TestKilledCalls:
     @pytest.mark.parametrize("role", ["teacher", "student", "referee", "generator", "train"])
     def test_at_a_call_of_each_role(self, role, world, whole, tmp_path):
@@ -82,9 +93,8 @@ class TestKilledCalls:
         runs, kills = Runs(world), 0
         while runs.run(kill=("any", 2)) is None:
             kills += 1
-        assert (
-            results(tmp_path / "run") == expected and set(runs.answered.values()) == {1} and kills == asked.total() - 1
-        )
+        assert results(tmp_path / "run") == expected
+        assert set(runs.answered.values()) == {1} and kills == asked.total() - 1
 
 
 class Disk:
@@ -131,12 +141,7 @@ class TestKilledWrites:
 
     def test_between_the_last_step_of_a_training_and_its_record(self, world, whole, tmp_path):
         """The student is in place, the manifest does not say so yet: it is not trained again."""
-        runs = Runs(world)
-        runs.run(kill=("student", 4 + 19 + 2))  # in the evaluation of round 1
-        path = tmp_path / "run/round_1/manifest.json"
-        manifest = json.loads(path.read_text())
-        del manifest["stages"]["training"]
-        path.write_text(json.dumps(manifest))
+        runs = not_recorded(world, tmp_path)
         (tmp_path / "run/round_1/training/run/checkpoint-1").mkdir(parents=True)
         assert runs.run().status == "finished" and runs.asked["train"] == 3
         assert results(tmp_path / "run") == whole[0]
@@ -154,7 +159,7 @@ class TestRestart:
         runs.settings["restart_from"] = place
         assert runs.run().status == "finished" and results(tmp_path / "run") == whole[0]
         round, stage = int(place[0]), place[2:]
-        trained = [k for k in range(3) if k > round or k == round and stage not in ("evaluation",)]
+        trained = [k for k in range(3) if k > round or k == round and stage != "evaluation"]
         assert runs.asked - asked == Counter(train=len(trained))
 
     def test_removes_what_follows_and_nothing_else(self, world, tmp_path):
@@ -169,12 +174,7 @@ class TestRestart:
         assert {name for name in before if name.startswith("round_")} - left == gone
 
     def test_a_student_that_was_not_recorded_is_not_taken_for_the_new_one(self, world, whole, tmp_path):
-        runs = Runs(world)
-        runs.run(kill=("student", 4 + 19 + 2))
-        path = tmp_path / "run/round_1/manifest.json"
-        manifest = json.loads(path.read_text())
-        del manifest["stages"]["training"]
-        path.write_text(json.dumps(manifest))
+        runs = not_recorded(world, tmp_path)
         (tmp_path / "run/round_1/student/seen.json").write_text("{}")
         runs.settings["restart_from"] = "1.answers"
         assert runs.run().status == "finished" and results(tmp_path / "run") == whole[0]
@@ -238,12 +238,10 @@ class TestChanges:
     def test_what_may_change(self, world, whole, tmp_path):
         runs = Runs(world)
         runs.run(kill=("generator", 1))
-        runs.settings = dict(
-            max_attempts_factor=9, max_calls=10**6, student_batch_size=3, num_processes=2, accelerate_config="ddp"
-        )
+        runs.settings = dict(max_attempts_factor=9, max_calls=10**6, student_batch_size=3)
+        runs.settings |= dict(num_processes=2, accelerate_config="ddp")
         assert runs.run().status == "finished" and set(runs.answered.values()) == {1}
-        found = results(tmp_path / "run")
-        assert found == whole[0]
+        assert results(tmp_path / "run") == whole[0]
 
     def test_how_a_model_is_reached_may_change_and_which_it_is_may_not(self, world):
         def settings(**entry):
@@ -340,9 +338,8 @@ def stored(path, state):
     if not path.exists():
         return set()
     with sqlite3.connect(path) as connection:
-        rows = connection.execute(
-            "SELECT request FROM calls WHERE state = ? AND role != 'student'", (state,)
-        ).fetchall()
+        sql = "SELECT request FROM calls WHERE state = ? AND role != 'student'"
+        rows = connection.execute(sql, (state,)).fetchall()
     found = []
     for call in (json.loads(request) for [request] in rows):
         seed = call["sampling"]["seed"]
@@ -356,7 +353,7 @@ class TestKill:
     concurrency = 4
 
     def start(self, folder, server):
-        command = [sys.executable, str(HERE / "run_lion.py"), str(folder), server.base_url, str(self.concurrency)]
+        command = [sys.executable, str(HERE / "served.py"), str(folder), server.base_url, str(self.concurrency)]
         environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
 

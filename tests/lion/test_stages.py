@@ -111,12 +111,12 @@ class TestPools:
 class TestAnswers:
     def teacher(self, bad):
         """Families get another answer than a right one."""
-        return toy.Rule(
-            lambda request: bad.get(
-                toy.family_of(request.messages[-1]["content"]), f"right {request.messages[-1]['content']}"
-            ),
-            "teacher",
-        )
+
+        def answer(request):
+            text = request.messages[-1]["content"]
+            return bad.get(toy.family_of(text), f"right {text}")
+
+        return toy.Rule(answer, "teacher")
 
     def test_rows_are_the_teacher_s_answers_and_nothing_else(self, world, read):
         bad = {1: FailedCall("no"), 2: Completion("right but cut", "length"), 3: " "}
@@ -135,20 +135,18 @@ class TestAnswers:
 
     def test_a_teacher_without_any_answer(self, world):
         with pytest.raises(ValueError, match="The teacher teacher gave no answer to train on: .*'failed': 10"):
-            world(
-                models={"teacher": self.teacher(dict.fromkeys(range(4), FailedCall("no")))}, rows=toy.rows({0: 14})
-            ).run()
+            models = {"teacher": self.teacher({0: FailedCall("no")})}
+            world(models=models, rows=toy.rows({0: 14})).run()
 
     def test_a_student_that_fails_or_says_nothing(self, world, read):
         """No answer is no score; an empty answer is a bad one."""
 
-        def student(folder):
+        def answer(request):
             says = {0: FailedCall("too long"), 1: ""}
-            return toy.Rule(
-                lambda request: says.get(toy.family_of(request.messages[-1]["content"]), "wrong"), "student"
-            )
+            return says.get(toy.family_of(request.messages[-1]["content"]), "wrong")
 
-        result = world(models={"student": student}, heldout_size=0, rounds=1).run()
+        models = {"student": lambda folder: toy.Rule(answer, "student")}
+        result = world(models=models, heldout_size=0, rounds=1).run()
         found = result.report["rounds"][1]["discrimination"]
         assert found["unscored"] == {"student failed": 10} and found["counts"]["hard"] == 13
 
@@ -162,20 +160,15 @@ class TestAnswers:
 
         watch = toy.Watch()
         world(models=watch.models(train=train, student=toy.stubborn), init_from=init_from).run()
-        pools = [
-            [row["id"] for row in read(f"round_{k}/{'cache' if init_from == 'base' else 'train'}_pool.jsonl")]
-            for k in range(3)
-        ]
-        folder = tmp_path / "run"
-        starts = (
-            ["none"] * 3
-            if init_from == "base"
-            else ["none", str(folder / "round_0/student"), str(folder / "round_1/student")]
-        )
-        assert began == list(zip(starts, pools, strict=True))
         assert max(watch.answered.values()) == 1 and watch.asked["teacher"] == 19 + 4 + 2 * 4
-        starts = [read(f"round_{k}/manifest.json")["stages"]["training"]["start"] for k in range(3)]
-        assert starts == (["none"] * 3 if init_from == "base" else ["none", "round_0/student", "round_1/student"])
+        for k, (start, trained_on) in enumerate(began):
+            from_base = k == 0 or init_from == "base"
+            student, pool = f"round_{k - 1}/student", "cache" if init_from == "base" else "train"
+            assert start == ("none" if from_base else str(tmp_path / "run" / student))
+            training = read(f"round_{k}/manifest.json")["stages"]["training"]
+            assert training["start"] == ("none" if from_base else student)
+            assert trained_on == [row["id"] for row in read(f"round_{k}/{pool}_pool.jsonl")]
+        assert len(began) == 3
 
 
 class TestScores:
@@ -212,9 +205,8 @@ class TestScores:
 
         models = {"student": toy.stubborn, "referee": FunctionChatModel(judge, "referee")}
         world(models=models, rescore="new_only", heldout_size=0, max_reasks=0).run()
-        assert asked[3] >= 2 * 2 * 2 and {row["round"] for row in read("round_2/scores.jsonl") if row["unscored"]} == {
-            2
-        }
+        unscored = {row["round"] for row in read("round_2/scores.jsonl") if row["unscored"]}
+        assert asked[3] >= 2 * 2 * 2 and unscored == {2}
 
     def test_a_floor_of_the_teacher_s_score(self, world, read):
         def judge(request):
@@ -233,3 +225,127 @@ class TestScores:
         result = world(tau_quantile=0.2, rounds=1, heldout_size=0).run()
         found = result.report["rounds"][1]["discrimination"]  # five are behind by 3, all others by 0
         assert found["counts"]["hard"] == 5 and found["tau"] == 3
+
+
+# The referee: its bias, and its replies
+
+
+def scores_of(loop):
+    """What the first discrimination is about."""
+    return toy.done(loop, ("answers", 0), ("training", 0), ("discrimination", 1))
+
+
+class TestBias:
+    def gaps(self, world, read, folder, bias, orders, models=None):
+        models = {"referee": toy.referee(bias)} | (models or {})
+        facts = scores_of(world(folder, models=models, referee_orders=orders))
+        rows = read("round_1/scores.jsonl", folder)
+        return {row["id"]: row["teacher"] - row["student"] for row in rows}, facts["referee"]["position"]
+
+    def test_a_bonus_for_a_place(self, world, read):
+        fair, position = self.gaps(world, read, "fair", 0, orders=2)
+        assert set(fair.values()) == {0, 3} and position["first_minus_last"] == 0
+        for bias in (1, -2):
+            both, position = self.gaps(world, read, f"both {bias}", bias, orders=2)
+            assert both == fair and position["first_minus_last"] == bias
+            one, _ = self.gaps(world, read, f"one {bias}", bias, orders=1)
+            assert {one[id] - fair[id] for id in fair} == {bias, -bias}  # each of them stands first somewhere
+
+    def test_exchanging_teacher_and_student_changes_the_sign(self, world, read):
+        fair, _ = self.gaps(world, read, "fair", 1, orders=2)
+        theirs, ours = toy.teacher(), toy.student
+
+        def right(folder):
+            return toy.Rule(theirs.function, "student", revision="right")
+
+        def wrong(request):  # what the student of round 0 says
+            return ours(student).function(request)
+
+        student = world("fair").folder.student(0)
+        models = {"teacher": toy.Rule(wrong, "teacher"), "student": right}
+        exchanged, _ = self.gaps(world, read, "exchanged", 1, orders=2, models=models)
+        assert exchanged == {id: -gap for id, gap in fair.items()} and any(fair.values())
+
+
+LAYOUTS = [
+    "I have read both.\n{A}: {a}\n{B}: {b}\n",
+    "Answer {A}: {a}/10\nAnswer {B}: {b}/10",
+    "Answer {A}: {a}\n\nAnswer {B}: {b}",
+    "**Answer {A}**: **{a}**\n**Answer {B}**: {b}",
+]
+UNREADABLE = [
+    "Answer A: 80\nAnswer B: 7",
+    "Answer A: -6\nAnswer B: 7",
+    "Answer A: N/A\nAnswer B: 7",
+    "error",
+    "",
+    Completion("Answer A: 8\nAnswer B: 7", "length"),
+    Completion('{"evidence": "Both are', "length"),
+]
+
+
+def numbers(value):
+    """All numbers in JSON."""
+    if isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
+
+
+class TestReplies:
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layouts_that_are_read(self, layout, world, read):
+        def judge(request):
+            scores = json.loads(toy.referee().function(request))["scores"]
+            (first, a), (second, b) = scores.items()
+            return layout.format(A=first, a=a, B=second, b=b)
+
+        facts = scores_of(world(models={"referee": toy.Rule(judge, "referee")}))
+        assert facts["counts"]["unscored"] == 0 and facts["counts"]["hard"] > 0
+        assert {(row["teacher"], row["student"]) for row in read("round_1/scores.jsonl")} == {(8, 8), (8, 5)}
+
+    def test_replies_that_cannot_be_read(self, world, read, tmp_path):
+        """Each family gets its own: they are in no set, counted, and no number stands in their place."""
+        bad = dict(enumerate(UNREADABLE, start=2))
+
+        def judge(request):
+            family = toy.family_of(request.messages[-1]["content"])
+            return bad[family] if family in bad else toy.referee().function(request)
+
+        rows = toy.rows({0: 3, 1: 3} | dict.fromkeys(bad, 2))
+        loop = world(rows=rows, models={"referee": toy.Rule(judge, "referee")}, max_reasks=1, rounds=1)
+        result = loop.run()
+        scores = read("round_1/scores.jsonl")
+        texts = {row["id"]: row["text"] for row in read("round_0/cache_pool.jsonl")}
+        for row in scores:
+            if toy.family_of(texts[row["id"]]) in bad:
+                assert row["teacher"] is row["student"] is row["kind"] is None and ":" in row["unscored"]
+            else:
+                assert (row["teacher"], row["student"], row["kind"], row["unscored"]) == (8, 5, "hard", None)
+        unread = sum(toy.family_of(text) in bad for text in texts.values())
+        facts = read("round_1/manifest.json")["stages"]["discrimination"]
+        assert facts["counts"]["unscored"] == unread == sum(facts["unscored"].values()) > 0
+        assert facts["referee"]["reasks"] == 2 * unread
+        of_no_kind = {row["id"] for row in scores if row["kind"] is None}
+        assert not {row["parent"] for row in read("round_1/train_pool.jsonl")} & of_no_kind
+        assert result.report["rounds"][1]["hard_share"] == 1
+        for path in tmp_path.rglob("*.json*"):
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            assert all(number >= 0 for line in lines for number in numbers(json.loads(line))), path
+
+    @pytest.mark.parametrize("reply", ["no idea", "Answer A: 11\nAnswer B: 0"])
+    def test_a_referee_that_never_scores(self, reply, world, tmp_path):
+        loop = world(models={"referee": toy.Rule(lambda _: reply, "mute")})
+        with pytest.raises(ValueError, match=r"The referee mute scored none of 19 .*calls\.sqlite"):
+            loop.run()
+        assert not (tmp_path / "run" / "round_1" / "scores.jsonl").exists()
+        evaluation = loop.folder.manifest(0).stages["evaluation"]
+        assert evaluation["counts"]["scored"] == 0 and "win_rate" not in evaluation
+
+    def test_a_referee_that_always_says_the_same(self, world):
+        same = toy.referee(good=7, bad=7)
+        result = world(models={"referee": same}).run()
+        assert result.status == "converged" and result.round == 0
+        heldout = result.report["rounds"][0]["heldout"]
+        assert heldout["tie_rate"] == 1 and "tells nothing apart" in " ".join(heldout["referee"]["warnings"])

@@ -112,11 +112,7 @@ class TestRealReferee:
     def referee(self, tiny_model, tokenizer, tmp_path):
         """A model that says `A:7` and `B=4` to everything: it prefers a letter, whatever the answers are."""
         model = tiny_model(vocab_size=264, hidden_size=264, num_hidden_layers=1, max_position_embeddings=4096)
-        chain = [
-            tokenizer.convert_tokens_to_ids("<|assistant|>"),
-            *tokenizer("A:7\nB=4")["input_ids"],
-            tokenizer.eos_token_id,
-        ]
+        chain = tokenizer("<|assistant|>A:7\nB=4<|endoftext|>")["input_ids"]
         with torch.no_grad():
             model.model.embed_tokens.weight.copy_(torch.eye(264))
             for layer in model.model.layers:
@@ -132,14 +128,15 @@ class TestRealReferee:
         if LocalChatModel._in_memory is not None:
             LocalChatModel._in_memory.close()
 
+    def student(self, folder):
+        """Says what the teacher says."""
+        return toy.Rule(toy.teacher().function, "student")
+
     @pytest.mark.parametrize("temperature", [0.0, 0.2])
     def test_equal_answers_are_two_calls_and_no_gap(self, temperature, referee, world, read):
         """Both orders of two equal answers are one prompt, and still two calls. Its bias cancels out."""
 
-        def student(folder):
-            return toy.Rule(toy.teacher().function, "student")
-
-        models = {"referee": referee, "student": student}
+        models = {"referee": referee, "student": self.student}
         result = world(models=models, referee_temperature=temperature, rounds=1).run()
         assert result.status == "converged"
         facts = result.report["rounds"][1]["discrimination"]
@@ -149,8 +146,5 @@ class TestRealReferee:
         assert calls == 2 * 19 and facts["referee"]["reasks"] == 0
 
     def test_in_one_order_its_bias_is_the_gap(self, referee, world, read):
-        def student(folder):
-            return toy.Rule(toy.teacher().function, "student")
-
-        world(models={"referee": referee, "student": student}, referee_orders=1, rounds=1).run()
+        world(models={"referee": referee, "student": self.student}, referee_orders=1, rounds=1).run()
         assert {row["teacher"] - row["student"] for row in read("round_1/scores.jsonl")} == {-3, 3}

@@ -71,9 +71,8 @@ def referee(bias: float = 0.0, good: float = 8, bad: float = 5, name: str = "ref
     """`good` for an answer that begins with `right`, `bad` for others, `bias` more for the first place."""
 
     def judge(request):
-        answers = re.findall(
-            r"<answer (\w) (\w+)>\n(.*?)\n</answer \1 \2>", request.messages[-1]["content"], re.DOTALL
-        )
+        prompt = request.messages[-1]["content"]
+        answers = re.findall(r"<answer (\w) (\w+)>\n(.*?)\n</answer \1 \2>", prompt, re.DOTALL)
         scores = {
             label: (good if text.startswith("right") else bad) + (bias if place == 0 else 0)
             for place, (label, _, text) in enumerate(answers)

@@ -13,9 +13,6 @@
 # limitations under the License.
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForSequenceClassification
 
 from tests.chat.chat_server import text_body
+from tests.commands import CPU, error_of, read_rows, write_rows
 from tests.loop_fixtures import server  # noqa: F401
 from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer, load_nat
 from trl_distill.chat import LocalChatModel, Sampling, draw_samples, read_samples
@@ -48,7 +46,7 @@ def saved(tmp_path, tiny_model, tokenizer):
     for name in ("model", "ranker"):
         tokenizer.save_pretrained(tmp_path / name)
     rows = [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(6)]
-    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "questions.jsonl", rows)
     return tmp_path
 
 
@@ -70,15 +68,7 @@ def arguments(folder, *more, **changes):
 
 
 def outputs(folder):
-    votes = [json.loads(line) for line in (folder / "votes.jsonl").read_text().splitlines()]
-    return json.loads((folder / "asc.json").read_text()), votes
-
-
-def error_of(capsys, run, argv):
-    with pytest.raises(SystemExit) as stopped:
-        run(argv)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+    return json.loads((folder / "asc.json").read_text()), read_rows(folder / "votes.jsonl")
 
 
 class TestASC:
@@ -108,16 +98,8 @@ class TestASC:
         assert set(result["accuracy"]) == {"single", "sc", "ws", "asc"} and "right" in result["ranker"]
         assert result["settings"]["num_samples"] == 5 and result["versions"]["trl"]
         shown = capsys.readouterr().out
-        for text in (
-            "6 questions, 5 samples each",
-            "single sample",
-            "(SC)",
-            "(WS)",
-            "(ASC)",
-            "ASC - SC",
-            "95 % interval",
-        ):
-            assert text in shown
+        kinds = ("single sample", "(SC)", "(WS)", "(ASC)", "ASC - SC", "95 % interval")
+        assert "6 questions, 5 samples each" in shown and all(text in shown for text in kinds)
 
     def test_goes_on_and_takes_samples_as_they_are(self, saved):
         asc.run(arguments(saved))
@@ -129,7 +111,7 @@ class TestASC:
 
     def test_without_references_or_log_probabilities(self, saved, capsys):
         rows = [{"prompt": "What?", "completions": ["3", "4", "4"]}, {"prompt": "How?", "completions": ["x" * 90]}]
-        (saved / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(saved / "samples.jsonl", rows)
         asc.run(arguments(saved, model_name_or_path=None, dataset_name=None, max_length=40))
         result, votes = outputs(saved)
         assert votes[0]["votes"]["sc"] == "4" and "ws" not in votes[0]["votes"] and "right" not in votes[0]
@@ -139,9 +121,7 @@ class TestASC:
         assert "No right answers in the data" in shown and "1 of 4 samples are too long for a score" in shown
 
     def test_ws_is_reported_as_missing(self, saved, capsys):
-        (saved / "samples.jsonl").write_text(
-            json.dumps({"prompt": "1 + 1?", "answer": "2", "completions": ["2", "3"]})
-        )
+        write_rows(saved / "samples.jsonl", [{"prompt": "1 + 1?", "answer": "2", "completions": ["2", "3"]}])
         asc.run(arguments(saved, model_name_or_path=None, dataset_name=None))
         assert set(outputs(saved)[0]["accuracy"]) == {"single", "sc", "asc"}
         assert "There is no WS" in capsys.readouterr().out
@@ -159,9 +139,7 @@ class TestASC:
         labelled = [{"prompt": "2 + 2 =", "completion": f" {n}", "label": n == 4} for n in (4, 5)]
         trainer = NegativeAssistedTrainer(
             str(saved / "model"),
-            args=NegativeAssistedConfig(
-                str(saved / "nat"), max_steps=2, learning_rate=0.1, bf16=False, use_cpu=True, report_to="none"
-            ),
+            args=NegativeAssistedConfig(str(saved / "nat"), max_steps=2, learning_rate=0.1, **CPU),
             train_dataset=Dataset.from_list(labelled),
             peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
         )
@@ -192,12 +170,11 @@ class TestASC:
         expected = [self_consistency([text[-2] for text in vote["completions"]]) for vote in votes]
         assert [vote["votes"]["sc"] for vote in votes] == expected
         assert votes[0]["votes"]["ws"] == expected[0]  # all weights are one
-        asc.run(
-            arguments(saved, "--no_logprobs", model_name_or_path="model-x", samples_file=saved / "2.jsonl", **flags)
-        )
+        flags |= dict(samples_file=saved / "2.jsonl")
+        asc.run(arguments(saved, "--no_logprobs", model_name_or_path="model-x", **flags))
         assert "ws" not in outputs(saved)[1][0]["votes"]
         flags |= dict(samples_file=saved / "3.jsonl", model_name_or_path="model-y")
-        assert "refuses model-y: Error code: 404" in error_of(capsys, asc.run, arguments(saved, **flags))
+        assert "refuses model-y: Error code: 404" in error_of(capsys, asc.run, *arguments(saved, **flags))
 
     def test_yaml(self, saved):
         values = dict(zip([flag[2:] for flag in arguments(saved)[::2]], arguments(saved)[1::2], strict=True))
@@ -221,17 +198,9 @@ class TestASC:
     def test_mistakes(self, saved, capsys, changes, message):
         (saved / "wrong.jsonl").write_text('{"question": "x"}\n')
         changes = {name: value and value.format(folder=saved) for name, value in changes.items()}
-        error = error_of(capsys, asc.run, arguments(saved, **changes))
+        error = error_of(capsys, asc.run, *arguments(saved, **changes))
         assert error.startswith("trl-distill asc: error: ") and message in error
         assert not list(saved.glob("samples.jsonl*"))  # nothing was drawn before
-
-    def test_help_needs_no_torch(self):
-        code = "import sys; from trl_distill.scripts.asc import make_parser; make_parser().format_help(); "
-        code += "print('torch' in sys.modules)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
-        )
-        assert done.stdout.strip() == "False", done.stderr
 
 
 class TestRanker:
@@ -243,20 +212,17 @@ class TestRanker:
             for i in range(4)
             for off in (0, 3)
         ]
-        (saved / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(saved / "labelled.jsonl", rows)
         values = {
             "model_name_or_path": str(saved / "model"),
             "dataset_name": str(saved / "labelled.jsonl"),
             "output_dir": str(saved / "out"),
             "max_steps": 2,
             "per_device_train_batch_size": 4,
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": "none",
         }
 
         def write(**changes):
-            (saved / "ranker.yaml").write_text(yaml.safe_dump(values | changes))
+            (saved / "ranker.yaml").write_text(yaml.safe_dump(CPU | values | changes))
             return ["--config", str(saved / "ranker.yaml")]
 
         return write
@@ -285,5 +251,5 @@ class TestRanker:
     )
     def test_mistakes(self, config, saved, capsys, changes, message):
         changes = {k: v.format(folder=saved) if isinstance(v, str) else v for k, v in changes.items()}
-        error = error_of(capsys, ranker.run, config(**changes))
+        error = error_of(capsys, ranker.run, *config(**changes))
         assert error.startswith("trl-distill ranker: error: ") and message in error

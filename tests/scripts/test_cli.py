@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.commands import CPU, error_of
 from trl_distill import cli
 from trl_distill.scripts import dpo, minillm, sft
 from trl_distill.scripts.arguments import launch_fields, parse_strictly, present_day, read_config
@@ -49,15 +50,11 @@ def sft_config(tmp_path, tokenizer, tiny_model, prompts):
         "output_dir": str(tmp_path / "out"),
         "max_steps": 1,
         "per_device_train_batch_size": 2,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "save_strategy": "no",
     }
 
     def write(**changes):
         path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(values | changes))
+        path.write_text(yaml.safe_dump(CPU | values | changes))
         return str(path)
 
     return write
@@ -66,14 +63,6 @@ def sft_config(tmp_path, tokenizer, tiny_model, prompts):
 def run_python(*arguments):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
-
-
-def error_of(capsys, call, *arguments):
-    """The message of a command that must stop with exit code 2."""
-    with pytest.raises(SystemExit) as stopped:
-        call(*arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
 
 
 class TestPresentDayNames:
@@ -103,11 +92,11 @@ class TestPresentDayNames:
     def test_error_names_the_replacement(self, command, old, new, tmp_path, capsys):
         config = tmp_path / "config.yaml"
         config.write_text(f"{old}: 1\n")
-        message = error_of(capsys, cli.main, [command, "--config", str(config)])
+        message = error_of(capsys, cli.main, command, "--config", str(config))
         assert message.startswith(
             f"trl-distill {command}: error: unknown field `{old}` in the config file: use `{new}`"
         )
-        message = error_of(capsys, SCRIPTS[command].run, [f"--{old}", "1"])
+        message = error_of(capsys, SCRIPTS[command].run, f"--{old}", "1")
         assert f"unknown field `{old}` on the command line: use `{new}`" in message
 
     @pytest.mark.parametrize("command", ["sft", "dpo"])
@@ -131,10 +120,9 @@ class TestPresentDayNames:
             "warmup_ratio": "use `warmup_steps`",
         }
         config = tmp_path / "config.yaml"
-        config.write_text(
-            yaml.safe_dump({"bf16": True, "learning_rate": 2e-5, "seed": 42} | dict.fromkeys(successors, 1))
-        )
-        message = error_of(capsys, cli.main, [command, "--config", str(config)])
+        fields = {"bf16": True, "learning_rate": 2e-5, "seed": 42} | dict.fromkeys(successors, 1)
+        config.write_text(yaml.safe_dump(fields))
+        message = error_of(capsys, cli.main, command, "--config", str(config))
         assert message.count("unknown field") == len(successors)
         for old, successor in successors.items():
             assert f"unknown field `{old}` in the config file: {successor}" in message
@@ -163,10 +151,10 @@ class TestStrictParsing:
     def test_mistakes_stop_before_the_launch(self, text, arguments, expected, tmp_path, capsys):
         config = tmp_path / "config.yaml"
         config.write_text(text or "max_steps: 1")
-        assert expected in error_of(capsys, cli.main, ["sft", "--config", str(config), *arguments])
+        assert expected in error_of(capsys, cli.main, "sft", "--config", str(config), *arguments)
 
     def test_missing_config_file(self, capsys):
-        assert "No such file" in error_of(capsys, cli.main, ["sft", "--config", "nowhere.yaml"])
+        assert "No such file" in error_of(capsys, cli.main, "sft", "--config", "nowhere.yaml")
 
     def test_unknown_command(self, capsys):
         assert cli.main(["minilm"]) == 2
@@ -211,29 +199,19 @@ class TestLaunch:
         config = sft_config(accelerate_config="ddp", num_machines=1, multi_gpu=False, quiet=True)
         arguments = ["--config", config, "--num_processes", "2", "--seed", "2", "--accelerate-config", "cpu"]
         args = cli.launch_arguments("sft", arguments)
-        assert (args.training_script, args.module, args.num_processes, args.quiet) == (
-            "trl_distill.scripts.sft",
-            True,
-            2,
-            True,
-        )
+        assert args.training_script == "trl_distill.scripts.sft" and args.num_processes == 2
+        assert args.module is args.quiet is True
         assert Path(args.config_file).name == "cpu.yaml"  # the flag wins over the file
         assert args.training_script_args == ["--config", config, "--seed", "2"]
 
     def test_accelerate_configs_by_name(self):
         from accelerate.commands.config.config_args import load_config_from_file
 
-        expected = {
-            "cpu": ("NO", 1),
-            "single_gpu": ("NO", 1),
-            "ddp": ("MULTI_GPU", 8),
-            "fsdp2": ("FSDP", 8),
-            "zero2": ("DEEPSPEED", 8),
-            "zero3": ("DEEPSPEED", 8),
-        }
-        for name, (distributed_type, processes) in expected.items():
+        on_eight = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+        for name, distributed_type in ({"cpu": "NO", "single_gpu": "NO"} | on_eight).items():
             config = load_config_from_file(accelerate_config_path(name))
-            assert (config.distributed_type.value, config.num_processes) == (distributed_type, processes)
+            assert config.distributed_type.value == distributed_type
+            assert config.num_processes == (8 if name in on_eight else 1)
             assert config.mixed_precision == ("no" if name == "cpu" else "bf16")
         for name in ("cpu", "single_gpu"):  # TRL has none, and one with eight processes
             assert Path(accelerate_config_path(name)).is_relative_to(Path(__file__).parents[2])
@@ -264,7 +242,9 @@ class TestLaunch:
 
         assert min(seconds() for _ in range(3)) < 0.5
 
-    @pytest.mark.parametrize("argv", [["--help"], ["label", "--help"], ["merge", "--help"], ["evaluate", "--help"]])
+    @pytest.mark.parametrize(
+        "argv", [["--help"], ["label", "--help"], ["merge", "--help"], ["evaluate", "--help"], ["asc", "--help"]]
+    )
     def test_help_needs_no_torch(self, argv):
         lines = (
             "import atexit, sys",
@@ -293,7 +273,7 @@ class TestScripts:
     )
     @pytest.mark.parametrize("command", SCRIPTS)
     def test_data_and_resume_errors(self, command, changes, expected, sft_config, capsys):
-        assert expected in error_of(capsys, SCRIPTS[command].run, ["--config", sft_config(**changes)])
+        assert expected in error_of(capsys, SCRIPTS[command].run, "--config", sft_config(**changes))
 
     @pytest.mark.parametrize(
         ("changes", "expected"),
@@ -307,14 +287,14 @@ class TestScripts:
         ],
     )
     def test_minillm_errors(self, changes, expected, sft_config, capsys):
-        assert expected in error_of(capsys, minillm.run, ["--config", sft_config(**changes)])
+        assert expected in error_of(capsys, minillm.run, "--config", sft_config(**changes))
 
     def test_corpus_without_its_column(self, sft_config, tmp_path, capsys):
         config = sft_config(
             teacher_model_name_or_path=str(tmp_path / "student"),
             lm_dataset_name=str(tmp_path / "rows.jsonl"),
         )
-        message = error_of(capsys, minillm.run, ["--config", config])
+        message = error_of(capsys, minillm.run, "--config", config)
         assert "has no column 'text', only prompt, completion: set `lm_dataset_text_field`" in message
 
     def test_minillm_resumes_from_the_last_checkpoint(self, sft_config, tmp_path):

@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import gzip
 import json
 
 import pytest
 from datasets import load_dataset
 
+from tests.commands import read_rows, stops, write_rows
 from trl_distill import cli
 from trl_distill.evaluation.answers import RULES
 from trl_distill.scripts.label import make_parser, run
@@ -38,20 +38,9 @@ ROWS = [
 COLUMNS = ["--prompt_column", "question", "--completions_column", "generated"]
 
 
-def write(path, rows):
-    text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return str(path)
-
-
-def read(path):
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
 @pytest.fixture
 def file(tmp_path):
-    return write(tmp_path / "rationales.jsonl", ROWS)
+    return write_rows(tmp_path / "rationales.jsonl", ROWS)
 
 
 def test_rows_and_counts(file, tmp_path, capsys):
@@ -61,7 +50,7 @@ def test_rows_and_counts(file, tmp_path, capsys):
     assert cli.main(["label", "--dataset_name", file, *COLUMNS, *templates, *files]) == 0
 
     crab, half = "Problem:\nHow many legs has a crab?\n", "Problem:\nWhat is half of a third?\n"
-    assert [(row["prompt"], row["completion"], row["label"], row["answer"]) for row in read(output)] == [
+    assert [(row["prompt"], row["completion"], row["label"], row["answer"]) for row in read_rows(output)] == [
         (crab, "Solution:\nIt has \\boxed{10}.", True, "10"),
         (crab, "Solution:\nIt has \\boxed{8}.", False, "10"),
         (half, "Solution:\n\\boxed{\\frac{2}{12}}", True, r"\frac16"),
@@ -85,9 +74,9 @@ def test_rows_and_counts(file, tmp_path, capsys):
 def test_processes_and_compression_change_nothing(file, tmp_path):
     outputs = []
     for name, flags in (("one.jsonl", []), ("two.jsonl.gz", ["--num_proc", "2"])):
-        dataset = write(tmp_path / f"in.{name}", ROWS * 10)
+        dataset = write_rows(tmp_path / f"in.{name}", ROWS * 10)
         run(["--dataset_name", dataset, "--output_file", str(tmp_path / name), "--keep_repeats", *COLUMNS, *flags])
-        outputs.append(read(tmp_path / name))
+        outputs.append(read_rows(tmp_path / name))
     assert outputs[0] == outputs[1] and len(outputs[0]) == 60
 
 
@@ -100,16 +89,12 @@ def test_sampled_rationales_and_yaml(tmp_path):
         "truncated": [False, False, False, True],
     }
     config = tmp_path / "label.yaml"
-    dataset, output = write(tmp_path / "samples.jsonl", [samples, "\n"]), tmp_path / "rows.jsonl"
+    dataset, output = write_rows(tmp_path / "samples.jsonl", [samples, "\n"]), tmp_path / "rows.jsonl"
     config.write_text(f"dataset_name: {dataset}\noutput_file: {output}\nrule: last_number\n")
     run(["--config", str(config)])
-    assert read(output) == [
-        {
-            "prompt": samples["prompt"],
-            "completion": [{"role": "assistant", "content": text}],
-            "label": label,
-            "answer": "4",
-        }
+    assert read_rows(output) == [
+        {"completion": [{"role": "assistant", "content": text}], "label": label, "answer": "4"}
+        | {"prompt": samples["prompt"]}
         for text, label in (("It is 4.", True), ("5", False))
     ]
 
@@ -122,46 +107,36 @@ def test_the_parser_knows_every_rule(rule):
 @pytest.mark.parametrize(
     ("rows", "flags", "message"),
     [
-        (ROWS, [], "row 1 of {file}: no column `prompt` with the question, only question, answer, generated."),
-        ([ROWS[0], '{"question": \n'], COLUMNS, "Line 2 of {file} is no JSON: Expecting value"),
-        ([ROWS[0], "3\n"], COLUMNS, "Line 2 of {file} must be a JSON object, got 3"),
         (
-            [ROWS[0], ROWS[1] | {"answer": None}],
-            COLUMNS,
-            "row 2 of {file}: the column `answer` with the right answer is",
+            ROWS,
+            ["--prompt_column", "prompt"],
+            "row 1 of {file}: no column `prompt` with the question, only question, answer, generated.",
         ),
-        ([ROWS[0] | {"generated": [1]}], COLUMNS, "must hold a text or a list of texts, got [1]"),
-        ([], COLUMNS, "{file} holds no rows"),
+        ([ROWS[0], '{"question": \n'], [], "Line 2 of {file} is no JSON: Expecting value"),
+        ([ROWS[0], "3\n"], [], "Line 2 of {file} must be a JSON object, got 3"),
+        ([ROWS[0], ROWS[1] | {"answer": None}], [], "row 2 of {file}: the column `answer` with the right answer is"),
+        ([ROWS[0] | {"generated": [1]}], [], "must hold a text or a list of texts, got [1]"),
+        ([], [], "{file} holds no rows"),
         (
             [ROWS[0] | {"generated": ["No idea.", "None."]}],
-            COLUMNS,
+            [],
             "No row is left of 2 rationales in {file}: 2 have no answer",
         ),
-        (ROWS, [*COLUMNS, "--max_characters", "9"], "6 were too long"),
-        (ROWS, [*COLUMNS, "--max_characters", "0"], "`max_characters` must be 1 or more, got 0."),
-        (ROWS, [*COLUMNS, "--num_proc", "0"], "`num_proc` must be 1 or more, got 0."),
-        (
-            ROWS,
-            [*COLUMNS, "--prompt_template", "Problem:"],
-            "`prompt_template` must hold {{prompt}} once, got 'Problem:'.",
-        ),
-        (ROWS, [*COLUMNS, "--rule", "strict"], "invalid choice: 'strict'"),
-        (
-            ROWS,
-            [*COLUMNS, "--report_file", "nowhere/report.json"],
-            "The folder of nowhere/report.json does not exist.",
-        ),
-        (ROWS, [*COLUMNS, "--prompt_templates", "x"], "Did you mean prompt_template"),
-        (ROWS, [*COLUMNS, "--dataset_name", "missing.jsonl"], "No such file"),
+        (ROWS, ["--max_characters", "9"], "6 were too long"),
+        (ROWS, ["--max_characters", "0"], "`max_characters` must be 1 or more, got 0."),
+        (ROWS, ["--num_proc", "0"], "`num_proc` must be 1 or more, got 0."),
+        (ROWS, ["--prompt_template", "Problem:"], "`prompt_template` must hold {{prompt}} once, got 'Problem:'."),
+        (ROWS, ["--rule", "strict"], "invalid choice: 'strict'"),
+        (ROWS, ["--report_file", "nowhere/report.json"], "The folder of nowhere/report.json does not exist."),
+        (ROWS, ["--prompt_templates", "x"], "Did you mean prompt_template"),
+        (ROWS, ["--dataset_name", "missing.jsonl"], "No such file"),
     ],
 )
 @pytest.mark.parametrize("num_proc", ["1", "2"])
 def test_mistakes_are_explained_and_nothing_is_written(tmp_path, capsys, rows, flags, message, num_proc):
-    file, output = write(tmp_path / "rationales.jsonl", rows), tmp_path / "rows.jsonl"
+    file, output = write_rows(tmp_path / "rationales.jsonl", rows), tmp_path / "rows.jsonl"
     output.write_text("what was there\n")
-    with pytest.raises(SystemExit) as stop:
-        run(["--dataset_name", file, "--output_file", str(output), "--num_proc", num_proc, *flags])
-    assert stop.value.code == 2
+    assert stops(run, "--dataset_name", file, "--output_file", output, "--num_proc", num_proc, *COLUMNS, *flags) == 2
     error = capsys.readouterr().err
     assert "trl-distill label: error: " in error and message.format(file=file) in error and "Traceback" not in error
     assert output.read_text() == "what was there\n"
@@ -171,10 +146,9 @@ def test_mistakes_are_explained_and_nothing_is_written(tmp_path, capsys, rows, f
 @pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"plain text"])
 def test_a_damaged_archive_is_explained(tmp_path, capsys, damage):
     path = tmp_path / "rationales.jsonl.gz"
-    write(path, ROWS * 50)
+    write_rows(path, ROWS * 50)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(SystemExit):
-        run(["--dataset_name", str(path), "--output_file", str(tmp_path / "rows.jsonl"), *COLUMNS])
+    assert stops(run, "--dataset_name", path, "--output_file", tmp_path / "rows.jsonl", *COLUMNS) == 2
     error = capsys.readouterr().err
     assert "trl-distill label: error: " in error and "Traceback" not in error
     assert not list(tmp_path.glob("rows.*"))

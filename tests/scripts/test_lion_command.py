@@ -24,6 +24,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.chat.chat_server import ChatServer, completion_body
+from tests.commands import CPU, said, stops, write_rows
 from trl_distill.scripts import lion
 
 
@@ -49,17 +50,8 @@ def write(tmp_path, server, tiny_model, tokenizer):
     """Factory of YAML files for a run with three models at the server and a tiny student, with changes."""
     tiny_model(vocab_size=264).save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
-    rows = toy.rows({0: 5, 1: 4}) + [{"instruction": ""}]
-    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "tasks.jsonl", toy.rows({0: 5, 1: 4}) + [{"instruction": ""}])
     there = {"base_url": server.base_url, "concurrency": 4, "backoff": 0.01, "max_attempts": 2}
-    training = {
-        "max_steps": 2,
-        "learning_rate": 1e-3,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-    }
 
     def build(**changes):
         settings = {
@@ -71,25 +63,13 @@ def write(tmp_path, server, tiny_model, tokenizer):
             "heldout_size": 2,
             "rounds": 1,
             "n_new": 3,
-            "training": training,
+            "training": {"max_steps": 2, "learning_rate": 1e-3} | CPU,
         }
         path = tmp_path / "lion.yaml"
         path.write_text(yaml.safe_dump(settings | changes))
         return str(path)
 
     return build
-
-
-def stops(arguments):
-    with pytest.raises(SystemExit) as stopped:
-        lion.run(arguments)
-    return stopped.value.code
-
-
-def said(capsys):
-    """What was printed, on one line."""
-    printed = capsys.readouterr()
-    return " ".join((printed.out + printed.err).split())
 
 
 def test_from_the_dry_run_to_the_last_student(write, server, tmp_path, capsys, caplog, monkeypatch):
@@ -127,17 +107,12 @@ def test_from_the_dry_run_to_the_last_student(write, server, tmp_path, capsys, c
 
 
 def test_a_budget(write, server, tmp_path, capsys):
-    assert stops(["--config", write(max_calls=5)]) == 3
+    assert stops(lion.run, "--config", write(max_calls=5)) == 3
     text = said(capsys)
     assert "trl-distill lion: stopped: `max_calls` is 5, and 5 were made" in text and "raise the limit" in text
     assert len(server.requests) == 5
     assert json.loads((tmp_path / "out/report.json").read_text())["status"] == "budget reached"
-    assert stops(["--config", write(), "--max_calls", "6"]) == 3 and len(server.requests) == 6
-
-
-def test_dollars_need_prices(write, server, capsys):
-    assert stops(["--config", write(budget_usd=1.0)]) == 2
-    assert "the prices of teacher are not known" in said(capsys) and not server.requests
+    assert stops(lion.run, "--config", write(), "--max_calls", "6") == 3 and len(server.requests) == 6
 
 
 @pytest.mark.parametrize(
@@ -146,10 +121,11 @@ def test_dollars_need_prices(write, server, capsys):
         ({"learning_rate": 1e-4}, [], "unknown field `learning_rate` in the config file"),
         ({"hard_ratio": 1}, [], "unknown field `hard_ratio` in the config file"),
         ({}, ["--roundz", "2"], "unknown field `roundz` on the command line. Did you mean rounds"),
+        ({"budget_usd": 1.0}, [], "the prices of teacher are not known"),
         ({"rounds": "many"}, [], "`rounds` must be of type int, got 'many'"),
         ({"rescore": "never"}, [], "`rescore` must be one of all, new_only, got 'never'"),
         ({"filters": ["short"]}, [], "Unknown filter 'short'"),
-        ({"filters": "lion"}, [], "`filters` must be a list"),
+        ({"filters": "lion"}, [], "`filters` must be a list, got 'lion'"),
         ({"training": {"learnin_rate": 1}}, [], "unknown field `learnin_rate`. Did you mean learning_rate"),
         ({"training": {"dataset_name": "x"}}, [], "`dataset_name`, which the loop sets in each round"),
         ({"teacher": {"model": "a", "api_key": KEY}}, [], "`api_key` must not be in a file"),
@@ -170,7 +146,7 @@ def test_dollars_need_prices(write, server, capsys):
     ],
 )
 def test_mistakes_are_one_message(changes, flags, message, write, server, capsys):
-    assert stops(["--config", write(**changes), *flags]) == 2
+    assert stops(lion.run, "--config", write(**changes), *flags) == 2
     text = said(capsys)
     assert message in text and text.count("trl-distill lion: error: ") == 1 and "Traceback" not in text
     assert KEY not in text and not server.requests
@@ -178,7 +154,7 @@ def test_mistakes_are_one_message(changes, flags, message, write, server, capsys
 
 def test_a_server_that_is_down(write, server, capsys):
     server.stop()
-    assert stops(["--config", write()]) == 2
+    assert stops(lion.run, "--config", write()) == 2
     assert "No server answers at" in said(capsys)
 
 
@@ -187,15 +163,14 @@ def test_the_key_is_nowhere(write, server, tmp_path, monkeypatch, capsys, caplog
 
     def reply(body, attempt, headers):
         assert headers["Authorization"] == f"Bearer {KEY}"
-        bad = toy.family_of(body["messages"][-1]["content"]) == 1
-        return (
-            (400, {"error": {"message": f"what does {KEY} mean?"}}, {}) if bad else completion_body(f"right {KEY[:2]}")
-        )
+        if toy.family_of(body["messages"][-1]["content"]) == 1:
+            return 400, {"error": {"message": f"what does {KEY} mean?"}}, {}
+        return completion_body(f"right {KEY[:2]}")
 
     server.reply = reply
     entry = {"model": "a", "base_url": server.base_url, "api_key_env": "LION_KEY"}
     path = write(teacher=entry, referee=None, generator=None, max_calls=6)
-    assert stops(["--config", path]) == 3
+    assert stops(lion.run, "--config", path) == 3
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(files) >= 7 and any(b"[key]" in path.read_bytes() for path in files)
     assert all(KEY.encode() not in path.read_bytes() for path in files)

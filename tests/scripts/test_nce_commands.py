@@ -12,9 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""From labelled rows to one stock LoRA, through a real NAT folder and the three commands of NCE."""
-
-import json
+"""From labelled rows to one stock LoRA, through a real NAT folder and the three commands of NCE; and `sample`."""
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.commands import CPU, error_of, read_rows, write_rows
 from trl_distill import (
     NCEConfig,
     NCETrainer,
@@ -32,14 +31,15 @@ from trl_distill import (
     cli,
     load_nat,
 )
-from trl_distill.chat import LocalChatModel, Sampling, draw_samples
+from trl_distill.chat import LocalChatModel, Sampling, draw_samples, read_samples
 from trl_distill.evaluation.answers import extract_answer
 from trl_distill.rationales.augment import question_rows, select_right
-from trl_distill.scripts import augment, calibrate, nce
+from trl_distill.scripts import augment, calibrate, evaluate, nce, sample
 
 
 TARGETS = ["q_proj", "v_proj"]
-CPU = dict(bf16=False, use_cpu=True, report_to="none", disable_tqdm=True, gradient_checkpointing=False)
+TRAINED = {}  # the NAT in memory, by its folder
+CPU = CPU | dict(disable_tqdm=True, gradient_checkpointing=False)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def nat_folder(folder, tiny_model, tokenizer):
-    """`base/` and a NAT that was trained on it in `nat/`, made once."""
+    """`base/`, a NAT that was trained on it in `nat/`, made once, and four questions."""
     if not (folder / "nat").exists():
         tiny_model(vocab_size=264).save_pretrained(folder / "base")  # the saved tokenizer gets one more special token
         tokenizer.save_pretrained(folder / "base")
@@ -59,20 +59,22 @@ def nat_folder(folder, tiny_model, tokenizer):
         trainer = NegativeAssistedTrainer(
             str(folder / "base"),
             args=NegativeAssistedConfig(
-                str(folder / "nat"), max_steps=4, learning_rate=0.1, integration_width=4, save_strategy="no", **CPU
+                str(folder / "nat"), max_steps=4, learning_rate=0.1, integration_width=4, **CPU
             ),
             train_dataset=Dataset.from_list(rows),
             peft_config=LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"),
         )
         trainer.train()
         trainer.save_model()
+        write_rows(folder / "questions.jsonl", [{"prompt": f"{i} + {i}?", "answer": str(2 * i)} for i in range(4)])
+        TRAINED[folder] = trainer.model.eval()
     return folder
 
 
 @pytest.fixture
 def right_rows(tmp_path):
     rows = [{"prompt": f"{i} + {i}?\n", "completion": f"It is {2 * i}.", "label": True} for i in range(10)]
-    (tmp_path / "right.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "right.jsonl", rows)
     return Dataset.from_list(rows)
 
 
@@ -83,23 +85,13 @@ def write_config(nat_folder, tmp_path):
             model_name_or_path=str(nat_folder / "base"), nat_path=str(nat_folder / "nat"),
             dataset_name=str(tmp_path / "weighted.jsonl"), use_peft=True, lora_r=4, lora_target_modules=TARGETS,
             output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, per_device_eval_batch_size=4,
-            learning_rate=0.1, save_strategy="no", logging_steps=1, **CPU,
+            learning_rate=0.1, logging_steps=1, **CPU,
         )  # fmt: skip
-        path = tmp_path / "config.yaml"
-        path.write_text(
-            yaml.safe_dump({name: value for name, value in (values | changes).items() if value is not None})
-        )
+        path, values = tmp_path / "config.yaml", values | changes
+        path.write_text(yaml.safe_dump({name: value for name, value in values.items() if value is not None}))
         return str(path)
 
     return write
-
-
-def error_of(capsys, call, *arguments):
-    """The message of a command that must stop with exit code 2."""
-    with pytest.raises(SystemExit) as stopped:
-        call(list(map(str, arguments)))
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
 
 
 def load(nat_folder):
@@ -109,7 +101,7 @@ def load(nat_folder):
 class TestWithARealNAT:
     def test_teacher_is_nat_with_its_gate_and_the_student_a_stock_lora(self, nat_folder, right_rows, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(nat_folder / "base")
-        args = NCEConfig(str(tmp_path / "out"), max_steps=2, learning_rate=0.1, save_strategy="no", **CPU)
+        args = NCEConfig(str(tmp_path / "out"), max_steps=2, learning_rate=0.1, **CPU)
         model = load(nat_folder)
         weighed = calibration_weights(model, right_rows, tokenizer, args)
         assert len(set(weighed["weight"])) == 10 and all(0 < weight < 1 for weight in weighed["weight"])
@@ -131,9 +123,8 @@ class TestWithARealNAT:
         assert any("lora_nat_q" in name for name in frozen)
         assert all(torch.equal(parameters[n], p) and parameters[n].grad is None for n, p in frozen.items())
         assert sorted(path.parent.name for path in tmp_path.rglob("adapter_config.json")) == ["out"]
-        student = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(nat_folder / "base"), tmp_path / "out"
-        )
+        base = AutoModelForCausalLM.from_pretrained(nat_folder / "base")
+        student = PeftModel.from_pretrained(base, tmp_path / "out")
         with torch.no_grad():
             logits = student(**batch).logits
             assert torch.equal(logits, model.eval()(**batch).logits)
@@ -160,20 +151,13 @@ class TestAugment:
     def test_what_is_right_and_new_is_kept(self):
         chat = [{"role": "user", "content": "2?"}]
         right = [{"prompt": "1?", "completion": "The answer is 1."}]
+        others = ["no", "It is 1.", "The answer is 1"]
         samples = [
             {
                 "prompt": "1?",
                 "answer": "1",
-                "completions": [
-                    " The answer is 1.",
-                    "So the answer is 1.",
-                    "So the answer is 1.",
-                    "The answer is 2.",
-                    "no",
-                    "It is 1.",
-                    "The answer is 1",
-                ],
-                "truncated": [False, False, False, False, False, False, True],
+                "completions": [" The answer is 1.", *["So the answer is 1."] * 2, "The answer is 2.", *others],
+                "truncated": [False] * 6 + [True],
             },
             {"prompt": chat, "answer": "2", "completions": ["The answer is 2."], "truncated": [False]},
         ]
@@ -193,10 +177,8 @@ class TestAugment:
         prompts = [{"prompt": f"{i} + {i}?\n"} for i in range(2)]
         local = LocalChatModel("nat", batch_size=32, load=lambda: (model, tokenizer))
         drawn = draw_samples(local, prompts, 16, Sampling(max_tokens=100, seed=3, logprobs=True))
-        # Samples that ended count only
-        whole = [
-            [t for t, cut in zip(drawn[i].completions, drawn[i].truncated, strict=True) if not cut] for i in range(2)
-        ]
+        pairs = [zip(of_one.completions, of_one.truncated, strict=True) for of_one in drawn]
+        whole = [[text for text, is_cut in of_one if not is_cut] for of_one in pairs]  # samples that ended count only
         answers = [next(filter(None, map(extract_answer, texts)), "no number") for texts in whole]
         assert sum(answer != "no number" for answer in answers) >= 1
         rows = [
@@ -204,7 +186,7 @@ class TestAugment:
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         rows.append({"prompt": prompts[0]["prompt"], "completion": "By hand.", "label": True, "answer": answers[0]})
-        (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path / "labelled.jsonl", rows)
         output = tmp_path / "augmented.jsonl"
         arguments = [
             "--model_name_or_path", nat_folder / "base", "--nat_path", nat_folder / "nat", "--device", "cpu",
@@ -213,7 +195,7 @@ class TestAugment:
         ]  # fmt: skip
         assert cli.main(["augment", *map(str, arguments)]) == 0
         report = capsys.readouterr().out
-        written = [json.loads(line) for line in output.read_text().splitlines()]
+        written = read_rows(output)
         assert written[0] == {"prompt": "0 + 0?\n", "completion": "By hand.", "label": True, "source": "teacher"}
         assert len(written) > 1 and f"{len(written)} rows, 1 of them the teacher's" in report
         for row in written[1:]:
@@ -227,8 +209,7 @@ class TestAugment:
         assert "samples.jsonl exists and holds something else than these samples" in message
 
     def test_bad_input(self, nat_folder, tmp_path, capsys):
-        rows = tmp_path / "rows.jsonl"
-        rows.write_text(json.dumps({"prompt": "1?", "completion": "2", "label": False}) + "\n")
+        rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "1?", "completion": "2", "label": False}])
         common = [
             "--model_name_or_path",
             nat_folder / "base",
@@ -237,11 +218,8 @@ class TestAugment:
             "--dataset_name",
             rows,
         ]
-        assert "says what the right answer is" in error_of(
-            capsys, augment.run, *common, "--output_file", tmp_path / "out.jsonl"
-        )
-        message = error_of(capsys, augment.run, *common, "--output_file", tmp_path / "none" / "out.jsonl")
-        assert "does not exist. Create it first" in message
+        for file, message in (("out.jsonl", "says what the right answer is"), ("none/out.jsonl", "Create it first")):
+            assert message in error_of(capsys, augment.run, *common, "--output_file", tmp_path / file)
 
 
 class TestCalibrateAndTrain:
@@ -284,3 +262,56 @@ class TestCalibrateAndTrain:
         assert "set `use_peft: true`" in error_of(capsys, nce.run, *config, *rows)
         config = ["--config", write_config(kd_temprature=2)]
         assert "Did you mean kd_temperature?" in error_of(capsys, nce.run, *config, *rows)
+
+
+def sample_arguments(folder, model, **fields):
+    fields = {"dataset_name": folder / "questions.jsonl", "max_new_tokens": 6, "device": "cpu", **fields}
+    return [f"--model_name_or_path={folder / model}", *(f"--{name}={value}" for name, value in fields.items())]
+
+
+class TestSample:
+    def test_samples_a_model(self, nat_folder, tmp_path, capsys):
+        output = tmp_path / "samples.jsonl"
+        argv = sample_arguments(nat_folder, "base", num_samples=3, output_file=output)
+        sample.run(argv)
+        rows = read_samples(output)
+        assert [row["answer"] for row in rows] == ["0", "2", "4", "6"]
+        assert all(len(row["completions"]) == len(row["mean_logps"]) == len(row["truncated"]) == 3 for row in rows)
+        cut_off = sum(sum(row["truncated"]) for row in rows)
+        assert f"12 samples of 4 prompts, {cut_off} of them cut off." in " ".join(capsys.readouterr().out.split())
+        before = output.stat().st_mtime_ns
+        sample.run(argv)  # complete: nothing is drawn again
+        assert output.stat().st_mtime_ns == before
+
+    def test_a_nat_folder_is_a_model_with_its_gates(self, nat_folder, tokenizer, tmp_path):
+        greedily = dict(num_samples=1, temperature=0)
+        sample.run(sample_arguments(nat_folder, "nat", output_file=tmp_path / "samples.jsonl", **greedily))
+        found = [row["completions"][0] for row in read_samples(tmp_path / "samples.jsonl")]
+
+        def greedy(model, i):
+            ids = torch.tensor([tokenizer(f"{i} + {i}?")["input_ids"]])
+            settings = dict(max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            output = model.generate(input_ids=ids, **settings)
+            return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+        assert found == [greedy(TRAINED[nat_folder], i) for i in range(4)]
+        base = AutoModelForCausalLM.from_pretrained(nat_folder / "base")
+        plain = PeftModel.from_pretrained(base, str(nat_folder / "nat" / "nat"))
+        assert found != [greedy(plain, i) for i in range(4)]  # the positive LoRA without its gates
+
+        completions = tmp_path / "completions.jsonl"
+        argv = ["--seeds=0", "--temperature=0", "--no_exposure_bias", f"--completions_file={completions}"]
+        evaluate.run(sample_arguments(nat_folder, "nat") + argv)
+        assert [row["completion"] for row in read_rows(completions)] == found
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"output_file": "nowhere/samples.jsonl"}, "The folder of nowhere/samples.jsonl does not exist"),
+            ({"output_file": "samples.jsonl", "dataset_name": "none.jsonl"}, "No such file: none.jsonl"),
+            ({"output_file": "samples.jsonl", "num_samples": 0}, "`num_samples` must be 1 or more, got 0"),
+        ],
+    )
+    def test_bad_input(self, nat_folder, tmp_path, monkeypatch, capsys, fields, message):
+        monkeypatch.chdir(tmp_path)
+        assert message in error_of(capsys, sample.run, *sample_arguments(nat_folder, "base", **fields))

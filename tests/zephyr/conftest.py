@@ -13,7 +13,6 @@
 # limitations under the License.
 
 import gc
-import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
+from tests.commands import CPU, read_rows
 from tests.loop_fixtures import no_picture, picture, server  # noqa: F401
 from trl_distill.zephyr import FeedbackConfig, run_feedback
 from trl_distill.zephyr.reference_check import ReferenceCheckCallback
@@ -117,11 +117,8 @@ def settings(tmp_path):
         per_device_eval_batch_size=4,
         max_steps=3,
         learning_rate=1e-3,
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
         disable_tqdm=True,
+        **CPU,
     )
 
 
@@ -129,12 +126,12 @@ def settings(tmp_path):
 def make_dpo(settings, pairs):
     """A [`DPOTrainer`] with the check; keyword arguments that `DPOConfig` does not know go to the trainer."""
 
-    def make(model, ref_model=None, peft_config=None, eval_dataset=None, **changes):
+    def make(model, ref_model=None, peft_config=None, train_dataset=pairs, eval_dataset=None, **changes):
         return DPOTrainer(
             model,
             ref_model,
             args=DPOConfig(**(settings | changes)),
-            train_dataset=pairs,
+            train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             peft_config=peft_config,
             callbacks=[ReferenceCheckCallback()],
@@ -170,7 +167,12 @@ def read(tmp_path):
     """Rows of a file of a run, by its name."""
 
     def rows(name, folder="out"):
-        text = (tmp_path / folder / f"{name}.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return read_rows(tmp_path / folder / f"{name}.jsonl")
 
     return rows
+
+
+@pytest.fixture
+def candidates(read):
+    """All answers of a run, with what is said of them."""
+    return lambda: [candidate for row in read("ratings") for candidate in row["candidates"]]

@@ -16,7 +16,6 @@
 import json
 import random
 import re
-from collections import Counter
 
 import pytest
 from rules import PROMPTS, answer, judge, judge_reply, pool, quality, responder
@@ -31,7 +30,7 @@ from trl_distill.chat import (
     LocalChatModel,
 )
 from trl_distill.chat.models import BaseChatModel
-from trl_distill.zephyr import run_feedback, scored_rows
+from trl_distill.zephyr import preference_pairs, run_feedback, scored_rows
 
 
 FILES = ("ratings.jsonl", "pairs.jsonl", "sft.jsonl", "report.json", "report.png")
@@ -48,9 +47,8 @@ class TestRun:
                 assert candidate["text"] == answer(candidate["model"], row["prompt"], 0)
                 assert candidate["score"] == candidate["ratings"]["overall quality"] == quality(candidate["text"])
                 numbers = candidate["judges"]["judge"]["overall quality"]
-                assert (
-                    {number["slot"] for number in numbers} == {number["order"] for number in numbers} == set(range(4))
-                )
+                for place in ("slot", "order"):
+                    assert {number[place] for number in numbers} == set(range(4))
         by_id = {row["prompt_id"]: row for row in ratings}
         for pair in pairs:
             scores = [candidate["score"] for candidate in by_id[pair["prompt_id"]]["candidates"]]
@@ -118,24 +116,22 @@ class TestRun:
         shards = pairs(PROMPTS[::2], config().output_dir + "-1") | pairs(PROMPTS[1::2], config().output_dir + "-2")
         assert shards == whole
 
-    def test_a_biased_judge_is_seen_and_cancels_out(self, feedback, read):
+    def test_a_biased_judge_is_seen_and_cancels_out(self, feedback, candidates):
         """With all orders each answer gets each bonus once."""
         report = feedback(judges=[judge(bonus=(9, 3, 1, 0))], judge_scale=[1, 20])
         means = [row["mean"] for row in report["judges"]["judge"]["position"]["by_slot"]]
         assert [mean - means[-1] for mean in means] == pytest.approx([9, 3, 1, 0])
-        for row in read("ratings"):
-            for candidate in row["candidates"]:
-                assert candidate["score"] == quality(candidate["text"]) + 13 / 4
+        for candidate in candidates():
+            assert candidate["score"] == quality(candidate["text"]) + 13 / 4
 
-    def test_several_judges(self, feedback, read):
+    def test_several_judges(self, feedback, candidates):
         report = feedback(judges=[judge(), judge("kind", bonus=(10,) * 4)], judge_scale=[1, 20])
         assert list(report["judges"]) == ["judge", "kind"]
-        for row in read("ratings"):
-            for candidate in row["candidates"]:
-                assert candidate["score"] == quality(candidate["text"]) + 5
-                assert list(candidate["judges"]) == ["judge", "kind"]
+        for candidate in candidates():
+            assert candidate["score"] == quality(candidate["text"]) + 5
+            assert list(candidate["judges"]) == ["judge", "kind"]
 
-    def test_weights_of_aspects(self, feedback, read):
+    def test_weights_of_aspects(self, feedback, candidates):
         def rule(request):
             reply = json.loads(judge_reply(request.messages))
             if "on length" in request.messages[-1]["content"]:
@@ -144,9 +140,8 @@ class TestRun:
 
         aspects = [{"name": "content", "guideline": "..."}, {"name": "length", "guideline": "...", "weight": 3}]
         feedback(judges=[FunctionChatModel(rule, "judge")], aspects=aspects)
-        for row in read("ratings"):
-            for candidate in row["candidates"]:
-                assert candidate["score"] == (quality(candidate["text"]) + 3) / 4
+        for candidate in candidates():
+            assert candidate["score"] == (quality(candidate["text"]) + 3) / 4
 
     def test_the_student_and_ready_answers(self, feedback, read):
         rows = [{"prompt": p, "ready": [f"ready for {p} (5)"], "who": ["gold"]} for p in PROMPTS]
@@ -162,11 +157,10 @@ class TestRun:
         rows = [{"prompt": p, "ready": ["x (5)", "y (3)", "x (5)"]} for p in PROMPTS]
         report = feedback("", prompts=rows, completions_column="ready")
         assert report["answers"]["ready"] == 36 and report["answers"]["identical"] == 12
-        assert {(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in read("pairs")} == {
-            ("x (5)", "y (3)")
-        }
+        pairs = {(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in read("pairs")}
+        assert pairs == {("x (5)", "y (3)")}
 
-    def test_principles_are_system_prompts_of_responders_alone(self, feedback, read):
+    def test_principles_are_system_prompts_of_responders_alone(self, feedback, read, candidates):
         principles = [{"name": "calm", "text": "Stay calm."}, {"name": "brief", "text": "Be brief.", "weight": 2}]
         system = {"role": "system", "content": "You are a bot."}
         rows = [{"prompt": "plain"}, {"prompt": [system, {"role": "user", "content": "with system"}]}]
@@ -180,26 +174,17 @@ class TestRun:
                 if request.messages[-1]["content"] == "with system":
                     expected = {f"You are a bot.\n\n{text}" for text in expected}
                 assert told["role"] == "system" and told["content"] in expected
-        assert [request.messages for request in student.requests] == [
-            [{"role": "user", "content": "plain"}],
-            rows[1]["prompt"],
-        ]
+        plain = [{"role": "user", "content": "plain"}]
+        assert [request.messages for request in student.requests] == [plain, rows[1]["prompt"]]
         assert not any(text in str(request.messages) for text in texts.values() for request in the_judge.requests)
         assert {pair["prompt"][0]["content"] for pair in read("pairs")} <= {"plain", "You are a bot."}
-        names = Counter(c["principle"]["name"] for row in read("ratings") for c in row["candidates"] if c["principle"])
-        assert names.keys() == texts.keys()
-        for row in read("ratings"):
-            for candidate in row["candidates"]:
-                if candidate["principle"]:
-                    assert candidate["principle"]["text"] == texts[candidate["principle"]["name"]]
+        given = [candidate["principle"] for candidate in candidates() if candidate["principle"]]
+        assert {(principle["name"], principle["text"]) for principle in given} == set(texts.items())
 
     def test_references_are_for_the_judge_alone(self, feedback, read):
         models, the_judge = pool("a", "b"), judge()
-        rows = [
-            {"prompt": "p", "gold": "the reference"},
-            {"prompt": "q", "gold": None},
-            {"prompt": "r", "gold": ["1", "2"]},
-        ]
+        golds = {"p": "the reference", "q": None, "r": ["1", "2"]}
+        rows = [{"prompt": prompt, "gold": gold} for prompt, gold in golds.items()]
         feedback(models, [the_judge], rows, num_answers=2, reference_column="gold")
         assert not any("the reference" in str(r.messages) for model in models for r in model.requests)
         asked = "".join(request.messages[-1]["content"] for request in the_judge.requests)
@@ -207,8 +192,6 @@ class TestRun:
         assert [row.get("reference") for row in read("ratings")] == ["the reference", None, "1\n2"]
 
     def test_our_ratings_can_be_binarized_anew(self, feedback, read):
-        from trl_distill.zephyr import preference_pairs
-
         feedback(rejected="second")
         rows, _ = scored_rows(read("ratings"))
         for score in ("mean", "overall"):
@@ -396,16 +379,12 @@ class TestDryRun:
         feedback(models, [the_judge])
         after = self.missing(feedback, models, [the_judge])
         keys = [("responder", "a"), ("responder", "b"), ("judge", "judge")]
-        assert [[of_stage[key] for key in keys] for of_stage in (before, in_between, after)] == [
-            [24, 24, 48],
-            [0, 0, 41],
-            [0, 0, 0],
-        ]
+        calls = [[of_stage[key] for key in keys] for of_stage in (before, in_between, after)]
+        assert calls == [[24, 24, 48], [0, 0, 41], [0, 0, 0]]
 
     def test_costs(self, feedback):
-        model = EndpointChatModel(
-            "m", "http://localhost:1/v1", api_key_env="NOT_SET", prompt_price=1e6, completion_price=2e6
-        )
+        prices = dict(prompt_price=1e6, completion_price=2e6)
+        model = EndpointChatModel("m", "http://localhost:1/v1", api_key_env="NOT_SET", **prices)
         settings = dict(num_answers=2, max_tokens=10, judge_max_tokens=20, budget_usd=0.0)
         asked, judged = feedback([model], [model], ["p"], dry_run=True, **settings)["missing"]
         assert [(row["calls"], row["completion_tokens"]) for row in (asked, judged)] == [(2, 20), (2, 40)]
@@ -468,3 +447,38 @@ class TestMistakes:
         with pytest.raises(BudgetReached):
             feedback("a", max_calls=3)
         CallStore(f"{config().output_dir}/calls.sqlite").close()
+
+
+class TestReport:
+    def test_numbers(self, feedback, read):
+        report = feedback()
+        pairs, ratings = read("pairs"), read("ratings")
+        margins = sorted(pair["score_chosen"] - pair["score_rejected"] for pair in pairs)
+        found = report["pair_statistics"]
+        assert found["margin"]["mean"] == pytest.approx(sum(margins) / len(margins))
+        assert (found["margin"]["least"], found["margin"]["most"]) == (margins[0], margins[-1])
+        edges, counts = found["margin"]["histogram"].values()
+        assert sum(counts) == len(pairs) and (edges[0], edges[-1]) == (margins[0], margins[-1])
+        for low, high, count in zip(edges, edges[1:], counts, strict=False):
+            assert count == sum(low <= m < high or m == high == margins[-1] for m in margins)
+        longer = [len(p["chosen"][0]["content"]) > len(p["rejected"][0]["content"]) for p in pairs]
+        assert found["chosen_longer"] == sum(longer) / len(longer)
+        for name in "abcd":
+            scores = [c["score"] for row in ratings for c in row["candidates"] if c["model"] == name]
+            assert report["models"][name] == {
+                "answers": len(scores),
+                "scored": len(scores),
+                "mean_score": pytest.approx(sum(scores) / len(scores)),
+                "chosen": sum(pair["chosen_model"] == name for pair in pairs),
+                "rejected": sum(pair["rejected_model"] == name for pair in pairs),
+            }
+
+    def test_names_that_look_like_formulas(self, feedback, tmp_path, picture):
+        feedback(pool("$a_{$", "b"), [judge("$\\no$")])
+        assert (tmp_path / "out" / "report.png").exists()
+
+    def test_without_matplotlib(self, feedback, tmp_path, caplog):
+        report = feedback("ab")
+        assert report["pairs"]["pairs"] and "pip install trl-distill[bench]" in caplog.text
+        assert {path.name for path in (tmp_path / "out").iterdir()} >= {"pairs.jsonl", "report.json"}
+        assert not list((tmp_path / "out").glob("report.png*"))

@@ -26,10 +26,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset
 from rules import answer, judge_reply
 from run_feedback import run
 
 from tests.chat.chat_server import completion_body
+from tests.commands import said, stops, write_rows
 from trl_distill.chat.models import derived_seed
 from trl_distill.scripts import feedback
 
@@ -53,17 +55,11 @@ def results(folder):
     return {name: (Path(folder) / name).read_bytes() for name in FILES} | {"report.json": report}
 
 
-def said(capsys):
-    """What was printed, on one line."""
-    printed = capsys.readouterr()
-    return " ".join((printed.out + printed.err).split())
-
-
 @pytest.fixture
 def write(tmp_path, server):
     """Factory of YAML files for a run on the server, with changes."""
     server.reply = by_the_rules
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(8)))
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"question {i}"} for i in range(8)])
 
     def build(**changes):
         there = {"base_url": server.base_url, "concurrency": 4, "backoff": 0.01, "max_attempts": 2}
@@ -82,12 +78,6 @@ def write(tmp_path, server):
     return build
 
 
-def stops(arguments):
-    with pytest.raises(SystemExit) as stopped:
-        feedback.run(arguments)
-    return stopped.value.code
-
-
 class TestCommand:
     def test_files_and_table(self, write, read, server, tmp_path, capsys, picture):
         feedback.run(["--config", write(), "--rejected", "min"])
@@ -100,25 +90,10 @@ class TestCommand:
         settings = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]
         assert settings["rejected"] == "min" and "output_dir" not in settings
 
-    def test_the_trainer_takes_the_rows(self, write, tmp_path, tiny_model, tokenizer):
-        from datasets import load_dataset
-        from trl import DPOConfig, DPOTrainer
-
+    def test_the_trainer_takes_the_rows(self, write, tmp_path, make_dpo, save_model):
         feedback.run(["--config", write()])
-        dataset = load_dataset("json", data_files=str(tmp_path / "out" / "pairs.jsonl"), split="train")
-        args = DPOConfig(
-            output_dir=str(tmp_path / "dpo"),
-            max_steps=1,
-            per_device_train_batch_size=2,
-            report_to="none",
-            bf16=False,
-            use_cpu=True,
-            save_strategy="no",
-            logging_steps=1,
-        )
-        tiny_model().save_pretrained(tmp_path / "model")
-        tokenizer.save_pretrained(tmp_path / "model")
-        trainer = DPOTrainer(model=str(tmp_path / "model"), args=args, train_dataset=dataset)
+        pairs = Dataset.from_json(str(tmp_path / "out" / "pairs.jsonl"))
+        trainer = make_dpo(save_model(), train_dataset=pairs, max_steps=1)
         trainer.train()
         assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
@@ -130,7 +105,7 @@ class TestCommand:
         assert not server.requests and not (tmp_path / "out").exists()
 
     def test_budget(self, write, server, read, capsys):
-        assert stops(["--config", write(max_calls=20)]) == 3
+        assert stops(feedback.run, "--config", write(max_calls=20)) == 3
         text = said(capsys)
         assert "stopped: `max_calls` is 20" in text and "raise the limit and run the same command again" in text
         assert len(server.requests) == 20
@@ -138,15 +113,10 @@ class TestCommand:
         assert len(server.requests) == 32 and read("pairs")
 
     def test_dollars(self, write, server, capsys):
-        entry = {
-            "model": "a",
-            "base_url": server.base_url,
-            "concurrency": 1,
-            "prompt_price": 1e4,
-            "completion_price": 1e4,
-        }
+        entry = {"model": "a", "base_url": server.base_url, "concurrency": 1}
+        entry |= {"prompt_price": 1e4, "completion_price": 1e4}
         changes = dict(responders=[entry], judges=[entry | {"model": "judge"}], max_tokens=100, judge_max_tokens=100)
-        assert stops(["--config", write(budget_usd=10.0, **changes)]) == 3
+        assert stops(feedback.run, "--config", write(budget_usd=10.0, **changes)) == 3
         assert "`budget_usd` is 10.0" in said(capsys)
         known = len(server.requests)
         assert 0 < known < 32 and known * 0.1 <= 10  # a call of 10 tokens costs 0.1, its worst case several dollars
@@ -207,7 +177,7 @@ class TestCommand:
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
     def test_a_wrong_config_is_refused_before_the_first_call(self, write, server, changes, message, capsys):
-        assert stops(["--config", write(**changes)]) == 2
+        assert stops(feedback.run, "--config", write(**changes)) == 2
         text = said(capsys)
         assert message in text and KEY not in text
         assert not server.requests
@@ -224,7 +194,7 @@ class TestCommand:
     )
     def test_prompts_that_cannot_be_read(self, write, server, tmp_path, name, content, said, capsys):
         (tmp_path / name).write_text(content)
-        assert stops(["--config", write(dataset_name=str(tmp_path / name))]) == 2
+        assert stops(feedback.run, "--config", write(dataset_name=str(tmp_path / name))) == 2
         assert said in capsys.readouterr().err and not server.requests
 
     def test_names_that_look_like_markup(self, write, server, capsys):
@@ -253,10 +223,9 @@ class TestFaults:
         def busy(body, attempt, headers):
             if attempt > 1:
                 return by_the_rules(body)
-            return random.choice(
-                [(429, {}, {"Retry-After": "0"}), (500, {}, {}), completion_body("") | {"choices": []}]
-            )
+            return random.choice(faults)
 
+        faults = [(429, {}, {"Retry-After": "0"}), (500, {}, {}), completion_body("") | {"choices": []}]
         server.reply = busy
         feedback.run(["--config", write()])
         assert set(Counter(json.dumps(body) for body in server.requests).values()) == {2}
@@ -292,9 +261,8 @@ class TestFaults:
 
         server.reply = cut
         feedback.run(["--config", write()])
-        assert [{c["dropped"] for c in row["candidates"]} for row in read("ratings")] == [{"cut_off"}] * 3 + [
-            {None}
-        ] * 5
+        dropped = [{c["dropped"] for c in row["candidates"]} for row in read("ratings")]
+        assert dropped == [{"cut_off"}] * 3 + [{None}] * 5
 
     @pytest.mark.parametrize(
         ("reply", "count"),
@@ -307,7 +275,7 @@ class TestFaults:
     )
     def test_a_judge_of_no_use(self, write, server, reply, count, capsys):
         server.reply = lambda body, *_: completion_body(reply) if body["model"] == "judge" else by_the_rules(body)
-        assert stops(["--config", write(max_reasks=1)]) == 2
+        assert stops(feedback.run, "--config", write(max_reasks=1)) == 2
         text = said(capsys)
         assert "No pair came out" in text and count in text
         assert len(server.requests) == 16 + 16 * (1 if "tied" in count else 2)
@@ -325,10 +293,10 @@ class TestFaults:
 
     def test_a_server_that_is_down_or_refuses(self, write, server, capsys):
         server.reply = lambda *_: (401, {}, {})
-        assert stops(["--config", write()]) == 2
+        assert stops(feedback.run, "--config", write()) == 2
         assert f"{server.base_url} refuses a" in said(capsys)
         server.stop()
-        assert stops(["--config", write()]) == 2
+        assert stops(feedback.run, "--config", write()) == 2
         assert "No server answers at" in said(capsys)
 
     def test_the_key_is_nowhere(self, write, server, tmp_path, monkeypatch, capsys, caplog):
@@ -353,9 +321,8 @@ class TestFaults:
 
 def start(arguments, **environment):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(
-        [sys.executable, *arguments], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
+    pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, *arguments], env=environment, **pipes)
 
 
 def script(output_dir, server, count, limit=0):
@@ -462,9 +429,8 @@ class TestKill:
     @pytest.mark.slow
     def test_twenty_kills_of_the_command(self, write, server, tmp_path, picture):
         out, whole = tmp_path / "out", tmp_path / "whole"
-        rows = [{"prompt": f"question {i}"} for i in range(60)]
-        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         arguments = ["--config", write(num_answers=3), "--output_dir"]
+        write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"question {i}"} for i in range(60)])
         command = ["-m", "trl_distill.cli", "feedback", *arguments, str(out)]
         calls, asked = self.check(
             command, lambda: feedback.run([*arguments, str(whole)]), out, whole, server, kills=20, step=28

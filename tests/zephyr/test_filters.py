@@ -12,14 +12,20 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The filters for dialogues: oracles C1 to C3 of the Zephyr specification, and what the filters must leave alone."""
+"""The filters for dialogues and `trl-distill clean`: oracles C1 to C3 of the Zephyr specification, and what stays."""
 
+import gzip
+import json
 import string
 
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.commands import error_of, read_rows, write_rows
+from trl_distill import cli
+from trl_distill.scripts import clean
 from trl_distill.zephyr.filters import clean_dialogues, decontaminate, refusal, truecase
 
 
@@ -322,3 +328,98 @@ class TestDecontaminate:
             decontaminate(["a"], ["b"], min_words=0)
         with pytest.raises(ValueError, match=r"needs `prompt`, .*got \['text'\]"):
             decontaminate([{"text": "a"}], ["b"])
+
+
+# The command
+
+
+QUESTION = "How many seconds are there in a leap year?"
+ROWS = [
+    {"messages": dialogue("hello. how are you?", "Fine."), "prompt": "hello. how are you?", "n": 0},
+    {"messages": dialogue("Do you like tea?", "I don't have opinions."), "prompt": "Do you like tea?", "n": 1},
+    {"messages": dialogue(f"Tell me. {QUESTION}", "Many."), "prompt": QUESTION, "n": 2},
+    {"messages": dialogue("", "Hm?"), "prompt": "", "n": 3},
+    {"messages": dialogue("Was it §ö?", "It was."), "prompt": "Was it §ö?", "n": 4},
+]
+CLEAN = [
+    {"messages": dialogue("Hello. How are you?", "Fine."), "n": 0},
+    {"messages": dialogue("Was it §ö?", "It was."), "n": 4},
+]
+
+
+def refused(capsys, file, output, *flags):
+    return error_of(capsys, clean.run, file, "--output", output, *flags)
+
+
+@pytest.fixture
+def questions(tmp_path):
+    file = tmp_path / "questions.txt"
+    file.write_text(f"{QUESTION}\n")
+    return str(file)
+
+
+@pytest.mark.parametrize(("source", "target"), [("in.jsonl", "out.jsonl"), ("in.jsonl.gz", "out.jsonl.gz")])
+def test_files_and_counts(source, target, questions, tmp_path, capsys):
+    arguments = [write_rows(tmp_path / source, ROWS), "--output", str(tmp_path / target), "--decontaminate", questions]
+    cli.main(["clean", *arguments, "--report_file", str(tmp_path / "counts.json")])
+    assert read_rows(tmp_path / target) == CLEAN
+    assert json.loads((tmp_path / "counts.json").read_text()) == {
+        "rows": 5,
+        "kept": 2,
+        "changed": 1,
+        "malformed": {"empty turn": 1},
+        "refusals": {"i don't have opinions": 1},
+        "contaminated": {QUESTION: 1},
+    }
+    table = " ".join(capsys.readouterr().out.split())
+    assert "rows 5" in table
+    assert "emotions or opinions denied, dropped 1 i don't have opinions 1" in table
+    assert "kept 2 with repaired capitals 1" in table
+    assert {file.name for file in tmp_path.iterdir()} == {source, target, "questions.txt", "counts.json"}
+
+
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+def test_other_formats(suffix, questions, tmp_path):
+    file = tmp_path / f"in.{suffix}"
+    data = Dataset.from_list(ROWS)
+    data.to_json(file, lines=False) if suffix == "json" else data.to_parquet(file)
+    clean.run([str(file), "--output", str(tmp_path / "out.jsonl"), "--decontaminate", questions])
+    assert read_rows(tmp_path / "out.jsonl") == CLEAN
+
+
+def test_filters_can_be_switched_off(tmp_path):
+    file = write_rows(tmp_path / "in.jsonl", ROWS)
+    clean.run([file, "--output", str(tmp_path / "out.jsonl"), "--no_truecase", "--no_refusals"])
+    expected = [{"messages": row["messages"], "n": row["n"]} for row in ROWS if row["n"] != 3]
+    assert read_rows(tmp_path / "out.jsonl") == expected
+
+
+class TestErrors:
+    def test_nothing_is_left_and_the_old_output_stays(self, tmp_path, capsys):
+        output = tmp_path / "out.jsonl"
+        output.write_text("old")
+        file = write_rows(tmp_path / "in.jsonl", [{"text": "a"}, {"text": "b"}])
+        assert "is left: 2 no dialogue. A row needs `messages`" in refused(capsys, file, output)
+        assert "is left: it holds no rows" in refused(capsys, write_rows(tmp_path / "no.jsonl", []), output)
+        assert output.read_text() == "old"
+        assert len(list(tmp_path.iterdir())) == 3
+
+    def test_damaged_input(self, tmp_path, capsys):
+        file = tmp_path / "in.jsonl"
+        file.write_text(json.dumps(ROWS[0]) + "\n{no\n")
+        assert "Line 2 of" in refused(capsys, file, tmp_path / "out.jsonl")
+        file = tmp_path / "in.jsonl.gz"
+        file.write_bytes(gzip.compress(json.dumps(ROWS).encode())[:-9])
+        assert "incomplete" in refused(capsys, file, tmp_path / "out.jsonl")
+        assert not (tmp_path / "out.jsonl").exists()
+
+    def test_missing_files(self, tmp_path, capsys):
+        file = write_rows(tmp_path / "in.jsonl", ROWS)
+        assert "No such file" in refused(capsys, tmp_path / "none.jsonl", tmp_path / "out.jsonl")
+        assert "does not exist. Create it" in refused(capsys, file, tmp_path / "no" / "out.jsonl")
+        output = tmp_path / "out.jsonl"
+        assert "none.txt" in refused(capsys, file, output, "--decontaminate", "none.txt")
+        assert "Two outputs have the name" in refused(capsys, file, output, "--report_file", output)
+        assert "is a folder" in refused(capsys, file, tmp_path)
+        assert "No split 'test'" in refused(capsys, file, output, "--dataset_split", "test")
+        assert "unknown field `truecase`" in refused(capsys, file, "o", "--truecase")

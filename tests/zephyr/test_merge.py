@@ -25,6 +25,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptTuningCo
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.commands import error_of
 from trl_distill.scripts import merge
 
 
@@ -40,20 +41,22 @@ def run(adapter, output, *arguments):
     merge.run([str(adapter), "--output", str(output), *arguments])
 
 
-def error_of(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        run(*arguments)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
+def refusal(capsys, adapter, output, *arguments):
+    return error_of(capsys, merge.run, adapter, "--output", output, *arguments)
+
+
+def assert_merged(output, model):
+    """The merged model says what `model` says."""
+    found = logits(AutoModelForCausalLM.from_pretrained(output))
+    torch.testing.assert_close(found, logits(model), atol=1e-5, rtol=0)
+    return found
 
 
 class TestMergedModel:
     def test_logits_in_fp32(self, save_model, save_adapter, tmp_path, capsys):
         adapter = save_adapter(save_model())
         run(adapter, tmp_path / "merged", "--dtype", "float32")
-        expected = logits(AutoPeftModelForCausalLM.from_pretrained(adapter))
-        found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        found = assert_merged(tmp_path / "merged", AutoPeftModelForCausalLM.from_pretrained(adapter))
         base = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
         assert (found - base).abs().max() > 0.1
         assert f"{tmp_path / 'merged'}. Start the next stage from there" in capsys.readouterr().out
@@ -75,9 +78,7 @@ class TestMergedModel:
     def test_other_adapters(self, save_model, save_adapter, tmp_path, config):
         adapter = save_adapter(save_model(), **config)
         run(adapter, tmp_path / "merged", "--dtype", "float32")
-        expected = logits(AutoPeftModelForCausalLM.from_pretrained(adapter))
-        found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert_merged(tmp_path / "merged", AutoPeftModelForCausalLM.from_pretrained(adapter))
 
     def test_files(self, save_model, save_adapter, chat_tokenizer, tmp_path):
         adapter = save_adapter(save_model())
@@ -116,60 +117,55 @@ class TestMergedModel:
         run(tmp_path / "sft", tmp_path / "merged", "--dtype", "float32")
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
         assert found.get_input_embeddings().num_embeddings == len(tokenizer) > 264
-        torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=0)
+        assert_merged(tmp_path / "merged", model)
 
     def test_another_base(self, save_model, save_adapter, tmp_path):
         adapter = save_adapter(save_model())
         shutil.move(tmp_path / "model", tmp_path / "moved")
         run(adapter, tmp_path / "merged", "--base", str(tmp_path / "moved"), "--dtype", "float32")
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "moved"), adapter)
-        expected = logits(model)
-        torch.testing.assert_close(
-            logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected, atol=1e-5, rtol=0
-        )
+        assert_merged(tmp_path / "merged", model)
 
 
 class TestRefusals:
     def test_what_is_no_adapter(self, save_model, tmp_path, capsys):
-        assert "is a full model: there is nothing to merge" in error_of(capsys, save_model(), tmp_path / "merged")
+        assert "is a full model: there is nothing to merge" in refusal(capsys, save_model(), tmp_path / "merged")
         (tmp_path / "empty").mkdir()
         for nothing in ("empty", "nowhere"):
-            assert "is no adapter: there is no" in error_of(capsys, tmp_path / nothing, tmp_path / "merged")
+            assert "is no adapter: there is no" in refusal(capsys, tmp_path / nothing, tmp_path / "merged")
 
     def test_nat(self, tmp_path, capsys):
         (tmp_path / "run" / "nat").mkdir(parents=True)
         config = {"peft_type": "LORA", "base_model_name_or_path": "base", "nat_config": {"width": 4}}
         (tmp_path / "run" / "nat" / "adapter_config.json").write_text(json.dumps(config))
-        assert "is a NAT model" in error_of(capsys, tmp_path / "run", tmp_path / "merged")
-        assert "positive adapter of a NAT model" in error_of(capsys, tmp_path / "run" / "nat", tmp_path / "merged")
+        assert "is a NAT model" in refusal(capsys, tmp_path / "run", tmp_path / "merged")
+        assert "positive adapter of a NAT model" in refusal(capsys, tmp_path / "run" / "nat", tmp_path / "merged")
 
     def test_prompt_tuning(self, save_model, tmp_path, capsys):
         config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
         get_peft_model(AutoModelForCausalLM.from_pretrained(save_model()), config).save_pretrained(tmp_path / "soft")
-        assert "adapter of type PROMPT_TUNING" in error_of(capsys, tmp_path / "soft", tmp_path / "merged")
+        assert "adapter of type PROMPT_TUNING" in refusal(capsys, tmp_path / "soft", tmp_path / "merged")
 
     def test_bases(self, save_model, save_adapter, tmp_path, capsys):
         adapter = save_adapter(save_model())
         merged = tmp_path / "merged"
-        message = error_of(capsys, adapter, merged, "--base", adapter)
-        assert "is an adapter itself" in message
+        assert "is an adapter itself" in refusal(capsys, adapter, merged, "--base", adapter)
         config = json.loads((tmp_path / "model" / "config.json").read_text())
         quantized = config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
         (tmp_path / "model" / "config.json").write_text(json.dumps(quantized))
-        assert "is stored quantized" in error_of(capsys, adapter, merged)
+        assert "is stored quantized" in refusal(capsys, adapter, merged)
         shutil.rmtree(tmp_path / "model")
-        message = error_of(capsys, adapter, merged)
-        assert f"the base {tmp_path / 'model'} cannot be loaded" in message
-        assert "--base" in message
+        message = refusal(capsys, adapter, merged)
+        assert f"the base {tmp_path / 'model'} cannot be loaded" in message and "--base" in message
         adapter_config = json.loads(Path(adapter, "adapter_config.json").read_text())
         Path(adapter, "adapter_config.json").write_text(json.dumps(adapter_config | {"base_model_name_or_path": None}))
-        assert "does not record its base model: name it with --base" in error_of(capsys, adapter, merged)
+        assert "does not record its base model: name it with --base" in refusal(capsys, adapter, merged)
 
     def test_an_existing_folder_is_left_alone(self, save_model, save_adapter, tmp_path, capsys):
         adapter = save_adapter(save_model())
         (tmp_path / "merged").mkdir()
         (tmp_path / "merged" / "notes.txt").write_text("mine")
-        assert "exists already" in error_of(capsys, adapter, tmp_path / "merged")
+        assert "exists already" in refusal(capsys, adapter, tmp_path / "merged")
         assert [path.name for path in (tmp_path / "merged").iterdir()] == ["notes.txt"]
 
     def test_a_broken_adapter_leaves_nothing(self, save_model, save_adapter, tmp_path, capsys):
@@ -177,7 +173,7 @@ class TestRefusals:
         weights = load_file(f"{adapter}/adapter_model.safetensors")
         next(iter(weights.values()))[0, 0] = torch.nan
         save_file(weights, f"{adapter}/adapter_model.safetensors")
-        assert "NaN" in error_of(capsys, adapter, tmp_path / "merged")
+        assert "NaN" in refusal(capsys, adapter, tmp_path / "merged")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sft"]
 
     def test_what_a_killed_run_left_is_replaced(self, save_model, save_adapter, tmp_path):

@@ -43,9 +43,14 @@ def rows_of(matrix):
     ]
 
 
+def row_of(texts, scores, prompt="p"):
+    answers = zip(texts, scores, strict=True)
+    return {"prompt": prompt, "candidates": [{"text": text, "score": score} for text, score in answers]}
+
+
 def numbers(*values, seed=0, **settings):
     """Pairs of one prompt whose answers have these scores, as (chosen, rejected) by number."""
-    row = {"prompt": "p", "candidates": [{"text": f"text {i}", "score": value} for i, value in enumerate(values)]}
+    row = row_of([f"text {i}" for i in range(len(values))], values)
     pairs, counts = preference_pairs([row], score="overall", seed=seed, **settings)
     return [tuple(int(pair[side][0]["content"][5:]) for side in ("chosen", "rejected")) for pair in pairs], counts
 
@@ -100,10 +105,8 @@ class TestDefinitions:
             len([s for _, s in answers if s is not None]) - len({text for text, s in answers if s is not None})
             for answers in matrix
         )
-        assert {name: counts[name] for name in ("fewer_than_two", "tied")} == {
-            "fewer_than_two": without["fewer_than_two"],
-            "tied": without["tied"],
-        }
+        for name in ("fewer_than_two", "tied"):
+            assert counts[name] == without[name]
 
     @given(prompts, st.sampled_from(POLICIES), st.randoms())
     def test_no_order_changes_a_pair(self, matrix, policy, shuffler):
@@ -123,15 +126,10 @@ class TestDefinitions:
     @given(st.lists(scores, min_size=2, max_size=6), st.floats(0, 4))
     def test_min_margin(self, values, margin):
         pairs, counts = numbers(*values, rejected="all_pairs", min_margin=margin)
-        wide = {
-            (i, k)
-            for i, a in enumerate(values)
-            for k, b in enumerate(values)
-            if None not in (a, b) and a > b and round(a - b, 9) >= margin
-        }
+        known = [(i, value) for i, value in enumerate(values) if value is not None]
+        wide = {(i, k) for i, a in known for k, b in known if a > b and round(a - b, 9) >= margin}
         assert set(pairs) == wide
-        known = [value for value in values if value is not None]
-        assert counts["below_min_margin"] == (not wide and len(set(known)) > 1)
+        assert counts["below_min_margin"] == (not wide and len({value for _, value in known}) > 1)
 
     def test_a_margin_holds_for_the_draw_too(self):
         for seed in range(20):
@@ -152,8 +150,7 @@ class TestDefinitions:
         assert len(numbers(3, 3, 3, rejected="random_rest")[0]) == 1  # as in the code of Zephyr
 
     def test_lengths(self):
-        answers = [("x" * 100, 9), ("y" * 10, 5), ("z" * 51, 1)]
-        row = {"prompt": "p", "candidates": [{"text": text, "score": score} for text, score in answers]}
+        row = row_of(("x" * 100, "y" * 10, "z" * 51), (9, 5, 1))
         for ratio, expected in ((1.9, None), (2, "z"), (10, "y")):
             pairs, counts = preference_pairs([row], score="overall", rejected="second", max_length_ratio=ratio, seed=1)
             assert [text_of(pair, "rejected")[0] for pair in pairs] == [expected] * (expected is not None)
@@ -172,7 +169,7 @@ class TestDefinitions:
             assert abs(count - 100) <= 4 * math.sqrt(300 * (1 / 3) * (2 / 3))
 
     def test_of_equal_texts_the_best_scored_one_counts(self):
-        row = {"prompt": "p", "candidates": [{"text": t, "score": s} for t, s in (("a", 1), ("b", 2), ("a", 3))]}
+        row = row_of("aba", (1, 2, 3))
         [pair], counts = preference_pairs([row], score="overall")
         assert (text_of(pair, "chosen"), pair["score_chosen"], text_of(pair, "rejected")) == ("a", 3, "b")
         assert counts["identical"] == 1
@@ -263,10 +260,8 @@ class TestDraw:
     @pytest.mark.parametrize("policy", ["random_lower", "random_rest"])
     def test_each_loser_is_drawn_alike(self, policy):
         matrix = self.matrix()
-        rows = [
-            {"prompt": f"prompt {n}", "candidates": [{"text": f"text {i}", "score": s} for i, s in enumerate(scores)]}
-            for n, scores in enumerate(matrix)
-        ]
+        texts = [f"text {i}" for i in range(4)]
+        rows = [row_of(texts, scores, f"prompt {n}") for n, scores in enumerate(matrix)]
         pairs, _ = preference_pairs(rows, score="overall", rejected=policy)
         drawn = [(s, int(text_of(pair, "rejected")[5:])) for s, pair in zip(matrix, pairs, strict=True)]
         assert all(map(self.is_even, self.places(drawn)))
@@ -288,10 +283,7 @@ class TestDraw:
     def test_the_best_of_several_is_drawn_alike(self):
         chosen = Counter()
         for n in range(2000):
-            row = {
-                "prompt": f"prompt {n}",
-                "candidates": [{"text": t, "score": s} for t, s in zip("abcd", (4, 4, 4, 1), strict=True)],
-            }
+            row = row_of("abcd", (4, 4, 4, 1), f"prompt {n}")
             [pair], _ = preference_pairs([row], score="overall", rejected="random_rest")
             chosen[text_of(pair, "chosen")] += 1
         assert len(chosen) == 3
@@ -320,11 +312,7 @@ def test_an_id_is_what_a_prompt_says():
 
 
 def test_sft_rows_hold_the_best_answer_of_each_prompt_once():
-    row = {
-        "prompt": "p",
-        "prompt_id": "1",
-        "candidates": [{"text": t, "score": s} for t, s in zip("abcd", (3, 1, 4, 2), strict=True)],
-    }
+    row = row_of("abcd", (3, 1, 4, 2)) | {"prompt_id": "1"}
     for cap in (None, 3):
         pairs, _ = preference_pairs([row], score="overall", rejected="all_pairs", max_pairs_per_prompt=cap)
         [sft] = sft_rows(reversed(pairs))
@@ -335,8 +323,8 @@ def test_sft_rows_hold_the_best_answer_of_each_prompt_once():
 
 def test_ids_of_others():
     """Ids may be numbers, missing, or stand for several prompts."""
-    answers = [{"text": "good", "score": 2}, {"text": "bad", "score": 1}]
-    rows = [{"prompt": p, "prompt_id": i, "candidates": answers} for p, i in (("p", 7), ("q", 0), ("r", ""), ("s", 7))]
+    ids = {"p": 7, "q": 0, "r": "", "s": 7}
+    rows = [row_of(("good", "bad"), (2, 1), prompt) | {"prompt_id": id} for prompt, id in ids.items()]
     pairs, _ = preference_pairs(rows, score="overall")
     assert [pair["prompt_id"] for pair in pairs] == ["7", "0", content_id("r"), "7"]
     assert [row["messages"][0]["content"] for row in sft_rows(pairs)] == ["p", "q", "r", "s"]
@@ -345,9 +333,8 @@ def test_ids_of_others():
 @pytest.mark.parametrize("dedupe_identical", [True, False])
 def test_texts_that_differ_in_white_space_alone_are_no_pair(dedupe_identical):
     """A chat template may remove it, and then both arms are one."""
-    answers = [{"text": "a\n", "score": 2}, {"text": "a", "score": 1}]
-    settings = dict(score="overall", dedupe_identical=dedupe_identical)
-    pairs, counts = preference_pairs([{"prompt": "p", "candidates": answers}], **settings)
+    row = row_of(("a\n", "a"), (2, 1))
+    pairs, counts = preference_pairs([row], score="overall", dedupe_identical=dedupe_identical)
     assert pairs == [] and counts["identical"] == dedupe_identical
 
 

@@ -11,10 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Prompts of a run: what is read, what is dropped, and what is said about a row that cannot be read."""
+"""Prompts of a run: what is read, what is dropped, what cannot be read, and which model answers what."""
+
+import math
+from collections import Counter
 
 import pytest
 
+from trl_distill.zephyr.answers import assign
 from trl_distill.zephyr.policies import content_id
 from trl_distill.zephyr.presets import (
     ULTRAFEEDBACK_ASPECTS,
@@ -77,15 +81,6 @@ class TestPrompts:
             ({"prompt": [*user("a"), {"role": "assistant", "content": "b"}]}, "must be the user's, got 'assistant'"),
             ({"prompt": "\ud800"}, "cannot be written as UTF-8"),
             ({"prompt": ""}, "No prompt is left: rows 1, empty 1"),
-        ],
-    )
-    def test_rows_that_cannot_be_read(self, config, row, said):
-        with pytest.raises(ValueError, match=said):
-            read_prompts([row], config())
-
-    @pytest.mark.parametrize(
-        ("row", "said"),
-        [
             ({"prompt": "a", "who": []}, "no column `drafts`"),
             ({"prompt": "a", "drafts": "b", "who": ["m"]}, "`drafts` must be a list of texts"),
             ({"prompt": "a", "drafts": [None], "who": ["m"]}, "`drafts` must be a list of texts"),
@@ -95,9 +90,10 @@ class TestPrompts:
             ),
         ],
     )
-    def test_ready_answers_that_cannot_be_read(self, config, row, said):
+    def test_rows_that_cannot_be_read(self, config, row, said):
+        settings = dict(completions_column="drafts", models_column="who") if "who" in row else {}
         with pytest.raises(ValueError, match=said):
-            read_prompts([row], config(completions_column="drafts", models_column="who"))
+            read_prompts([row], config(**settings))
 
 
 class TestDecontamination:
@@ -130,3 +126,41 @@ class TestPresets:
     def test_every_principle_is_drawn(self):
         drawn = {draw_principle(ULTRAFEEDBACK_PRINCIPLES, i) for i in range(400)}
         assert drawn == set(ULTRAFEEDBACK_PRINCIPLES)
+
+
+class TestAssignment:
+    def test_no_model_answers_twice_before_all_have_answered_once(self):
+        for n in range(200):
+            asks = assign(str(n), ["a", "b", "c"], num_answers=7)
+            assert Counter(ask.model for ask in asks[:3]) == Counter(ask.model for ask in asks[3:6]) == Counter("abc")
+            assert [ask.sample_index for ask in asks] == [0, 0, 0, 1, 1, 1, 2]
+
+    def test_each_model_answers_as_often(self):
+        count = Counter(ask.model for n in range(3000) for ask in assign(str(n), "abcde", num_answers=2))
+        for model in "abcde":
+            assert abs(count[model] - 1200) <= 4 * math.sqrt(3000 * 0.4 * 0.6)
+
+    def test_neither_the_order_of_models_nor_a_new_one_moves_the_others(self):
+        moved = 0
+        for n in range(500):
+            before = assign(str(n), "abcd", num_answers=2)
+            assert assign(str(n), "dcba", num_answers=2) == before
+            after = assign(str(n), "abcde", num_answers=2)
+            assert {ask.model for ask in after} - {"e"} <= {ask.model for ask in before}
+            moved += any(ask.model == "e" for ask in after)
+        assert abs(moved - 200) <= 4 * math.sqrt(500 * 0.4 * 0.6)
+
+    def test_the_student_answers_every_prompt(self):
+        asks = assign("1", "abc", "s", num_answers=3)
+        assert asks[0].model == "s" and len(asks) == 3 and "s" not in {ask.model for ask in asks[1:]}
+        alone = assign("1", [], "s", num_answers=3)
+        assert [(ask.model, ask.sample_index) for ask in alone] == [("s", 0), ("s", 1), ("s", 2)]
+
+    def test_principles_by_their_weights(self):
+        principles = [Principle("x", "be x"), Principle("y", "be y", 3.0)]
+        asks = [ask for n in range(1000) for ask in assign(str(n), "abcd", "s", principles=principles)]
+        assert all((ask.principle is None) == (ask.model == "s") for ask in asks)
+        share = sum(ask.principle.name == "y" for ask in asks if ask.principle) / 3000
+        assert abs(share - 0.75) <= 4 * math.sqrt(0.75 * 0.25 / 3000)
+        of_a = {ask.principle.name for n in range(30) for ask in assign(str(n), ["a"], principles=principles)}
+        assert of_a == {"x", "y"}

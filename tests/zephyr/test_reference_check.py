@@ -26,6 +26,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
+from tests.commands import stops
 from trl_distill.scripts import dpo
 from trl_distill.zephyr.reference_check import WrongReferenceError, wrong_reference
 
@@ -53,9 +54,8 @@ class TestRightReference:
         first = trainer.state.log_history[0]
         assert first["step"] == 1
         assert first["loss"] == pytest.approx(LN_2, abs=1e-6)
-        assert first["rewards/chosen"] == pytest.approx(0, abs=1e-5)
-        assert first["rewards/rejected"] == pytest.approx(0, abs=1e-5)
-        assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+        for name in ("chosen", "rejected", "margins"):
+            assert first[f"rewards/{name}"] == pytest.approx(0, abs=1e-5)
 
     @pytest.mark.parametrize(
         "changes",
@@ -79,14 +79,8 @@ class TestRightReference:
         assert trainer.state.log_history[0]["loss"] == pytest.approx(LN_2, abs=1e-6)
 
     def test_evaluations_are_not_looked_at(self, make_dpo, save_model, pairs):
-        trainer = make_dpo(
-            save_model(),
-            eval_dataset=pairs,
-            eval_strategy="steps",
-            eval_steps=1,
-            eval_on_start=True,
-            learning_rate=1.0,
-        )
+        evaluated = dict(eval_dataset=pairs, eval_strategy="steps", eval_steps=1, eval_on_start=True)
+        trainer = make_dpo(save_model(), learning_rate=1.0, **evaluated)
         trainer.train()
         evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
         assert len(evaluations) == 4
@@ -98,18 +92,10 @@ class TestWrongReference:
     @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
     def test_another_checkpoint_stops_the_run(self, make_dpo, save_model, tmp_path, beta, loss_type):
         other = AutoModelForCausalLM.from_pretrained(save_model("other", seed=1))
-        trainer = make_dpo(
-            save_model(),
-            other,
-            beta=beta,
-            loss_type=[loss_type],
-            save_strategy="steps",
-            save_steps=1,
-            logging_steps=10,
-        )
-        with pytest.raises(
-            WrongReferenceError, match=r"mean log-ratio of (chosen|rejected) answers is -?\d.*trl-distill merge"
-        ) as e:
+        steps = dict(save_strategy="steps", save_steps=1, logging_steps=10)
+        trainer = make_dpo(save_model(), other, beta=beta, loss_type=[loss_type], **steps)
+        message = r"mean log-ratio of (chosen|rejected) answers is -?\d.*trl-distill merge"
+        with pytest.raises(WrongReferenceError, match=message) as e:
             trainer.train()
         assert ("ln 2" in str(e.value)) == (loss_type == "sigmoid" and beta == 0.1)  # what the loss alone would see
         assert trainer.state.global_step == 1
@@ -146,9 +132,7 @@ class TestWrongReference:
             "bf16": False,
             "report_to": "none",
         }
-        with pytest.raises(SystemExit) as stop:
-            dpo.run(["--use_cpu", *(f"--{name}={value}" for name, value in flags.items())])
-        assert stop.value.code == 2
+        assert stops(dpo.run, "--use_cpu", *(f"--{name}={value}" for name, value in flags.items())) == 2
         assert "trl-distill dpo: error: The reference is not the model" in capsys.readouterr().err
         assert not list(tmp_path.glob("out/**/*.safetensors"))
 

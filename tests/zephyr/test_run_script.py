@@ -27,6 +27,8 @@ import pytest
 import yaml
 from peft import AutoPeftModelForCausalLM
 
+from tests.commands import write_rows
+
 
 ZEPHYR = Path(__file__).parents[2] / "recipes" / "zephyr"
 TINY = {
@@ -43,9 +45,7 @@ TINY = {
 @pytest.fixture
 def environment(save_model, pairs, tmp_path):
     """Variables that make the script tiny."""
-    (tmp_path / "chat.jsonl").write_text(
-        "\n".join(json.dumps({"messages": row["prompt"] + row["chosen"]}) for row in pairs)
-    )
+    write_rows(tmp_path / "chat.jsonl", [{"messages": row["prompt"] + row["chosen"]} for row in pairs])
     (tmp_path / "runs" / "feedback").mkdir(parents=True)
     pairs.to_json(tmp_path / "runs" / "feedback" / "pairs.jsonl")
     (tmp_path / "runs" / "feedback.done").touch()
@@ -152,9 +152,8 @@ class TestFinishedSteps:
         (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
         recipe = yaml.safe_load((ZEPHYR / "feedback.yaml").read_text())
         changes = {"dataset_name": str(tmp_path / "prompts.jsonl"), "dataset_split": "train"}
-        (tmp_path / "feedback.yaml").write_text(
-            yaml.safe_dump(recipe | changes | {"decontaminate": [], "dry_run": True})
-        )
+        recipe |= changes | {"decontaminate": [], "dry_run": True}
+        (tmp_path / "feedback.yaml").write_text(yaml.safe_dump(recipe))
         result = self.run(finished, FEEDBACK="1", FEEDBACK_CONFIG=str(tmp_path / "feedback.yaml"))
         assert "Still to be asked" in result.stdout, result.stderr
         config = yaml.safe_load((finished / "feedback.yaml").read_text())

@@ -12,11 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Wiring of the training steps: what is trained is what is loaded, a resumed run is the same run, losses are right."""
+"""Wiring of the training steps: what is loaded is what was trained, resumed runs, losses, and the chat template."""
 
+import copy
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
+from tests.commands import error_of, stops, write_rows
 from trl_distill.models import keep_4bit_trainable
 from trl_distill.scripts import dpo, merge, sft
 from trl_distill.scripts.arguments import parse_strictly
@@ -68,6 +71,17 @@ def arguments(pairs, tmp_path):
     return build
 
 
+@pytest.fixture
+def dialogues(pairs):
+    """The preferred answers, as rows of supervised training."""
+    return [{"messages": row["prompt"] + row["chosen"]} for row in pairs]
+
+
+def assert_reloads(trainer, found):
+    """What is loaded says what was trained."""
+    torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+
+
 def train(script, argv):
     """What `script.run(argv)` does, but the trainer is handed back."""
     args = parse_strictly(script.make_parser(), argv)
@@ -93,7 +107,7 @@ class TestReload:
         trainer = train(dpo, arguments(merged, "out", *LORA))
         assert losses(trainer)[1] == pytest.approx(LN_2, abs=1e-6)
         found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
-        torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+        assert_reloads(trainer, found)
         start = logits(AutoModelForCausalLM.from_pretrained(merged))
         assert (logits(found) - start).abs().max() > 0.01
 
@@ -101,7 +115,7 @@ class TestReload:
         trainer = train(dpo, arguments(merged))
         assert losses(trainer)[1] == pytest.approx(LN_2, abs=1e-6)
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-        torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+        assert_reloads(trainer, found)
 
     def test_4bit(self, merged, arguments, tmp_path):
         trainer = train(dpo, arguments(merged, "out", *LORA, *IN_4BIT))
@@ -116,7 +130,7 @@ class TestReload:
         found = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization, dtype=torch.bfloat16)
         found = PeftModel.from_pretrained(found, tmp_path / "out", autocast_adapter_dtype=False)
         keep_4bit_trainable(found)  # some CPUs round the weights differently for a model in eval mode
-        torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+        assert_reloads(trainer, found)
 
     def test_an_adapter_that_is_trained_on(self, save_model, save_adapter, make_dpo, tmp_path):
         base = save_model()
@@ -127,15 +141,14 @@ class TestReload:
         assert trainer.state.log_history[0]["loss"] == pytest.approx(LN_2, abs=1e-6)
         trainer.save_model()
         found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
-        torch.testing.assert_close(logits(found), logits(trainer.model), atol=1e-4, rtol=0)
+        assert_reloads(trainer, found)
 
     @pytest.mark.parametrize("quantization", [[], IN_4BIT], ids=["full precision", "4 bit"])
     def test_supervised_training_of_an_adapter_goes_on(
-        self, quantization, save_model, save_adapter, arguments, pairs, tmp_path
+        self, quantization, save_model, save_adapter, arguments, dialogues, tmp_path
     ):
         adapter = save_adapter(save_model())
-        rows = [{"messages": row["prompt"] + row["chosen"]} for row in pairs]
-        Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
+        write_rows(tmp_path / "pairs.jsonl", dialogues)
         before = load_file(f"{adapter}/adapter_model.safetensors")
         untrained = train(sft, arguments(adapter, "same", *quantization, "--learning_rate=0"))
         for name, weight in load_file(tmp_path / "same" / "adapter_model.safetensors").items():
@@ -147,27 +160,22 @@ class TestReload:
         assert config["base_model_name_or_path"] == str(tmp_path / "model") and config["r"] == 4
         if not quantization:
             found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
-            torch.testing.assert_close(logits(found), logits(trained.model), atol=1e-4, rtol=0)
+            assert_reloads(trained, found)
 
     def test_a_new_adapter_on_an_adapter_is_refused(self, save_model, save_adapter, arguments, capsys):
         adapter = save_adapter(save_model())
-        with pytest.raises(SystemExit):
-            sft.run(arguments(adapter, "out", "--use_peft"))
-        assert "Leave `use_peft` out to go on training it" in capsys.readouterr().err
+        message = error_of(capsys, sft.run, *arguments(adapter, "out", "--use_peft"))
+        assert "Leave `use_peft` out to go on training it" in message
 
     def test_an_adapter_folder_is_refused(self, save_model, save_adapter, arguments, tmp_path, capsys):
         adapter = save_adapter(save_model())
         shutil.rmtree(tmp_path / "model")  # the error comes before a model is looked for
-        with pytest.raises(SystemExit) as stop:
-            dpo.run(arguments(adapter))
-        assert stop.value.code == 2
-        assert f"{adapter} is an adapter" in (message := capsys.readouterr().err)
+        assert f"{adapter} is an adapter" in (message := error_of(capsys, dpo.run, *arguments(adapter)))
         assert f"trl-distill merge {adapter} --output DIR" in message
 
     def test_a_merge_that_was_forgotten(self, arguments, tmp_path, capsys):
-        with pytest.raises(SystemExit):
-            dpo.run(arguments(tmp_path / "dsft-merged"))
-        assert "`trl-distill merge ADAPTER --output DIR` makes it" in capsys.readouterr().err
+        message = error_of(capsys, dpo.run, *arguments(tmp_path / "dsft-merged"))
+        assert "`trl-distill merge ADAPTER --output DIR` makes it" in message
 
 
 class TestLoss:
@@ -212,9 +220,8 @@ class TestLoss:
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
     def test_packed_rows_do_not_see_each_other(self, save_model, settings, attention):
         """A5b: the cross-entropy of every token is the same alone and packed."""
-        rows = [
-            [{"role": "user", "content": "ab" * n}, {"role": "assistant", "content": "c" * n}] for n in range(3, 19, 3)
-        ]
+        pair = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+        rows = [[turn | {"content": turn["content"] * n} for turn in pair] for n in range(3, 19, 3)]
         found = {}
         for packing in (False, True):
             model = AutoModelForCausalLM.from_pretrained(save_model(), attn_implementation=attention)
@@ -245,16 +252,12 @@ class TestIn4Bit:
         assert {weight.dtype for weight in adapter.values()} == {torch.bfloat16}
 
     @pytest.mark.parametrize("script", [sft, dpo], ids=["sft", "dpo"])
-    def test_an_evaluation_changes_nothing(self, script, save_model, arguments, pairs, tmp_path):
+    def test_an_evaluation_changes_nothing(self, script, save_model, arguments, dialogues, tmp_path):
         """On some CPUs bitsandbytes packs the weights in an evaluation, and no gradient flows through them."""
-        data = "pairs.jsonl"
-        if script is sft:
-            rows = [{"messages": row["prompt"] + row["chosen"]} for row in pairs]
-            data = "dialogues.jsonl"
-            (tmp_path / data).write_text("\n".join(map(json.dumps, rows)))
+        data = write_rows(tmp_path / "dialogues.jsonl", dialogues) if script is sft else tmp_path / "pairs.jsonl"
         weights = {}
         for name, flags in (("without", []), ("with", ["--eval_strategy=steps", "--eval_steps=1"])):
-            flags += ["--test_split_size=0.25", f"--dataset_name={tmp_path / data}"]
+            flags += ["--test_split_size=0.25", f"--dataset_name={data}"]
             train(script, arguments(save_model(), name, *LORA, *IN_4BIT, "--lora_dropout=0", *flags))
             weights[name] = load_file(tmp_path / name / "adapter_model.safetensors")
         for name, weight in weights["without"].items():
@@ -307,16 +310,14 @@ class TestData:
             }
             for i, row in enumerate(pairs)
         ]
-        (tmp_path / "h4.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        write_rows(tmp_path / "h4.jsonl", rows)
         found = train(dpo, arguments(save_model(), "h4", f"--dataset_name={tmp_path / 'h4.jsonl'}"))
         for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
             assert found.train_dataset[name][:] == plain.train_dataset[name][:]
         assert losses(found) == losses(plain)
 
-        dialogues = [
-            {"prompt": row["prompt"], "prompt_id": row["prompt_id"], "messages": row["messages"]} for row in rows
-        ]
-        (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, dialogues)))
+        columns = ("prompt", "prompt_id", "messages")
+        write_rows(tmp_path / "chat.jsonl", [{name: row[name] for name in columns} for row in rows])
         trainer = train(sft, arguments(save_model(), "sft", f"--dataset_name={tmp_path / 'chat.jsonl'}"))
         lengths = [len(plain.train_dataset["prompt_ids"][i] + plain.train_dataset["chosen_ids"][i]) for i in range(12)]
         assert [len(ids) for ids in trainer.train_dataset["input_ids"][:]] == lengths
@@ -336,9 +337,8 @@ class TestData:
     )
     def test_data_of_another_step_and_damaged_data(self, save_model, arguments, tmp_path, capsys, script, text, said):
         (tmp_path / "data.jsonl").write_text(text)
-        with pytest.raises(SystemExit) as stopped:
-            script.run(arguments(save_model(), "out", f"--dataset_name={tmp_path / 'data.jsonl'}"))
-        assert stopped.value.code == 2 and said in capsys.readouterr().err
+        assert stops(script.run, *arguments(save_model(), "out", f"--dataset_name={tmp_path / 'data.jsonl'}")) == 2
+        assert said in capsys.readouterr().err
 
     def test_answers_that_are_cut_are_counted(self, save_model, arguments, pairs, chat_tokenizer, tmp_path, capsys):
         longer = [{"role": "assistant", "content": "no" + "!" * 60}]
@@ -348,7 +348,7 @@ class TestData:
             for row in rows
         ]
         assert sorted(lengths)[-2] > sorted(lengths)[-3]
-        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        write_rows(tmp_path / "rows.jsonl", rows)
         for max_length, cut in ((max(lengths), 0), (max(lengths) - 1, 1), (sorted(lengths)[-3], 2)):
             flags = [f"--dataset_name={tmp_path / 'rows.jsonl'}", "--max_steps=1", f"--max_length={max_length}"]
             train(dpo, arguments(save_model(), "out", *flags))
@@ -358,12 +358,112 @@ class TestData:
 
     def test_prompts_that_are_too_long_are_counted(self, save_model, arguments, pairs, tmp_path, capsys):
         rows = [*pairs, pairs[0] | {"prompt": [{"role": "user", "content": "long " * 30}]}]
-        (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        write_rows(tmp_path / "long.jsonl", rows)
         flags = [f"--dataset_name={tmp_path / 'long.jsonl'}", "--max_steps=1"]
         trainer = train(dpo, arguments(save_model(), "out", *flags, "--max_length=100"))
         assert len(trainer.train_dataset) == 12
         assert "1 of 13 rows of train_dataset have a prompt of 100 tokens or more" in capsys.readouterr().out
-        with pytest.raises(SystemExit):
-            dpo.run(arguments(save_model(), "out", *flags, "--max_length=20"))
+        assert stops(dpo.run, *arguments(save_model(), "out", *flags, "--max_length=20")) == 2
         assert "13 of 13 rows" in (message := capsys.readouterr().err)
         assert "nothing is left. Raise `max_length`" in message
+
+
+# The chat template of the recipes (A7)
+
+
+TEMPLATE = Path(__file__).parents[2] / "recipes" / "zephyr" / "zephyr.jinja"
+SYSTEM = {"role": "system", "content": "Be brief."}
+TURNS = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "fine"},
+    {"role": "user", "content": "more"},
+    {"role": "assistant", "content": "no more"},
+]
+CONVERSATIONS = {
+    "one turn": TURNS[:2],
+    "system": [SYSTEM, *TURNS[:2]],
+    "many turns": TURNS,
+    "system, many turns": [SYSTEM, *TURNS],
+    "leading newlines": [TURNS[0], {"role": "assistant", "content": "\n\n\nfine"}],
+    "leading space": [TURNS[0], {"role": "assistant", "content": "  fine"}],
+    "format in the text": [
+        {"role": "user", "content": "say <|assistant|>\n"},
+        {"role": "assistant", "content": "<|user|>"},
+    ],
+}
+
+
+@pytest.fixture(params=CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
+def messages(request):
+    return request.param
+
+
+def test_the_published_format(chat_tokenizer):
+    """Zephyr's own rendering of the card, but for the BOS token in front and the newline at the end."""
+    expected = "<s><|system|>\nBe brief.</s>\n<|user|>\nhello</s>\n<|assistant|>\nfine</s>"
+    assert chat_tokenizer.apply_chat_template([SYSTEM, *TURNS[:2]], tokenize=False) == expected
+    prompt = chat_tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<s><|user|>\nhello</s>\n<|assistant|>\n"
+
+
+def test_the_prompt_is_a_prefix_of_prompt_and_answer(chat_tokenizer, messages):
+    prompt = chat_tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
+    whole = chat_tokenizer.apply_chat_template(messages)["input_ids"]
+    assert whole[: len(prompt)] == prompt
+    answer = chat_tokenizer.decode(whole[len(prompt) :])
+    assert answer == messages[-1]["content"].strip() + "</s>"
+
+
+def test_one_bos_and_an_eos_a_turn(chat_tokenizer, messages):
+    ids = chat_tokenizer.apply_chat_template(messages)["input_ids"]
+    assert ids[0] == chat_tokenizer.bos_token_id
+    assert ids.count(chat_tokenizer.bos_token_id) == 1
+    assert ids[-1] == chat_tokenizer.eos_token_id
+    assert ids.count(chat_tokenizer.eos_token_id) == len(messages)
+
+
+def test_training_reads_what_serving_writes(chat_tokenizer, messages):
+    """A conversation that grows turn by turn, as a server renders it, is a prefix of what is trained on."""
+    whole = chat_tokenizer.apply_chat_template(messages)["input_ids"]
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            served = chat_tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True)["input_ids"]
+            assert whole[: len(served)] == served
+
+
+def test_a_tokenizer_without_bos(chat_tokenizer):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.bos_token = None
+    assert tokenizer.apply_chat_template(TURNS[:1], tokenize=False) == "<|user|>\nhello</s>"
+
+
+class TestTokensOfTraining:
+    def rows_of(self, trainer):
+        """Tokens that are trained on, and tokens that are only read, of each row."""
+        for row in trainer.train_dataset:
+            pairs = list(zip(row["input_ids"], row["labels"], strict=True))
+            yield [[i for i, label in pairs if (label != -100) == trained] for trained in (True, False)]
+
+    def train_set(self, model, settings, conversations, **changes):
+        args = SFTConfig(**(settings | {"chat_template_path": str(TEMPLATE)} | changes))
+        return SFTTrainer(model, args, train_dataset=Dataset.from_dict({"messages": conversations}))
+
+    def test_the_mask_covers_the_answers_and_their_eos(self, save_model, chat_tokenizer, settings):
+        trainer = self.train_set(save_model(), settings, list(CONVERSATIONS.values()), assistant_only_loss=True)
+        for messages, (trained, read) in zip(CONVERSATIONS.values(), self.rows_of(trainer), strict=True):
+            answers = [turn["content"].strip() + "</s>" for turn in messages if turn["role"] == "assistant"]
+            assert chat_tokenizer.decode(trained) == "".join(answers)
+            assert read.count(chat_tokenizer.bos_token_id) == 1
+
+    def test_all_tokens_by_default(self, save_model, chat_tokenizer, settings):
+        trainer = self.train_set(save_model(), settings, list(CONVERSATIONS.values()))
+        for messages, (trained, read) in zip(CONVERSATIONS.values(), self.rows_of(trainer), strict=True):
+            assert trained == chat_tokenizer.apply_chat_template(messages)["input_ids"]
+            assert read == []
+
+    def test_dpo_reads_the_same_tokens(self, make_dpo, save_model, pairs, chat_tokenizer):
+        for row, pair in zip(make_dpo(save_model()).train_dataset, pairs, strict=True):
+            for answer in ("chosen", "rejected"):
+                ids = chat_tokenizer.apply_chat_template(pair["prompt"] + pair[answer])["input_ids"]
+                assert row["prompt_ids"] + row[f"{answer}_ids"] == ids
+                assert chat_tokenizer.decode(row[f"{answer}_ids"]) == pair[answer][0]["content"] + "</s>"

@@ -20,6 +20,7 @@ import re
 import pytest
 from datasets import Dataset
 
+from tests.commands import error_of, read_rows, write_rows
 from trl_distill.scripts import binarize
 from trl_distill.zephyr import preference_pairs, scored_rows
 
@@ -114,9 +115,8 @@ class TestUltraFeedback:
 
     def test_a_rating_that_is_out_of_range_is_not_taken(self):
         for rating in ("0", "6", "nan", "inf", "", None, "five", [5]):
-            [row], counts = scored_rows(
-                [{"instruction": "p", "completions": [completion("t", ("1", "2", "3", rating), 3)]}]
-            )
+            answer = completion("t", ("1", "2", "3", rating), 3)
+            [row], counts = scored_rows([{"instruction": "p", "completions": [answer]}])
             assert row["candidates"][0]["ratings"].keys() == set(ASPECTS[:3]) and counts["unreadable_ratings"] == 1
 
 
@@ -152,9 +152,8 @@ def test_our_own_ratings():
         {"text": "a", "model": "x", "ratings": {"honesty": 2.5}, "score": 2.5, "judges": {}},
         {"text": None, "model": "y", "ratings": {}, "score": None, "unscored": "the call got no answer"},
     ]
-    rows, counts = scored_rows(
-        [{"prompt": [{"role": "user", "content": "p"}], "prompt_id": "7", "candidates": candidates}]
-    )
+    prompt = [{"role": "user", "content": "p"}]
+    rows, counts = scored_rows([{"prompt": prompt, "prompt_id": "7", "candidates": candidates}])
     assert [row["prompt_id"] for row in rows] == ["7"] and rows[0]["candidates"] == candidates[:1]
     assert counts["empty_answers"] == 1
     assert scored_rows([{"prompt": "p", "candidates": []}])[1]["no_answers"] == 1
@@ -204,26 +203,20 @@ def test_rows_that_cannot_be_read(row, said):
 class TestCommand:
     @pytest.fixture
     def file(self, tmp_path, ultrafeedback):
-        path = tmp_path / "ultrafeedback.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in ultrafeedback))
-        return path
+        write_rows(tmp_path / "ultrafeedback.jsonl", ultrafeedback)
+        return tmp_path / "ultrafeedback.jsonl"
 
-    def run(self, *arguments):
+    def run(self, arguments):
         sources = [] if "--decontaminate" in arguments else ["--decontaminate", "none"]  # no network here
         binarize.run([*map(str, arguments), *sources])
-
-    def read(self, path):
-        return [json.loads(line) for line in path.read_text().splitlines()]
 
     def test_files_and_counts(self, file, tmp_path, capsys):
         names = ("pairs.jsonl", "sft.jsonl", "report.json")
         output, sft, report = (tmp_path / name for name in names)
-        self.run(
-            *(file, "--output", output, "--sft_output", sft, "--report_file", report),
-            *("--score", "overall", "--rejected", "all_pairs"),
-        )
-        assert [(p["score_chosen"], p["score_rejected"]) for p in self.read(output)] == [(8.5, 7.0), (10.0, 6.0)]
-        assert [row["messages"][-1]["content"] for row in self.read(sft)] == ["Scattering.", "2"]
+        policy = ("--score", "overall", "--rejected", "all_pairs")
+        self.run([file, "--output", output, "--sft_output", sft, "--report_file", report, *policy])
+        assert [(p["score_chosen"], p["score_rejected"]) for p in read_rows(output)] == [(8.5, 7.0), (10.0, 6.0)]
+        assert [row["messages"][-1]["content"] for row in read_rows(sft)] == ["Scattering.", "2"]
         counts = json.loads(report.read_text())
         known = {"prompts": 2, "unscored": 2, "pairs": 2, "doubtful_overall_scores": 1}
         assert {name: counts[name] for name in known} == known
@@ -240,8 +233,8 @@ class TestCommand:
             ["--rejected", "all_pairs", "--max_pairs_per_prompt", "1"],
             "--score weighted --weights honesty=1 helpfulness=2 truthfulness=1 instruction_following=0".split(),
         ):
-            self.run(file, "--output", tmp_path / "pairs.jsonl", *arguments)
-            assert self.read(tmp_path / "pairs.jsonl")
+            self.run([file, "--output", tmp_path / "pairs.jsonl", *arguments])
+            assert read_rows(tmp_path / "pairs.jsonl")
 
     def test_formats_of_files(self, file, tmp_path, ultrafeedback):
         whole = file.read_bytes()
@@ -251,18 +244,16 @@ class TestCommand:
         Dataset.from_list(ultrafeedback[:1]).save_to_disk(tmp_path / "rows")
         results = []
         for name in ("ultrafeedback.jsonl", "rows.jsonl.gz", "rows.json", "rows.parquet", "rows"):
-            self.run(tmp_path / name, "--output", tmp_path / "pairs.jsonl")
-            results.append(self.read(tmp_path / "pairs.jsonl"))
+            self.run([tmp_path / name, "--output", tmp_path / "pairs.jsonl"])
+            results.append(read_rows(tmp_path / "pairs.jsonl"))
         assert all(result == results[0] for result in results)
 
     def test_questions_of_an_evaluation_are_dropped(self, file, tmp_path):
         questions = tmp_path / "questions.txt"
         questions.write_text("why is the sky blue\n")
-        self.run(
-            *(file, "--output", tmp_path / "pairs.jsonl", "--decontaminate", questions),
-            *("--score", "overall", "--report_file", tmp_path / "report.json"),
-        )
-        [pair] = self.read(tmp_path / "pairs.jsonl")
+        files = ("--output", tmp_path / "pairs.jsonl", "--report_file", tmp_path / "report.json")
+        self.run([file, *files, "--decontaminate", questions, "--score", "overall"])
+        [pair] = read_rows(tmp_path / "pairs.jsonl")
         assert pair["prompt"][0]["content"] == "Name a prime."
         assert json.loads((tmp_path / "report.json").read_text())["contaminated"] == 1
 
@@ -287,18 +278,13 @@ class TestCommand:
     )
     def test_mistakes(self, file, tmp_path, arguments, said, capsys):
         places = {"FILE": file, "OUT": tmp_path / "pairs.jsonl"}
-        with pytest.raises(SystemExit) as stopped:
-            self.run(*(places.get(argument, argument) for argument in arguments))
-        assert stopped.value.code == 2 and re.search(said, capsys.readouterr().err)
+        assert re.search(said, error_of(capsys, self.run, *(places.get(part, part) for part in arguments)))
         assert not (tmp_path / "pairs.jsonl").exists()
 
     def test_truthful_qa_is_the_default(self, file, tmp_path, capsys):
-        with pytest.raises(SystemExit):
-            binarize.run([str(file), "--output", str(tmp_path / "pairs.jsonl")])
-        assert "switch the check off with `decontaminate: []`" in capsys.readouterr().err  # no network here
+        message = error_of(capsys, binarize.run, file, "--output", tmp_path / "pairs.jsonl")
+        assert "switch the check off with `decontaminate: []`" in message  # no network here
 
     def test_a_line_that_is_no_json(self, tmp_path, capsys):
         (tmp_path / "rows.jsonl").write_text('{"prompt"\n')
-        with pytest.raises(SystemExit):
-            self.run(tmp_path / "rows.jsonl", "--output", tmp_path / "pairs.jsonl")
-        assert "Line 1 of" in capsys.readouterr().err
+        assert "Line 1 of" in error_of(capsys, self.run, tmp_path / "rows.jsonl", "--output", tmp_path / "pairs.jsonl")
