@@ -39,6 +39,7 @@ from trl_distill.chat import (
     read_samples,
     samples_to_file,
 )
+from trl_distill.chat.samples import sample_requests
 from trl_distill.generation import generate_ids, generating, generation_config, pad_ids
 
 
@@ -257,6 +258,17 @@ class TestFile:
         written = (tmp_path / "samples.jsonl").stat().st_mtime_ns
         assert to_file() == rows and (tmp_path / "samples.jsonl").stat().st_mtime_ns == written
         assert self.model.asked == []
+
+    def test_a_file_without_its_calls_is_not_taken_for_ours(self, to_file, tmp_path):
+        to_file()
+        (tmp_path / "samples.jsonl.calls.sqlite").unlink()
+        with pytest.raises(ValueError, match="exists without its calls in samples.jsonl.calls.sqlite"):
+            to_file()
+        assert self.model.asked == []
+
+    def test_keys_with_nothing_in_them_are_no_part_of_a_message(self):
+        rows = [{"prompt": [{"role": "user", "content": "w1", "name": None}]}]
+        assert sample_requests(rows, 1, Sampling())[0].messages == [{"role": "user", "content": "w1"}]
 
     @pytest.mark.parametrize("stops", [[0], [2], [3], [1, 1, 1]])
     def test_goes_on_where_it_stopped(self, to_file, tmp_path, stops):

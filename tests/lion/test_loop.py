@@ -257,7 +257,7 @@ class TestMistakes:
             ({"training": {"learning_rat": 1}}, "train", "unknown field `learning_rat`. Did you mean learning_rate"),
             ({"training": {"output_dir": "x"}}, "train", "`output_dir`, which the loop sets"),
             ({"training": {"hub_token": "x"}}, "train", "must not be in a file"),
-            ({"training": {"learning_rate": "high"}}, "train", "invalid float value: 'high'"),
+            ({"training": {"learning_rate": "high"}}, "train", "`learning_rate` must be of type float, got 'high'"),
             ({"accelerate_config": "tpus"}, "train", "accelerate config 'tpus' is neither a file nor one of"),
         ],
     )

@@ -275,3 +275,12 @@ class TestJournal:
         ]:
             with pytest.raises(ValueError, match=f"weights of another calibration: {name} differ"):
                 weigh(journal=journal, **changes)
+
+    def test_that_is_damaged_in_its_middle(self, weigh, tmp_path):
+        """Only the last row may be cut off, by a kill: whatever else is no JSON is not made anew in silence."""
+        journal = tmp_path / "journal"
+        weigh(journal=journal, per_device_eval_batch_size=2)
+        lines = journal.read_text().splitlines(keepends=True)
+        journal.write_text("".join([*lines[:2], "damaged\n", *lines[3:]]))
+        with pytest.raises(ValueError, match="Line 3 of .*journal is no JSON"):
+            weigh(journal=journal, per_device_eval_batch_size=2)
