@@ -315,6 +315,8 @@ class TestFile:
                 "1 of 2 prompts leave no room for 505 new tokens in the context of 512, .* row 1 with 9",
             ),
             ({"rows": [{"prompt": "w1", "answer": {1}}]}, "cannot be written as JSON"),
+            ({"rows": [{"prompt": {1}}]}, "cannot be written as JSON"),
+            ({"rows": [{"prompt": 7}]}, "a text or a list of messages, got 7"),
         ],
     )
     def test_a_mistake_leaves_nothing_behind(self, to_file, tmp_path, changes, message):

@@ -459,6 +459,8 @@ def test_samplings_that_no_run_can_use(values, message):
         ([{"role": "user", "content": "half a pair \ud83d"}], "UTF-8"),
         ("", "empty"),
         ("half a pair \ud83d", "UTF-8"),
+        (7, "a text or a list of messages, got 7"),
+        (["a", "b"], "a text or a list of messages"),
     ],
 )
 def test_messages_that_cannot_be_sent(messages, message):

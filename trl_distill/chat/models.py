@@ -97,7 +97,10 @@ class ChatRequest:
     def __post_init__(self):
         if not self.messages:
             raise ValueError("`messages` is empty.")
-        for message in [] if isinstance(self.messages, str) else self.messages:
+        messages = [] if isinstance(self.messages, str) else self.messages
+        if not isinstance(messages, Sequence) or not all(isinstance(message, dict) for message in messages):
+            raise ValueError(f"A prompt must be a text or a list of messages, got {self.messages!r:.200}.")
+        for message in messages:
             if message.keys() != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
                 raise ValueError(
                     f"Each message needs the two texts `role` and `content`, got {message!r:.200}. Remove such rows, "

@@ -130,11 +130,11 @@ def samples_to_file(
             room for an answer, or the file holds something else.
     """
     path, rows = Path(path), [dict(row) for row in dataset]
-    requests = sample_requests(rows, num_samples, sampling)
     try:
         json.dumps(rows, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"The rows cannot be written as JSON: {error}. Remove or convert such columns.") from error
+    requests = sample_requests(rows, num_samples, sampling)
     model.check(requests[::num_samples])
     calls = path.with_name(f"{path.name}.calls.sqlite")
     other = f"{path} exists and holds something else than these samples. Set back what changed, or change the name."
