@@ -266,6 +266,11 @@ class TestFile:
             to_file()
         assert self.model.asked == []
 
+    def test_log_probabilities_draw_nothing_else(self, to_file):
+        with_logps, without = to_file(), to_file(name="other.jsonl", logprobs=False)
+        assert [row["completions"] for row in without] == [row["completions"] for row in with_logps]
+        assert {logp for row in without for logp in row["mean_logps"]} == {None}
+
     def test_keys_with_nothing_in_them_are_no_part_of_a_message(self):
         rows = [{"prompt": [{"role": "user", "content": "w1", "name": None}]}]
         assert sample_requests(rows, 1, Sampling())[0].messages == [{"role": "user", "content": "w1"}]

@@ -19,6 +19,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -281,5 +282,7 @@ class LocalChatModel(BaseChatModel):
 
 
 def _seed(batch: Sequence[ChatRequest]) -> int:
-    content = json.dumps([request.content for request in batch], sort_keys=True)
+    # To ask for log-probabilities draws nothing else
+    asked = [replace(request, sampling=replace(request.sampling, logprobs=False)) for request in batch]
+    content = json.dumps([request.content for request in asked], sort_keys=True)
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") >> 1

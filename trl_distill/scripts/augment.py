@@ -29,12 +29,12 @@ A run that was killed goes on when it is started again.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import load_split, write_rows
 from ..training import user_errors
 from .arguments import check_outputs, split_arguments
+from .loading import nat_folder
 from .sample import add_arguments, sampling_of
 
 
@@ -79,14 +79,9 @@ def _load(args: argparse.Namespace) -> "tuple[PeftModel, PreTrainedTokenizerBase
 
 
 def _model(args: argparse.Namespace) -> "LocalChatModel":
-    from huggingface_hub import snapshot_download
-
     from ..chat import LocalChatModel
     from ..chat.local import local_folder, weights_digest
 
-    nat = args.nat_path
-    if not Path(nat).is_dir():
-        nat = snapshot_download(nat, allow_patterns=["nat/*", "neg/*"])
     base = local_folder(args.model_name_or_path, args.model_revision, args.trust_remote_code)
     return LocalChatModel(
         f"{args.model_name_or_path} with {args.nat_path}",
@@ -94,7 +89,7 @@ def _model(args: argparse.Namespace) -> "LocalChatModel":
         load_in_4bit=args.load_in_4bit,
         batch_size=args.batch_size,
         load=lambda: _load(args),
-        weights=weights_digest(nat, base),
+        weights=weights_digest(nat_folder(args.nat_path), base),
     )
 
 

@@ -15,6 +15,7 @@
 """What commands load whose fields are those of [`~trl_distill.scripts.arguments.add_model_arguments`]."""
 
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import load_split
@@ -42,6 +43,15 @@ def load_model(
         model = load_nat(base, path, revision=revision)
     tokenizer = load_teacher_tokenizer(path, revision=revision, trust_remote_code=args.trust_remote_code)
     return model, tokenizer or load_teacher_tokenizer(model)  # an adapter without one: its base has it
+
+
+def nat_folder(path: str, revision: str | None = None) -> str:
+    """Folder of a NAT model, downloaded first if it is on the Hub."""
+    if Path(path).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(path, revision=revision, allow_patterns=["nat/*", "neg/*"])
 
 
 def load_prompts(args: Namespace, answer: str) -> "Dataset":

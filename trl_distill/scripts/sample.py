@@ -29,12 +29,11 @@ A run that was killed goes on when it is started again: what was drawn is in `sa
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training import user_errors
 from .arguments import add_model_arguments, add_sampling_arguments, check_outputs, split_arguments
-from .loading import load_model, load_prompts
+from .loading import load_model, load_prompts, nat_folder
 from .tables import show
 
 
@@ -81,6 +80,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def _model(args: argparse.Namespace) -> "BaseChatModel":
     """The model on its server or on this machine, where it may be the two adapters of NAT."""
     from ..chat import EndpointChatModel, LocalChatModel
+    from ..chat.local import weights_digest
     from ..models import adapter_config
 
     path, revision = args.model_name_or_path, args.model_revision
@@ -88,14 +88,12 @@ def _model(args: argparse.Namespace) -> "BaseChatModel":
         return EndpointChatModel(
             path, args.base_url, api_key_env=args.api_key_env, revision=revision, concurrency=args.concurrency
         )
-    nat = Path(path).is_dir() and adapter_config(path, subfolder="nat") is not None
     names = ("dtype", "load_in_4bit", "device", "batch_size", "trust_remote_code")
-    return LocalChatModel(
-        path,
-        revision=revision,
-        load=(lambda: load_model(args, path, revision, args.load_in_4bit)) if nat else None,
-        **{name: getattr(args, name) for name in names},
-    )
+    settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+    if adapter_config(path, revision, subfolder="nat") is not None:
+        settings["load"] = lambda: load_model(args, path, revision, args.load_in_4bit)
+        settings["weights"] = weights_digest(nat_folder(path, revision))
+    return LocalChatModel(path, revision=revision, **settings)
 
 
 def sampling_of(args: argparse.Namespace, logprobs: bool = True) -> "Sampling":
