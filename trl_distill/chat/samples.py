@@ -55,7 +55,7 @@ def sample_requests(rows: Sequence[dict[str, Any]], num_samples: int, sampling: 
     requests, drawn = [], Counter()
     for row in rows:
         prompt, kwargs = row["prompt"], row.get("chat_template_kwargs")
-        if not isinstance(prompt, str):  # `datasets` gives each message the keys of all others, with nothing in them
+        if isinstance(prompt, list):  # `datasets` gives each message the keys of all others, with nothing in them
             prompt = [{key: value for key, value in turn.items() if value is not None} for turn in prompt]
         asked = json.dumps([prompt, kwargs])
         requests += [ChatRequest(prompt, sampling, drawn[asked] + k, kwargs) for k in range(num_samples)]
@@ -137,7 +137,9 @@ def samples_to_file(
     requests = sample_requests(rows, num_samples, sampling)
     model.check(requests[::num_samples])
     calls = path.with_name(f"{path.name}.calls.sqlite")
-    other = f"{path} exists and holds something else than these samples. Set back what changed, or change the name."
+    other = (
+        f"{path} exists and holds something else than these samples. Set back what changed, or choose another file."
+    )
     if path.exists() and not calls.exists():
         raise ValueError(
             f"{path} exists without its calls in {calls.name}: another release or program made it. Choose another "
