@@ -48,6 +48,12 @@ def log_levels():
         logger.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def whole_floats():
+    """Libraries that are compiled for speed switch the smallest floats off, for all that runs after them."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level tokenizer: 256 bytes and four special tokens."""

@@ -128,7 +128,7 @@ def rows_with_label(dataset: Dataset, label: bool, name: str) -> Dataset:
     if not kept:
         raise ValueError(
             f"All {len(labels)} rows of the {name} dataset are {other} (`label` is {not label}), so nothing can be "
-            f"trained on {kind} ones. Add {kind} rationales."
+            f"trained on {kind} ones. Add {kind} rationales, or leave that stage out."
         )
     logger.info(f"The {name} dataset has {len(kept)} {kind} and {len(labels) - len(kept)} {other} rows.")
     return dataset.select(kept)

@@ -242,7 +242,7 @@ def calibration_weights(
         the trainer refuses weights of other rows.
     """
     check_adapters(model, nat, neg)
-    check_rows(dataset, columns=COLUMNS)
+    check_rows(dataset, "dataset", COLUMNS)
     dense_head_weight(model)  # the divergence goes through it
     taken = {WEIGHT, HASH} & set(dataset.column_names)
     if taken:
