@@ -30,16 +30,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.chat.chat_server import text_body
 from tests.loop_fixtures import server  # noqa: F401
-from trl_distill.chat import (
-    EndpointChatModel,
-    LocalChatModel,
-    Sampling,
-    draw_samples,
-    read_ledger,
-    read_samples,
-    samples_to_file,
-)
-from trl_distill.chat.samples import sample_requests
+from trl_distill.chat import EndpointChatModel, LocalChatModel, Sampling, read_ledger
+from trl_distill.chat.samples import draw_samples, read_samples, sample_requests, samples_to_file
 from trl_distill.generation import generate_ids, generating, generation_config, pad_ids
 
 
