@@ -93,10 +93,10 @@ class Training:
         """
         import yaml
 
-        from ..models import adapter_config
-
         run, config = output.with_name("run"), output.with_name("sft.yaml")
         with _alone(output.with_name("lock")) as lock:
+            from ..models import adapter_config  # takes seconds to import: a training that is at work may end in them
+
             fields: dict[str, Any] = {"model_name_or_path": model, "dataset_name": str(rows), "output_dir": str(run)}
             is_adapter = Path(model).is_dir() and adapter_config(model)  # one adapter goes on through all rounds
             fields |= self.training | ({"use_peft": False} if is_adapter else {})
