@@ -70,7 +70,12 @@ def returns_to_go(rewards: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def advantages(
-    rewards: Tensor, mask: Tensor, gamma: float = 1.0, inclusive: bool = False, length_normalization: bool = True
+    rewards: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    inclusive: bool = False,
+    length_normalization: bool = True,
+    per_token_kl: Tensor | None = None,
 ) -> Tensor:
     r"""
     Credit of each sampled token.
@@ -82,6 +87,10 @@ def advantages(
     Length normalisation, Eq. (6), divides by the number of terms summed. As printed, the equation divides $T - t$
     terms by $T - t - 1$, which is 0 at the last but one token; this divides by the $T - t$ terms.
 
+    Given what comes before a token, the expectation of its reward is minus the reverse KL of its distribution, which
+    is known exactly. With `per_token_kl` later tokens count by that: the same expectation on the student's samples,
+    less noise, and under teacher mixing no reward of a token that the teacher chose because it likes it.
+
     Args:
         rewards, mask (`torch.Tensor`):
             Rewards, 0 outside `mask`, of shape `(B, T)`.
@@ -89,18 +98,40 @@ def advantages(
             Discount. At `0.0` the exclusive credit vanishes.
         inclusive, length_normalization (`bool`, *optional*):
             Whether a token's own reward counts, and whether to divide by the number of terms summed.
+        per_token_kl (`torch.Tensor`, *optional*):
+            Reverse KL of each step, 0 outside `mask`, of shape `(B, T)`. A token's own reward stays the sampled one,
+            whose product with the score is what its own step is responsible for.
 
     Returns:
         `torch.Tensor`: Credit of shape `(B, T)`, 0 outside `mask` and where no term is summed.
     """
     mask = mask.to(rewards.dtype)
-    credit = returns_to_go(rewards, gamma)
-    terms = mask.flip(1).cumsum(1).flip(1)  # (B, T), tokens from t on
-    if not inclusive:
-        credit, terms = credit - rewards, terms - mask
+    later = rewards if per_token_kl is None else -per_token_kl.detach()
+    credit = returns_to_go(later, gamma) - later
+    terms = mask.flip(1).cumsum(1).flip(1) - mask  # (B, T), tokens after t
+    if inclusive:
+        credit, terms = credit + rewards, terms + mask
     if length_normalization:
         credit = credit / terms.clamp(min=1)
     return torch.where((mask > 0) & (terms > 0), credit, 0)
+
+
+def leave_one_out(credit: Tensor, mask: Tensor, num_generations: int) -> Tensor:
+    """
+    Credit of each token above that of the other answers to its prompt, at the same step.
+
+    The baseline is the mean over the other answers that have a token there, 0 if none has. It depends on other answers
+    alone, so it moves no gradient in expectation, as long as the answers are independent.
+
+    Args:
+        credit, mask (`torch.Tensor`):
+            Credit, 0 outside `mask`, of shape `(B, T)`. The `num_generations` answers to a prompt are adjacent rows.
+        num_generations (`int`):
+            Answers to a prompt, a divisor of `B`.
+    """
+    credits, counts = (values.unflatten(0, (-1, num_generations)) for values in (credit, mask.to(credit.dtype)))
+    others, living = (values.sum(1, keepdim=True) - values for values in (credits, counts))  # (B / G, G, T)
+    return torch.where(mask.bool(), (credits - others / living.clamp(min=1)).flatten(0, 1), 0)
 
 
 def masked_moments(values: Tensor, mask: Tensor, reduce=lambda total: total) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ..divergence import TokenScores
+
 
 HAS_ROUGE = importlib.util.find_spec("rouge_score") is not None
 
@@ -103,6 +105,18 @@ def credit_metrics(rewards: Tensor, advantages: Tensor, weights: Tensor, mask: T
         metrics["reward/clipped"] = ((rewards.abs() >= reward_clip).sum(), tokens)
     if len(weights):
         metrics["sampling/importance_sampling_ratio/min"] = (weights.min(), 1)
+    return metrics
+
+
+def score_metrics(scores: TokenScores, mask: Tensor, training: bool) -> dict[str, tuple[Tensor, Tensor | int]]:
+    """Reverse KL of the N tokens of a micro-batch: sampled, and exact where both models' vocabularies were seen."""
+    tokens = len(scores.student_logps)
+    metrics = {"kl/sampled": ((scores.student_logps - scores.teacher_logps).sum(), tokens)}
+    if scores.kl is not None:
+        total = scores.kl.sum()
+        metrics |= {"kl": (total, tokens), "kl/sequence": (total, mask.any(dim=1).sum())}
+        if training:
+            metrics["loss/single"] = (total, tokens)
     return metrics
 
 

@@ -32,6 +32,13 @@ class MiniLLMConfig(DistillationConfig):
             Share of the teacher in the sampling distribution, Eq. (4) of the
             [MiniLLM](https://huggingface.co/papers/2306.08543) paper, in `[0, 1)`. Above `0.0`, completions are
             sampled without vLLM and without truncated sampling. Evaluation samples from the student alone.
+        num_generations (`int`, *optional*, defaults to `1`):
+            Answers to each prompt of a rollout set. Above `1`, a token's credit counts from the mean of the other
+            answers at its step (leave-one-out). Must divide the answers of a set on each process.
+        score_from (`str`, *optional*, defaults to `"rollout"`):
+            Where the rollout's log-probabilities come from: the hidden states with which both models drew the tokens
+            (`"rollout"`: no model reads a token twice before training), or a forward pass over whole answers
+            (`"forward"`). Rollouts by vLLM or with truncated sampling keep no states and are always read again.
         steps_per_generation (`int`, *optional*):
             Micro-batches of one rollout set on each process. Must be a multiple of `gradient_accumulation_steps`,
             which is the default: one optimizer step per set and pass. The paper's shape, 256 rollouts in mini-batches
@@ -47,6 +54,9 @@ class MiniLLMConfig(DistillationConfig):
             Whether a token's own reward is part of its credit: `"exclusive"` (no: the single-step term holds it),
             `"inclusive"` (yes: Eq. (2), and the released code), or `"auto"`: the first with
             `single_step_decomposition`, else the second.
+        credit (`str`, *optional*, defaults to `"sampled"`):
+            What later tokens count in a token's credit: their sampled rewards, or minus the exact reverse KL of each
+            step (`"exact"`), the expectation of the reward under the student.
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount of later rewards, in `[0, 1]`. The paper has none; `0.0` leaves only the single-step term.
         length_normalization (`bool`, *optional*, defaults to `False`):
@@ -84,8 +94,9 @@ class MiniLLMConfig(DistillationConfig):
             Whether the teacher is the student's own base model with the adapter disabled. Needs a PEFT student.
         teacher_states_on_cpu (`bool`, *optional*, defaults to `False`):
             Whether to keep the teacher's hidden states in host memory between the passes over a rollout set.
-        loss_chunk_tokens (`int`, *optional*, defaults to `1024`):
-            Tokens projected to the vocabulary at a time. The workspace is 256 KiB a token on GPUs.
+        loss_chunk_tokens (`int`, *optional*, defaults to `256`):
+            Tokens projected to the vocabulary at a time. The workspace is 8 bytes a token and vocabulary entry on
+            GPUs, 297 MiB for 256 tokens and a vocabulary of 152k; 12 bytes on CPUs.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.DistillationConfig`]:
@@ -107,6 +118,14 @@ class MiniLLMConfig(DistillationConfig):
     teacher_mix_alpha: float = field(
         default=0.2, metadata={"help": "Share of the teacher in the sampling distribution, in [0, 1)."}
     )
+    num_generations: int = field(default=1, metadata={"help": "Answers to each prompt of a rollout set."})
+    score_from: str = field(
+        default="rollout",
+        metadata={
+            "help": "Where the rollout's log-probabilities come from: its own hidden states, or a forward pass.",
+            "choices": ["rollout", "forward"],
+        },
+    )
     steps_per_generation: int | None = field(
         default=None,
         metadata={"help": "Micro-batches of one rollout set on each process; by default one optimizer step."},
@@ -122,6 +141,13 @@ class MiniLLMConfig(DistillationConfig):
         metadata={
             "help": "Whether a token's own reward is part of its credit: 'exclusive' (no), 'inclusive' (yes), 'auto'.",
             "choices": ["auto", "exclusive", "inclusive"],
+        },
+    )
+    credit: str = field(
+        default="sampled",
+        metadata={
+            "help": "What later tokens count in a token's credit: sampled rewards, or the exact step KL.",
+            "choices": ["sampled", "exact"],
         },
     )
     gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards; 0.0 leaves only the single step."})
@@ -156,7 +182,7 @@ class MiniLLMConfig(DistillationConfig):
     teacher_states_on_cpu: bool = field(
         default=False, metadata={"help": "Whether to keep the teacher's hidden states in host memory between passes."}
     )
-    loss_chunk_tokens: int = field(default=1024, metadata={"help": "Tokens projected to the vocabulary at a time."})
+    loss_chunk_tokens: int = field(default=256, metadata={"help": "Tokens projected to the vocabulary at a time."})
 
     @property
     def inclusive_returns(self) -> bool:
@@ -181,6 +207,15 @@ class MiniLLMConfig(DistillationConfig):
 
         require(0.0 <= self.teacher_mix_alpha < 1.0, "teacher_mix_alpha", "in [0, 1)")
         require(self.num_iterations >= 1, "num_iterations", "at least 1")
+        answers = self.per_device_train_batch_size * self.steps_per_generation
+        require(
+            self.num_generations >= 1 and answers % self.num_generations == 0,
+            "num_generations",
+            f"a positive divisor of the {answers} answers of a rollout set on each process "
+            "(`per_device_train_batch_size` x `steps_per_generation`)",
+        )
+        require(self.score_from in ("rollout", "forward"), "score_from", "rollout or forward")
+        require(self.credit in ("sampled", "exact"), "credit", "sampled or exact")
         require(
             self.steps_per_generation >= 1 and self.steps_per_generation % self.gradient_accumulation_steps == 0,
             "steps_per_generation",
@@ -214,21 +249,33 @@ class MiniLLMConfig(DistillationConfig):
         if self.teacher_mix_alpha > 0.0:
             self._require_plain_sampling()
 
-    # With a share of the teacher, the probability that a token was drawn with must be known exactly
-    def _require_plain_sampling(self):
+    def _changed_sampling(self) -> dict[str, tuple[Any, Any]]:
+        """Settings that change the distribution which completions are drawn from, and what leaves it as it is."""
         neutral: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
         settings = {name: getattr(self, name) for name in neutral}
         settings |= self.generation_kwargs or {}  # these override the fields
         neutral |= {"temperature": self.temperature, "do_sample": True}
         harmless = {"max_new_tokens", "cache_implementation", "use_cache"}
-        for name, value in settings.items():
-            if name not in harmless and not (name in neutral and value == neutral[name]):
-                raise ValueError(
-                    f"`{name}={value!r}` changes the distribution that completions are drawn from, and with "
-                    f"`teacher_mix_alpha={self.teacher_mix_alpha}` the importance weights would be wrong. "
-                    + (f"Set it to {neutral[name]!r}" if name in neutral else "Remove it from `generation_kwargs`")
-                    + ", or set `teacher_mix_alpha=0.0`."
-                )
+        return {
+            name: (value, neutral.get(name))
+            for name, value in settings.items()
+            if name not in harmless and not (name in neutral and value == neutral[name])
+        }
+
+    @property
+    def samples_plainly(self) -> bool:
+        """Whether completions are drawn from the models' own distributions, by our sampler."""
+        return not self.use_vllm and not self._changed_sampling()
+
+    # With a share of the teacher, the probability that a token was drawn with must be known exactly
+    def _require_plain_sampling(self):
+        for name, (value, neutral) in self._changed_sampling().items():
+            raise ValueError(
+                f"`{name}={value!r}` changes the distribution that completions are drawn from, and with "
+                f"`teacher_mix_alpha={self.teacher_mix_alpha}` the importance weights would be wrong. "
+                + (f"Set it to {neutral!r}" if hasattr(self, name) else "Remove it from `generation_kwargs`")
+                + ", or set `teacher_mix_alpha=0.0`."
+            )
         if self.use_vllm:
             raise ValueError(
                 f"vLLM samples from the student alone, but `teacher_mix_alpha` is {self.teacher_mix_alpha}. Set "

@@ -32,15 +32,17 @@ from trl.trainer.utils import get_config_model_id, repeat_iterable_dataset, spli
 
 from ..divergence import (
     LMHead,
+    TokenScores,
     backbone_states,
-    completion_logps,
     completion_states,
     lm_head,
+    pad_states,
+    policy_loss,
     token_divergence,
-    token_logps,
+    token_scores,
 )
 from ..models import vocabulary_rows
-from .credit import advantages, long_term_loss, mixture_logps, token_rewards, whiten
+from .credit import advantages, leave_one_out, long_term_loss, mixture_logps, token_rewards, whiten
 from .metrics import (
     Averages,
     completion_metrics,
@@ -49,6 +51,7 @@ from .metrics import (
     long_term_metrics,
     real_rows,
     reference_metrics,
+    score_metrics,
     timed,
 )
 from .minillm_config import MiniLLMConfig
@@ -56,6 +59,7 @@ from .preparation import (
     Corpus,
     check_datasets,
     check_prompts,
+    check_states,
     check_teacher,
     drop_long_prompts,
     longest_prompt,
@@ -204,12 +208,15 @@ class MiniLLMTrainer(DistillationTrainer):
         self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
         check_prompts(self.train_dataset, "train_dataset", self._repeats["batch_size"])
 
-        # A token has no credit from its own rollout set before the set is scored. That takes an extra student pass,
-        # unless the first inner pass can serve: it then must see the parameters that the set was sampled with, so the
-        # whole set must be one optimizer step, and no statistic may span its micro-batches.
-        self._scores_student = args.has_long_term and (
-            args.steps_per_generation != args.gradient_accumulation_steps or args.whiten_advantages
-        )
+        # A token has no credit before its rollout set is scored, which takes the student's hidden states: those that
+        # it sampled with, or of another pass. The first inner pass can be that one if it sees the parameters that the
+        # set was sampled with, so that the set is one optimizer step, and if no statistic spans its micro-batches.
+        self._keeps_states = args.score_from == "rollout" and args.samples_plainly
+        spans = args.whiten_advantages or args.num_generations > 1
+        one_step, whole = args.steps_per_generation == args.gradient_accumulation_steps, args.steps_per_generation == 1
+        self._scores_student = args.has_long_term and (self._keeps_states or not (whole or (one_step and not spans)))
+        # Of student and teacher, from the sampler to `_score`: in between, TRL makes tensors of token ids alone
+        self._sampled_states: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -223,7 +230,12 @@ class MiniLLMTrainer(DistillationTrainer):
     @property
     def _repeats(self) -> dict[str, int]:
         rollout_size = self._train_batch_size * self.args.steps_per_generation * self.accelerator.num_processes
-        return {"mini_repeat_count": 1, "batch_size": rollout_size, "repeat_count": self._reads_per_set}
+        answers = self.args.num_generations
+        return {
+            "mini_repeat_count": answers,
+            "batch_size": rollout_size // answers,
+            "repeat_count": self._reads_per_set,
+        }
 
     # The parent class does the same with `gradient_accumulation_steps` for `steps_per_generation` and for the reads
     def get_train_dataloader(self) -> DataLoader:
@@ -285,28 +297,31 @@ class MiniLLMTrainer(DistillationTrainer):
     @timed("time/rollout")
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         with self.accelerator.autocast():  # one for all tokens: it casts fp32 weights once and not at every token
-            if self.model.training and self.args.teacher_mix_alpha > 0.0:
-                completion_ids = self._mixed_rollout(prompt_ids)
+            if self.args.samples_plainly:
+                completion_ids = self._roll_out(prompt_ids)
             else:
                 completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
         # A completion without tokens keeps its row: as two EOS, since any other completion ends at its first
         return [ids or [self._tokenizer.eos_token_id] * 2 for ids in completion_ids]
 
-    def _mixed_rollout(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        from .mixed_sampling import mixed_completions  # not needed without a share of the teacher
+    def _roll_out(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        from .mixed_sampling import roll_out  # not needed with vLLM
 
-        completion_ids, metrics = mixed_completions(
+        training = self.model.training
+        completion_ids, *self._sampled_states, metrics = roll_out(
             self.model_wrapped,
             self.teacher_model,
             prompt_ids,
             args=self.args,
+            alpha=self.args.teacher_mix_alpha if training else 0.0,
             generation_config=self.generation_config,
             vocab_size=self.vocab_size,
             rollout_set=self._step // self._reads_per_set,
             accelerator=self.accelerator,
             backend=self._dist,
+            keeps_states=self._keeps_states and training,
         )
-        self._averages["train"].update(metrics)
+        self._averages[self._mode].update(metrics)
         return completion_ids
 
     # Accelerate casts in the model's own forward, which forward redirection goes around. Without this, tokens would be
@@ -336,38 +351,50 @@ class MiniLLMTrainer(DistillationTrainer):
     @timed("time/scoring")
     @torch.no_grad()
     def _score(self, rollouts: dict[str, Tensor], prompts: list) -> dict[str, Tensor]:
-        """One teacher pass, and a student pass where credit needs it. All results are `(B, T)` or `(B, T, H_t)`."""
-        size = self.args.per_device_train_batch_size
-        settings = (self.vocab_size, self.temperature, self.args.loss_chunk_tokens)
+        """The teacher's hidden states `(B, T, H_t)`, and credit `(B, T)` unless the first pass can make it."""
+        size, mask = self.args.per_device_train_batch_size, rollouts["completion_mask"]
+        sampled, self._sampled_states = self._sampled_states, (None, None)
         parts = []
         for first in range(0, len(prompts), size):
-            batch = [rollouts[key][first : first + size] for key in _ROWS]
+            rows = slice(first, first + size)
+            batch = [rollouts[key][rows] for key in _ROWS]
+            own, states = (pad_states(known, rows, mask.shape[1]) for known in sampled)
             with self.compute_loss_context_manager():
-                states, logps = self._with_teacher(completion_logps, *batch, *settings)
-                states = states.cpu() if self.args.teacher_states_on_cpu else states
-                part = {"teacher_hidden_states": states, "teacher_per_token_logps": logps}
+                if states is None:
+                    states = self._with_teacher(completion_states, *batch)
+                part = {"teacher_hidden_states": states.cpu() if self.args.teacher_states_on_cpu else states}
                 if self._scores_student and self.model.training:
                     student = self.accelerator.unwrap_model(self.model_wrapped)
-                    part["old_per_token_logps"] = self._forward_redirection(
-                        self.model_wrapped, student, completion_logps, student, *batch, *settings
-                    )[1]
+                    scores = self._forward_redirection(
+                        self.model_wrapped, student, self._student_scores, student, batch, own, states
+                    )
+                    part |= scores._asdict()
             parts.append(part)
         scores = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        unknown = (~scores["teacher_per_token_logps"].isfinite()).any(dim=1).nonzero()
-        if len(unknown):
-            row = int(unknown[0])
-            raise ValueError(
-                f"The teacher gives a log-probability that is not finite at step {self.state.global_step} "
-                f"(micro-batch {row // size}, row {row % size}), on the prompt {prompts[row]!r}. Check the "
-                "teacher's weights, or load it in bfloat16 or float32 instead of float16."
-            )
+        check_states(scores["teacher_hidden_states"], mask, prompts, size, self.state.global_step)
         if self.args.teacher_states_on_cpu and torch.cuda.is_available():
             scores["teacher_hidden_states"] = scores["teacher_hidden_states"].pin_memory()
-        if "old_per_token_logps" in scores:
-            scores |= self._credit(
-                scores["old_per_token_logps"], scores["teacher_per_token_logps"], rollouts["completion_mask"]
-            )
+        if "student_logps" in scores:
+            scores |= self._credit(TokenScores(*map(scores.pop, TokenScores._fields)), mask.bool())
         return scores
+
+    def _student_scores(self, student, rows: list[Tensor], states: Tensor | None, teacher_states: Tensor):
+        """Scores as `(b, T)`, from the student's hidden states or a pass over the rows."""
+        if states is None:
+            states = completion_states(student, *rows)
+        mask = rows[-1].bool()
+        models = self._at(mask, student, states, teacher_states)
+        return token_scores(*models, rows[-2][mask], *self._settings).by_row(mask)
+
+    def _at(
+        self, mask: Tensor, student, states: Tensor, teacher_states: Tensor
+    ) -> tuple[Tensor, LMHead, Tensor, LMHead]:
+        """Hidden states `(N, H)` of completion tokens, and heads, as `divergence.py` takes them."""
+        return states[mask], lm_head(student, self.vocab_size), teacher_states[mask], self._teacher_head(student)
+
+    @property
+    def _settings(self) -> tuple[float, int]:
+        return self.temperature, self.args.loss_chunk_tokens
 
     def _with_teacher(self, method: Callable, *args):
         """Call `method(teacher, *args)` through the wrapper that gathers the teacher's parameters, if it has one."""
@@ -377,17 +404,25 @@ class MiniLLMTrainer(DistillationTrainer):
         with teacher.disable_adapter() if base_teaches else nullcontext():
             return self._forward_redirection(wrapper, teacher, method, teacher, *args)
 
-    def _credit(self, old: Tensor, teacher: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def _credit(self, scores: TokenScores, mask: Tensor) -> dict[str, Tensor]:
         """What the long-term loss needs of each token, constant over the passes. All `(B, T)`, fp32."""
-        args, mask = self.args, mask.bool()
+        args, (kl, _, old, teacher) = self.args, scores
         sampling = mixture_logps(old, teacher, args.teacher_mix_alpha)
         rewards = token_rewards(old, teacher, mask, args.reward_scaling, args.reward_clip)
-        credit = advantages(rewards, mask, args.gamma, args.inclusive_returns, args.length_normalization)
+        later = kl if args.credit == "exact" else None
+        credit = advantages(rewards, mask, args.gamma, args.inclusive_returns, args.length_normalization, later)
+        if args.num_generations > 1:
+            credit = leave_one_out(credit, mask, args.num_generations)
         if args.whiten_advantages:
             credit = whiten(credit, mask, self.accelerator.reduce)  # which sums over processes
         weights = (old - sampling).exp()
         self._averages["train"].update(credit_metrics(rewards, credit, weights, mask, args.reward_clip))
-        return {"old_per_token_logps": old, "sampling_per_token_logps": sampling, "advantages": credit}
+        return {
+            "old_per_token_logps": old,
+            "teacher_per_token_logps": teacher,
+            "sampling_per_token_logps": sampling,
+            "advantages": credit,
+        }
 
     @timed("time/loss")
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
@@ -398,58 +433,54 @@ class MiniLLMTrainer(DistillationTrainer):
             states, corpus_states = self._corpus.states(unwrapped_student, rows, inputs["corpus_ids"])
         else:
             states = completion_states(unwrapped_student, *rows)
-        hidden_states = states[mask]  # (N, H)
-        student_head, tokens = lm_head(unwrapped_student, self.vocab_size), len(hidden_states)
-        total = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        loss = hidden_states[:0].sum()  # 0 in the graph: a micro-batch without tokens takes part in the backward, too
-        entropy = hidden_states.new_full((), float("nan"))  # known only where the whole vocabulary is visited
-
-        with torch.enable_grad() if training and args.has_long_term else torch.no_grad():
-            per_token_logps = token_logps(
-                hidden_states, student_head, inputs["completion_ids"][mask], self.temperature, args.loss_chunk_tokens
-            )  # (N,)
-        teacher_per_token_logps = inputs["teacher_per_token_logps"]
-        averages.add("kl/sampled", (per_token_logps.detach() - teacher_per_token_logps[mask]).sum(), tokens)
-
-        if training and args.has_long_term:
-            if "advantages" not in inputs:
-                # The first pass over a set that `_score` left to it. Kept for the next ones in the buffer itself,
-                # because the wrapper of the model may have copied `inputs` on its way here.
-                old = torch.zeros_like(teacher_per_token_logps).masked_scatter(mask, per_token_logps.detach())
-                credit = self._credit(old, teacher_per_token_logps, mask)
-                self._buffered_inputs[self._step % args.steps_per_generation] |= credit
-                inputs = inputs | credit
-            keys = ("sampling_per_token_logps", "advantages", "old_per_token_logps")
-            sampling, credit, old = (inputs[key][mask] for key in keys)
-            if args.clip_importance_weight:
-                old = None
-            per_token_loss, ratio = long_term_loss(per_token_logps, sampling, credit, args.epsilon, old)
-            loss = loss + per_token_loss.sum() / total
-            averages.update(long_term_metrics(per_token_loss, ratio, credit, args.epsilon))
-
-        if args.single_step_decomposition or not training:
-            teacher_head = self._teacher_head(unwrapped_student)
-            teacher_hidden_states = inputs["teacher_hidden_states"].to(mask.device, non_blocking=True)[mask]
-            pair = (hidden_states, student_head, teacher_hidden_states, teacher_head)
-            per_token_kl, entropies = token_divergence(*pair, 1.0, self.temperature, args.loss_chunk_tokens)  # (N,)
-            loss = loss + per_token_kl.sum() / total
-            entropy = entropies.sum()
-            averages.add("kl", per_token_kl.sum(), tokens)
-            averages.add("kl/sequence", per_token_kl.sum(), mask.any(dim=1).sum())
-            if training:
-                averages.add("loss/single", per_token_kl.sum(), tokens)
-            else:
-                forward_kl, _ = token_divergence(*pair, 0.0, self.temperature, args.loss_chunk_tokens)
-                averages.add("kl/forward", forward_kl.sum(), tokens)
+        teacher_states = inputs["teacher_hidden_states"].to(mask.device, non_blocking=True)
+        models = self._at(mask, unwrapped_student, states, teacher_states)
+        if training:
+            loss, scores = self._policy_loss(models, inputs, mask)
+        else:
+            scores = token_scores(*models, inputs["completion_ids"][mask], *self._settings)
+            loss = scores.kl.sum()
+            forward_kl, _ = token_divergence(*models, 0.0, *self._settings)
+            averages.add("kl/forward", forward_kl.sum(), len(forward_kl))
+        averages.update(score_metrics(scores, mask, training))
+        loss = loss / (mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
         if "corpus_ids" in inputs:
-            teacher_head = self._teacher_head(unwrapped_student) if args.lm_kd_ratio > 0.0 else None
-            teacher = inputs.get("corpus_teacher_hidden_states"), teacher_head
-            corpus_loss, metrics = self._corpus.loss(corpus_states, student_head, inputs["corpus_ids"], *teacher)
+            teacher = inputs.get("corpus_teacher_hidden_states"), models[3]
+            corpus_loss, metrics = self._corpus.loss(corpus_states, models[1], inputs["corpus_ids"], *teacher)
             # All blocks have one length, so the mean over micro-batches and processes is the mean over tokens
             loss = loss + self.lm_coef * corpus_loss / args.gradient_accumulation_steps
             averages.update(metrics)
-        return loss, entropy.detach(), mask.sum()
+        return loss, scores.entropy.sum(), mask.sum()
+
+    def _policy_loss(self, models: tuple, inputs: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, TokenScores]:
+        """Long-term and single-step loss, summed over the tokens of a micro-batch, and the scores of its tokens."""
+        args, tokens, surrogate = self.args, inputs["completion_ids"][mask], None
+        if args.has_long_term:
+            if "advantages" not in inputs:
+                # The first pass over a set that `_score` left to it. Kept for the next ones in the buffer itself,
+                # because the wrapper of the model may have copied `inputs` on its way here.
+                credit = self._credit(token_scores(*models, tokens, *self._settings).by_row(mask), mask)
+                self._buffered_inputs[self._step % args.steps_per_generation] |= credit
+                inputs = inputs | credit
+            keys = ("sampling_per_token_logps", "advantages", "old_per_token_logps")
+            sampling, credit, old = (inputs[key][mask] for key in keys)  # (N,)
+
+            def long_term(logps, block=slice(None)):
+                anchor = None if args.clip_importance_weight else old[block]
+                return long_term_loss(logps, sampling[block], credit[block], args.epsilon, anchor)
+
+            def surrogate(logps, block):
+                return long_term(logps, block)[0]
+
+        if not args.single_step_decomposition:
+            models = *models[:2], None, None
+        loss, scores = policy_loss(*models, tokens, *self._settings, surrogate)
+        if args.has_long_term:
+            self._averages["train"].update(long_term_metrics(*long_term(scores.student_logps), credit, args.epsilon))
+        if not args.single_step_decomposition:
+            scores = scores._replace(kl=None, teacher_logps=inputs["teacher_per_token_logps"][mask])
+        return loss, scores
 
     def _teacher_head(self, unwrapped_student) -> LMHead:
         # The adapter never touches the head, so a base teacher shares the student's

@@ -12,11 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Teacher-mixed sampling of MiniLLM (https://huggingface.co/papers/2306.08543, Eq. 4), by switching models."""
+"""
+Rollouts of MiniLLM (https://huggingface.co/papers/2306.08543): teacher-mixed sampling, Eq. 4, by switching models.
+
+What a model computes of a token while it draws is kept, so that no model reads a token twice.
+"""
 
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -28,21 +32,38 @@ from transformers import DynamicCache
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
+from ..divergence import backbone
+
 
 class MixedRollout(NamedTuple):
     """What [`mixed_generate`] returns."""
 
     completion_ids: Tensor  # (B, T), `pad_token_id` behind the end of a row
     lengths: Tensor  # (B,), tokens of each completion, the EOS included
+    student_states: Tensor | None  # (B, T, H_s), the hidden states that predict the tokens; arbitrary behind the end
+    teacher_states: Tensor | None  # (B, T, H_t); `None` without states, or without a teacher
     teacher_tokens: int  # how many of them the teacher drew
     teacher_calls: int  # forward passes
     student_calls: int
 
 
-class _Reader:
-    """A model with its own KV cache, which reads all tokens that it has not seen yet in one block."""
+@contextmanager
+def _last_hidden_states(model) -> Iterator[list[Tensor]]:
+    """The last hidden states `(B, L, H)` of each forward of `model`, whose own head then makes logits of a few."""
+    states: list[Tensor] = []
+    hook = backbone(model).register_forward_hook(lambda *call: states.append(call[-1][0]))
+    try:
+        yield states
+    finally:
+        hook.remove()
 
-    def __init__(self, model, vocab_size: int | None, context: Callable[[], AbstractContextManager]):
+
+class _Reader:
+    """A model with its own cache, which reads all tokens that it has not seen yet in one block."""
+
+    def __init__(
+        self, model, vocab_size: int | None, context: Callable[[], AbstractContextManager], keeps_states: bool, shape
+    ):
         self.model = model
         self.vocab_size = vocab_size
         self.context = context
@@ -50,9 +71,10 @@ class _Reader:
         self.seen = 0
         self.calls = 0
         self.accepts = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+        self.keeps_states, self.shape, self.states = keeps_states, shape, None
 
-    def next_logits(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits `(B, V)` of the token after `ids` `(B, L)`."""
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """Logits `(b, V)` of the token after `ids` `(b, L)`, which hold tokens that this model has not seen."""
         inputs = {"input_ids": ids[:, self.seen :], "attention_mask": mask}
         if "position_ids" in self.accepts:
             inputs["position_ids"] = positions[:, self.seen :]
@@ -61,14 +83,42 @@ class _Reader:
             # with a frozen head by copying the head once a row
             last = ids.shape[1] - self.seen - 1
             inputs["logits_to_keep"] = torch.arange(last, last + 1, device=ids.device)
-        with self.context():
+        kept = _last_hidden_states(self.model) if self.keeps_states else nullcontext([])
+        with self.context(), kept as states:
             logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
+        if self.keeps_states:
+            self._keep(states[0], rows)
         self.seen, self.calls = ids.shape[1], self.calls + 1
         return logits[:, : self.vocab_size].float()
 
+    def _keep(self, states: Tensor, rows: Tensor):
+        prompt, steps = self.shape[1] - 1, self.shape[2]  # the last token of a prompt predicts the first drawn one
+        if self.states is None:
+            self.states = states.new_zeros(self.shape[0], steps, states.shape[-1])
+        states = states[:, max(prompt - self.seen, 0) :]
+        first = max(self.seen - prompt, 0)
+        self.states[rows, first : first + states.shape[1]] = states
+
+    def catch_up(self, ids: Tensor, *rest: Tensor):
+        """Read what is not read yet, for its states."""
+        if self.keeps_states and self.seen < ids.shape[1]:
+            self.read(ids, *rest)
+
     def keep_rows(self, rows: Tensor):
         if self.seen:
-            self.cache.batch_select_indices(rows)
+            self.cache.reorder_cache(rows)  # selects as well, and layers with a recurrent state have it, too
+
+
+def _draw(logits: Tensor, temperature: float) -> Tensor:
+    """
+    A token `(b, 1)` of each row of logits `(b, V)`, where its distribution function passes a uniform number.
+
+    A row of NaN draws any token instead of stopping the device; whoever scores the completion sees the NaN again.
+    """
+    # In float64: rounded in fp32, the steps of tokens below 1e-7 would vanish or double
+    steps = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).exp_().cumsum(dim=-1, dtype=torch.float64)
+    heights = torch.rand(len(steps), 1, dtype=torch.float64, device=steps.device) * steps[:, -1:]
+    return torch.searchsorted(steps, heights, right=True).clamp_(max=steps.shape[1] - 1)
 
 
 @torch.no_grad()
@@ -87,6 +137,7 @@ def mixed_generate(
     generator: torch.Generator | None = None,
     synced_gpus: bool = False,
     teacher_context: Callable[[], AbstractContextManager] = nullcontext,
+    keeps_states: bool = False,
 ) -> MixedRollout:
     r"""
     Sample completions from $\tilde p = \alpha p + (1 - \alpha) q$, with teacher $p$ and student $q$.
@@ -98,7 +149,7 @@ def mixed_generate(
 
     Args:
         student, teacher ([`~transformers.PreTrainedModel`]):
-            Unwrapped models in the mode to sample in (no dropout).
+            Unwrapped models in the mode to sample in (no dropout). At `alpha` 0 the teacher is not used.
         input_ids, attention_mask (`torch.Tensor`):
             Left-padded prompts and their masks, of shape `(B, P)`.
         alpha (`float`):
@@ -116,11 +167,14 @@ def mixed_generate(
             processes must then be given coins from equal generators.
         teacher_context (`Callable[[], AbstractContextManager]`, *optional*):
             Entered around each teacher pass, such as `student.disable_adapter` when both are one model.
+        keeps_states (`bool`, *optional*, defaults to `False`):
+            Whether to return the hidden states that predict the tokens, of the student and, at `alpha` above 0, of the
+            teacher. Each model then reads every token once, its unread tail in one block at the end.
     """
-    readers = {
-        True: _Reader(teacher, vocab_size, teacher_context),
-        False: _Reader(student, vocab_size, nullcontext),
-    }
+    shape = (*input_ids.shape, max_new_tokens)
+    readers = {False: _Reader(student, vocab_size, nullcontext, keeps_states, shape)}
+    if alpha > 0:
+        readers[True] = _Reader(teacher, vocab_size, teacher_context, keeps_states, shape)
     coins = (torch.rand(max_new_tokens, generator=generator) < alpha).tolist()
     eos = torch.tensor(eos_token_ids, device=input_ids.device)
     ids, mask = input_ids, attention_mask
@@ -129,44 +183,49 @@ def mixed_generate(
     finished = torch.zeros_like(rows, dtype=torch.bool)  # (b,)
     completion_ids = ids.new_full((len(ids), max_new_tokens), pad_token_id)
     lengths = torch.zeros_like(rows)  # (B,)
-    teacher_tokens = steps = 0
+    teacher_tokens = 0
 
-    for teacher_draws in coins:
-        logits = readers[teacher_draws].next_logits(ids, mask, positions)  # (b, V)
-        # A row of NaN draws any token instead of stopping the device; whoever scores the completion sees the NaN again
-        probabilities = (logits / temperature).softmax(dim=-1).nan_to_num(nan=1.0)
-        tokens = torch.multinomial(probabilities, num_samples=1)  # (b, 1)
+    for step, teacher_draws in enumerate(coins):
+        tokens = _draw(readers[teacher_draws].read(ids, mask, positions, rows), temperature)  # (b, 1)
         tokens = torch.where(finished[:, None], pad_token_id, tokens)
-        completion_ids[rows, steps] = tokens[:, 0]
+        completion_ids[rows, step] = tokens[:, 0]
         lengths[rows] += ~finished
         teacher_tokens += teacher_draws * (~finished).sum()
-        steps += 1
-        ids = torch.cat([ids, tokens], dim=1)
-        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
 
         finished = finished | torch.isin(tokens[:, 0], eos)
         waiting = (~finished).sum()
-        if synced_gpus:
-            somewhere = waiting.clone()
-            dist.all_reduce(somewhere, op=dist.ReduceOp.MAX)
-            if not somewhere:
-                break
-        elif not waiting:
-            break
         # Rows that have ended leave the batch, a quarter at a time so that the caches are seldom copied. One row stays
         # to take part in the collectives of the others.
-        if waiting <= 0.75 * len(rows) and len(rows) > 1:
+        leave = (waiting <= 0.75 * len(rows)) & (len(rows) > 1)
+        signals = torch.stack([waiting, leave])
+        if synced_gpus:
+            dist.all_reduce(signals, op=dist.ReduceOp.MAX)
+        somewhere_waiting, somewhere_leaving = signals.tolist()
+        ends = not somewhere_waiting or step + 1 == max_new_tokens
+        if ends or somewhere_leaving:
+            for reader in readers.values():
+                reader.catch_up(ids, mask, positions, rows)
+        if ends:
+            break
+        ids = torch.cat([ids, tokens], dim=1)
+        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+        positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
+        if leave:
             keep = (~finished).nonzero()[:, 0] if waiting else rows.new_zeros(1)
             ids, mask, positions, rows, finished = (x[keep] for x in (ids, mask, positions, rows, finished))
             for reader in readers.values():
                 reader.keep_rows(keep)
 
+    states = {
+        role: None if reader.states is None else reader.states[:, : step + 1] for role, reader in readers.items()
+    }
     return MixedRollout(
-        completion_ids=completion_ids[:, :steps],
+        completion_ids=completion_ids[:, : step + 1],
         lengths=lengths,
+        student_states=states[False],
+        teacher_states=states.get(True),
         teacher_tokens=int(teacher_tokens),
-        teacher_calls=readers[True].calls,
+        teacher_calls=readers[True].calls if alpha > 0 else 0,
         student_calls=readers[False].calls,
     )
 
@@ -186,40 +245,87 @@ def _ready_to_generate(model, accelerator, backend, args):
         yield unwrapped_model
 
 
-def mixed_completions(
-    student, teacher, prompt_ids, *, args, generation_config, vocab_size, rollout_set, accelerator, backend
-) -> tuple[list[list[int]], dict[str, tuple[int, int]]]:
+class RolloutSet(NamedTuple):
+    """Completions of a trainer's models to its prompts, and what is known of them already."""
+
+    completion_ids: list[list[int]]
+    student_states: Tensor | None  # as in `MixedRollout`
+    teacher_states: Tensor | None
+    metrics: dict[str, tuple[int, int]]
+
+
+def roll_out(
+    student,
+    teacher,
+    prompt_ids: list[list[int]],
+    *,
+    args,
+    alpha: float,
+    generation_config,
+    vocab_size: int,
+    rollout_set: int,
+    accelerator,
+    backend,
+    keeps_states: bool,
+) -> RolloutSet:
     """
-    Completions of a trainer's wrapped models to prompts as token ids, and what to log about them.
+    Completions of a trainer's wrapped models to prompts as token ids.
 
     `teacher` is `None` if it is the student's base model. `rollout_set` numbers the set: coins are a function of it,
-    so that a resumed run draws the same.
+    so that a resumed run draws the same. Answers to one prompt are drawn in turn, since they must not share coins.
     """
-    prompts = [torch.tensor(ids, device=accelerator.device) for ids in prompt_ids]
     # A sharded model makes each forward a collective, and then all processes must call the same model
     sharded = accelerator.num_processes > 1 and (backend.is_zero3 or backend.is_fsdp)
     stream = 0 if sharded else accelerator.process_index
-    coins = random.Random(f"{args.seed}, {rollout_set}, {stream}").getrandbits(32)
+    copies = args.num_generations if alpha > 0 else 1
     ready = partial(_ready_to_generate, accelerator=accelerator, backend=backend, args=args)
-    with ready(student) as student_model, nullcontext() if teacher is None else ready(teacher) as teacher_model:
-        rollout = mixed_generate(
-            student_model,
-            student_model if teacher is None else teacher_model,
-            pad(prompts, padding_value=generation_config.pad_token_id, padding_side="left"),
-            pad([torch.ones_like(ids) for ids in prompts], padding_side="left"),
-            alpha=args.teacher_mix_alpha,
-            max_new_tokens=generation_config.max_new_tokens,
-            eos_token_ids=generation_config.eos_token_id,
-            pad_token_id=generation_config.pad_token_id,
-            temperature=args.temperature,
-            vocab_size=vocab_size,
-            generator=torch.Generator().manual_seed(coins),
-            synced_gpus=sharded,
-            teacher_context=student_model.disable_adapter if teacher is None else nullcontext,
-        )
-    lengths = rollout.lengths.tolist()
+    rollouts = []
+    with (
+        ready(student) as student_model,
+        ready(teacher) if teacher is not None and alpha > 0 else nullcontext() as own,
+    ):
+        for copy in range(copies):
+            prompts = [torch.tensor(ids, device=accelerator.device) for ids in prompt_ids[copy::copies]]
+            coins = random.Random(f"{args.seed}, {rollout_set}, {stream}" + f", {copy}" * (copy > 0)).getrandbits(32)
+            rollouts.append(
+                mixed_generate(
+                    student_model,
+                    student_model if teacher is None else own,
+                    pad(prompts, padding_value=generation_config.pad_token_id, padding_side="left"),
+                    pad([torch.ones_like(ids) for ids in prompts], padding_side="left"),
+                    alpha=alpha,
+                    max_new_tokens=generation_config.max_new_tokens,
+                    eos_token_ids=generation_config.eos_token_id,
+                    pad_token_id=generation_config.pad_token_id,
+                    temperature=args.temperature,
+                    vocab_size=vocab_size,
+                    generator=torch.Generator().manual_seed(coins),
+                    synced_gpus=sharded,
+                    teacher_context=student_model.disable_adapter if teacher is None else nullcontext,
+                    keeps_states=keeps_states,
+                )
+            )
+    lengths = _in_turn([rollout.lengths for rollout in rollouts]).tolist()
+    completions = _in_turn([rollout.completion_ids for rollout in rollouts]).tolist()
     metrics = {
-        "mix/teacher_share": (rollout.teacher_tokens, sum(lengths)),
-        "mix/teacher_calls": (rollout.teacher_calls, 1),
+        "mix/teacher_share": (sum(rollout.teacher_tokens for rollout in rollouts), sum(lengths)),
+        "mix/teacher_calls": (sum(rollout.teacher_calls for rollout in rollouts), 1),
     }
-    return [ids[:length] for ids, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)], metrics
+    return RolloutSet(
+        [ids[:length] for ids, length in zip(completions, lengths, strict=True)],
+        _in_turn([rollout.student_states for rollout in rollouts]),
+        _in_turn([rollout.teacher_states for rollout in rollouts]),
+        metrics if alpha > 0 else {},
+    )
+
+
+def _in_turn(parts: list[Tensor | None]) -> Tensor | None:
+    """Rows of all parts `(b, T_i, ...)`, the first of each before the second of any, padded to the largest `T_i`."""
+    if parts[0] is None:
+        return None
+    if parts[0].dim() > 1:
+        longest = max(part.shape[1] for part in parts)
+        parts = [
+            torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1) for part in parts
+        ]
+    return torch.stack(parts, dim=1).flatten(0, 1)

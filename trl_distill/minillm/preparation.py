@@ -208,6 +208,18 @@ def drop_long_prompts(dataset, name: str, tokenize: Callable[[list], list[list[i
     return dataset.select([index for index, keep in enumerate(kept) if keep])
 
 
+def check_states(states: Tensor, mask: Tensor, prompts: list, size: int, step: int):
+    """Refuse hidden states `(B, T, H)` of a teacher that are not finite where `mask` is 1."""
+    unknown = ((~states.isfinite()).any(dim=2) & mask.bool().to(states.device)).any(dim=1).nonzero()
+    if len(unknown):
+        row = int(unknown[0])
+        raise ValueError(
+            f"The teacher gives a log-probability that is not finite at step {step} (micro-batch {row // size}, row "
+            f"{row % size}), on the prompt {prompts[row]!r}. Check the teacher's weights, or load it in bfloat16 or "
+            "float32 instead of float16."
+        )
+
+
 def longest_prompt(models: list[PreTrainedModel], max_new_tokens: int, corpus_length: int) -> int | None:
     """Tokens of a prompt that leaves room for the longest completion; `None` if no model says how much it reads."""
     context = context_length(*models)
