@@ -35,7 +35,7 @@ BATCH_SIZE = 128
 # What differs from: exclusive return, length normalisation, no whitening, teacher share 0.2, importance weight outside
 # the clip, four passes over each rollout. The ablations leave one thing out of the setting without length
 # normalisation.
-WHITENED, FREE = {"whiten_advantages": True}, {"length_normalization": False}
+WHITENED, FREE, EXACT = {"whiten_advantages": True}, {"length_normalization": False}, {"credit": "exact"}
 MINILLM = {
     "minillm": {},
     "minillm whitened": WHITENED,
@@ -48,11 +48,28 @@ MINILLM = {
     "minillm no-length-norm whitened no-mixing": FREE | WHITENED | {"teacher_mix_alpha": 0.0},
     "minillm no-length-norm whitened no-single-step": FREE | WHITENED | {"single_step_decomposition": False},
     "minillm no-length-norm whitened weight-in-clip": FREE | WHITENED | {"clip_importance_weight": True},
+    "minillm exact": EXACT,
+    "minillm exact whitened": EXACT | WHITENED,
+    "minillm exact no-length-norm": EXACT | FREE,
+    "minillm exact no-length-norm whitened": EXACT | FREE | WHITENED,
+    "minillm exact no-length-norm no-mixing": EXACT | FREE | {"teacher_mix_alpha": 0.0},
+    "minillm exact no-length-norm whitened no-mixing": EXACT | FREE | WHITENED | {"teacher_mix_alpha": 0.0},
+    "minillm exact no-mixing": EXACT | {"teacher_mix_alpha": 0.0},
+    "minillm exact whitened no-mixing": EXACT | WHITENED | {"teacher_mix_alpha": 0.0},
+    "minillm no-mixing": {"teacher_mix_alpha": 0.0},
+    "minillm whitened no-mixing": WHITENED | {"teacher_mix_alpha": 0.0},
+    "minillm no-length-norm four-answers": FREE | {"num_generations": 4},
+    "minillm no-length-norm whitened four-answers": FREE | WHITENED | {"num_generations": 4},
+    "minillm exact no-length-norm four-answers": EXACT | FREE | {"num_generations": 4},
+    "minillm no-length-norm no-single-step four-answers": FREE
+    | {"single_step_decomposition": False, "num_generations": 4},
+    "minillm no-length-norm whitened one-pass": FREE | WHITENED | {"num_iterations": 1},
     "minillm paper": {"clip_importance_weight": True},
     "minillm released": WHITENED | {"return_mode": "inclusive", "gamma": 0.95, "clip_importance_weight": True},
 }
 DEFAULT = "minillm no-length-norm whitened"  # `MiniLLMConfig`'s own
 PLAIN = {"length_normalization": True, "whiten_advantages": False, "clip_importance_weight": False, "gamma": 1.0}
+PLAIN |= {"credit": "sampled"}
 
 # Each family has one learning rate in each world
 FAMILY = {"sft": "data", "word-level kd": "data", "seqkd": "data", "gkd": "on-policy", "distillation": "on-policy"}

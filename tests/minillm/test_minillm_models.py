@@ -93,6 +93,7 @@ class TestTeacher:
         trainer._buffered_inputs = None
         inputs = first_batch(trainer)
         explicit = make_trainer(teacher_model=tiny_model(seed=0), teacher_mix_alpha=alpha)
+        explicit.model.train()
         scores = explicit._score(inputs, [None] * 4)
         torch.testing.assert_close(inputs["teacher_per_token_logps"], scores["teacher_per_token_logps"])
         assert gradients(trainer, inputs)[0] > 0.01
@@ -109,7 +110,7 @@ class TestTeacher:
         assert gradients(a, first_batch(a))[0] == gradients(b, first_batch(b))[0]
 
     def test_kept_states_equal_a_fresh_pass(self, make_trainer):
-        trainer = make_trainer()
+        trainer = make_trainer(score_from="forward")
         inputs = first_batch(trainer)
         again = trainer._score(inputs, [None] * 4)
         assert torch.equal(inputs["teacher_hidden_states"], again["teacher_hidden_states"])

@@ -101,8 +101,8 @@ class TestData:
     @pytest.mark.parametrize("alpha", [0.0, 0.2])
     def test_completions_without_tokens(self, make_trainer, alpha, monkeypatch):
         """A server may return nothing for a prompt; such rows carry no loss, and a batch of them only a zero."""
-        trainer = make_trainer(teacher_mix_alpha=alpha)
-        name, owner = ("_mixed_rollout", MiniLLMTrainer) if alpha else ("_generate_single_turn", DistillationTrainer)
+        trainer = make_trainer(teacher_mix_alpha=alpha, top_k=0 if alpha else 5)
+        name, owner = ("_roll_out", MiniLLMTrainer) if alpha else ("_generate_single_turn", DistillationTrainer)
         end = trainer.processing_class.eos_token_id
         for lengths in ([3, 0, 1, 2], [0, 0, 0, 0]):
             rows = [([7] * length + [end])[-length:] if length else [] for length in lengths]  # of one: just the EOS

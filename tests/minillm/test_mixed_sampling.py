@@ -250,8 +250,11 @@ def test_replay_without_cache_draws_the_same_tokens(pair, kind):
     read = list(range(len(PROMPTS)))
     for coin in coins:
         model = teacher if coin else student
-        probabilities = torch.stack([next_probabilities(model, rows[i], 0.7).float() for i in read])
-        for i, token in zip(read, torch.multinomial(probabilities, 1)[:, 0].tolist(), strict=True):
+        heights = torch.rand(len(read), 1, dtype=torch.float64)
+        for i, height in zip(read, heights, strict=True):
+            # The first token below which the probabilities add up to more than the height
+            cumulative = torch.tensor(list(itertools.accumulate(next_probabilities(model, rows[i], 0.7).tolist())))
+            token = int((cumulative <= height).sum())
             rows[i].append(PAD if ended[i] else token)
             ended[i] = ended[i] or token == EOS
         if sum(not ended[i] for i in read) <= 0.75 * len(read):  # those that have ended take no more random numbers

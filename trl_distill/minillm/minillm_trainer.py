@@ -59,8 +59,8 @@ from .preparation import (
     Corpus,
     check_datasets,
     check_prompts,
-    check_states,
     check_teacher,
+    check_teacher_logps,
     drop_long_prompts,
     longest_prompt,
     prepare_teacher,
@@ -371,10 +371,10 @@ class MiniLLMTrainer(DistillationTrainer):
                     part |= scores._asdict()
             parts.append(part)
         scores = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        check_states(scores["teacher_hidden_states"], mask, prompts, size, self.state.global_step)
         if self.args.teacher_states_on_cpu and torch.cuda.is_available():
             scores["teacher_hidden_states"] = scores["teacher_hidden_states"].pin_memory()
         if "student_logps" in scores:
+            check_teacher_logps(scores["teacher_logps"], prompts, size, self.state.global_step)
             scores |= self._credit(TokenScores(*map(scores.pop, TokenScores._fields)), mask.bool())
         return scores
 

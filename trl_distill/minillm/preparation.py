@@ -208,9 +208,9 @@ def drop_long_prompts(dataset, name: str, tokenize: Callable[[list], list[list[i
     return dataset.select([index for index, keep in enumerate(kept) if keep])
 
 
-def check_states(states: Tensor, mask: Tensor, prompts: list, size: int, step: int):
-    """Refuse hidden states `(B, T, H)` of a teacher that are not finite where `mask` is 1."""
-    unknown = ((~states.isfinite()).any(dim=2) & mask.bool().to(states.device)).any(dim=1).nonzero()
+def check_teacher_logps(logps: Tensor, prompts: list, size: int, step: int):
+    """Refuse a teacher's log-probabilities `(B, T)` that are not finite, with the place in micro-batches of `size`."""
+    unknown = (~logps.isfinite()).any(dim=1).nonzero()
     if len(unknown):
         row = int(unknown[0])
         raise ValueError(
