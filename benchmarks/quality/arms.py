@@ -83,11 +83,14 @@ class Progress(TrainerCallback):
     def __init__(self, world: TextWorld, teacher: PreTrainedModel, tokenizer, points: int):
         self.world, self.teacher, self.tokenizer, self.points = world, teacher, tokenizer, points
         self.curve, self.seconds = [], {"seconds": 0.0, "cpu_seconds": 0.0}
+        self.clock = Clock()
 
     def note(self, model, share: float):
+        trained = self.clock.facts()["cpu_seconds"] - self.seconds["cpu_seconds"]
         clock, training = Clock(), model.training
         samples = round(share * self.world.rollouts * BATCH_SIZE)
-        self.curve.append({"samples": samples, **progress(self.world, model, self.teacher, self.tokenizer)})
+        measured = progress(self.world, model, self.teacher, self.tokenizer)
+        self.curve.append({"samples": samples, "cpu_seconds": trained, **measured})
         model.train(training)
         self.seconds = {name: self.seconds[name] + value for name, value in clock.facts().items()}
 
@@ -119,7 +122,7 @@ def train(
     seed: int,
     output: Path,
     learning_rate: float,
-    points: int = 6,
+    points: int = 12,
 ) -> dict:
     """
     Trains `student` in place by one method of `ARMS`, and measures it `points` times on the way.
@@ -131,7 +134,8 @@ def train(
     and the curve.
     """
     generator = random.Random(2000 + seed)
-    rows = [world.sample(generator) for _ in range(world.rollouts * BATCH_SIZE)]
+    answers = MINILLM.get(arm, {}).get("num_generations", 1)
+    rows = [world.sample(generator) for _ in range(world.rollouts * BATCH_SIZE // answers)]
     clock = Clock()
     if arm == "seqkd":
         sample = draw(teacher, tokenizer, [prompt for prompt, _ in rows], world.max_completion_length, seed)
@@ -169,7 +173,7 @@ def train(
     return {
         "learning_rate": learning_rate,
         "optimizer_steps": trainer.state.global_step,
-        "samples": len(rows),
+        "samples": len(rows) * answers,
         **{name: value - callback.seconds[name] for name, value in clock.facts().items()},
         "curve": callback.curve,
     }
