@@ -27,8 +27,8 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from trl import DistillationConfig, DistillationTrainer, RewardTrainer, SFTConfig, SFTTrainer
 from trl.distributed import DistributedBackend
-from trl.kernels import ChunkedLogProbFunction
-from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE, ChunkedDivergenceFunction
+from trl.kernels import ChunkedLogProbFunction, chunked_divergence
+from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE, ChunkedDivergenceFunction, _addmm_fp32, _project
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
 from trl.trainer.utils import (
@@ -78,6 +78,14 @@ SIGNATURES = {
     ChunkedDivergenceFunction.forward: "ctx student_hidden student_weight student_bias teacher_hidden teacher_weight "
     "teacher_bias beta temperature student_logit_scale student_final_logit_softcapping teacher_logit_scale "
     "teacher_final_logit_softcapping",
+    _project: "tile hidden_chunk weight bias start end dtype",
+    _addmm_fp32: "acc a b",
+    chunked_divergence._use_triton: "device",
+    chunked_divergence._stats_kernel: "s_ptr s_stride t_ptr t_stride s_max_ptr s_sum_ptr s_x_sum_ptr t_max_ptr "
+    "t_sum_ptr t_weighted_gap_ptr s_weighted_gap_ptr n_cols s_scale s_softcap t_scale t_softcap inv_t S_HAS_SOFTCAP "
+    "T_HAS_SOFTCAP BLOCK_SIZE",
+    chunked_divergence._backward_kernel: "s_ptr s_stride t_ptr t_stride s_log_z_ptr t_log_z_ptr aux_ptr grad_ptr "
+    "n_cols beta s_scale s_softcap t_scale t_softcap inv_t MODE S_HAS_SOFTCAP T_HAS_SOFTCAP BLOCK_SIZE",
     RepeatSampler.__init__: "data_source mini_repeat_count batch_size repeat_count shuffle seed",
     repeat_iterable_dataset: "dataset mini_repeat_count batch_size repeat_count",
     split_tensor_dict: "tensor_dict num_chunks",

@@ -25,7 +25,7 @@ import math
 import pytest
 import torch
 
-from trl_distill.minillm.credit import advantages, long_term_loss, mixture_logps, token_rewards
+from trl_distill.minillm.credit import advantages, leave_one_out, long_term_loss, mixture_logps, token_rewards
 
 
 EOS = 0
@@ -374,3 +374,83 @@ def test_nothing_moves_where_student_and_teacher_agree(settings):
     assert_exact(world.kl.detach(), torch.zeros_like(credit))
     gradient = world.single() + world.long(credit, epsilon=0.2)
     assert_exact(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_exact_credit_has_the_gradient_of_sampled_credit(world, gamma, inclusive):
+    """The expectation of a later reward is minus the step KL that the token has led to."""
+    settings = dict(gamma=gamma, inclusive=inclusive)
+    exact = world.credit(per_token_kl=world.kl, **settings)
+    assert not exact.requires_grad
+    assert_exact(world.long(exact), world.long(world.credit(**settings)))
+    if gamma == 1.0:
+        single = 0.0 if inclusive else world.single()
+        assert_exact(single + world.long(exact), world.total())
+        assert (exact - world.credit(**settings)).abs().max() > 0.1  # another credit in each sequence
+
+
+def test_exact_credit_has_less_variance(world):
+    """Of the long-term gradient over the student's sequences."""
+    variances = {}
+    for name, kl in {"sampled": None, "exact": world.kl}.items():
+        losses, _ = long_term_loss(world.logq, world.logq.detach(), world.credit(per_token_kl=kl), math.inf)
+        gradients = torch.stack(
+            [world.gradient((row * mask).sum()) for row, mask in zip(losses, world.mask, strict=True)]
+        )
+        mean = world.probability @ gradients
+        variances[name] = (world.probability @ (gradients - mean) ** 2).sum().item()
+    print(variances)
+    if world.mask.shape[1] > 2:
+        assert variances["exact"] < variances["sampled"]
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.6])
+def test_exact_credit_is_less_biased_under_the_mixture(world, alpha):
+    """A sampled reward of a token that the teacher drew is too high; the step KL does not know who drew."""
+    mixed, probability = world.mixture(alpha)
+    errors = {
+        name: relative_error(world.long(world.credit(per_token_kl=kl), mixed, probability), world.long(world.credit()))
+        for name, kl in {"sampled": None, "exact": world.kl}.items()
+    }
+    print(errors)
+    assert errors["exact"] < errors["sampled"]
+    # With one later token its weight is that of the sequence before it; with more, one factor is still too few
+    assert (errors["exact"] > 0.01) == (world.mask.shape[1] > 2)
+
+
+def answers_to_one_prompt(world, probabilities, credits, ratio):
+    r"""$E \frac{1}{2} \sum_i \sum_t w_t A^i_t \nabla \log q(y^i_t)$ over pairs of sequences `(S, S)`, with a minus."""
+    coefficients = torch.zeros_like(world.rewards)
+    for first, second in itertools.product(range(len(world.sequences)), repeat=2):
+        pair = torch.tensor([first, second])
+        credit = leave_one_out(credits[pair], world.mask[pair], 2)
+        for row, s in enumerate((first, second)):
+            coefficients[s] += probabilities[first, second] * credit[row] * ratio[s] / 2
+    return -world.gradient((coefficients * world.logq).sum())
+
+
+@pytest.mark.parametrize("settings", [{}, dict(inclusive=True), dict(length_normalization=True, gamma=0.5)])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_leave_one_out_moves_no_gradient(alpha, settings):
+    world = World(3, 3, 1)
+    mixed, probability = world.mixture(alpha)
+    ratio = (world.logq.detach() - mixed).exp()
+    credits = world.credit(**settings)
+    independent = probability[:, None] * probability
+    expected = world.long(credits, mixed, probability)
+    assert_exact(answers_to_one_prompt(world, independent, credits, ratio), expected)
+
+
+def test_answers_that_share_their_coins_would_be_biased():
+    world, alpha = World(3, 3, 1), 0.3
+    mixed, probability = world.mixture(alpha)
+    credits, ratio = world.credit(inclusive=True), (world.logq.detach() - mixed).exp()
+    logs = torch.stack([world.logq.detach(), world.logp])  # who draws, sequence, step
+    shared = 0.0
+    for coins in itertools.product((0, 1), repeat=3):
+        drawn = torch.stack([logs[coin, :, t] for t, coin in enumerate(coins)], 1).sum(1).exp()  # 0 behind the end
+        shared = shared + math.prod((1 - alpha, alpha)[coin] for coin in coins) * drawn[:, None] * drawn
+    assert_exact(shared.sum(1), probability)  # each answer alone is a sample of the mixture
+    expected = world.long(credits, mixed, probability)
+    assert_differs(answers_to_one_prompt(world, shared, credits, ratio), expected)
