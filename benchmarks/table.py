@@ -103,12 +103,12 @@ def training_step(result: dict) -> str:
             row["chunk_tokens"],
             f"{row['vocabulary']:,}",
             f"{row['seconds']['median']:.2f}",
-            times(row["time_ratio_to_4096"]),
+            times(row["time_ratio_to_256"]),
             f"{row['peak_mib']:,.0f}",
         ]
         for row in result["chunks"]
     ]
-    chunk_heads = ["loss_chunk_tokens", "vocabulary", "s for 4096 tokens", "time, multiple of 4096's", "peak MiB"]
+    chunk_heads = ["loss_chunk_tokens", "vocabulary", "s for 2048 tokens", "time, multiple of 256's", "peak MiB"]
     return f"{about}\n\n{markdown(heads, rows)}\n\n{markdown(chunk_heads, chunks)}"
 
 

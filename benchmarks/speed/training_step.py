@@ -34,12 +34,11 @@ from datasets import Dataset, disable_progress_bars
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer
-from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE
 
 from benchmarks.smollm2 import byte_tokenizer
 from benchmarks.speed.measuring import finish, in_turns, make_parser, now, ratio, spread, use_one_clock
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
-from trl_distill.divergence import LMHead, token_divergence
+from trl_distill.divergence import LMHead, policy_loss
 from trl_distill.minillm.credit import advantages, long_term_loss, token_rewards
 
 
@@ -56,7 +55,7 @@ ARMS = {
 
 
 def make_models(args, vocabulary: int):
-    """Student and teacher with random weights, fp32 student and on a GPU a bf16 teacher, as the trainers hold them."""
+    """Student and teacher with random weights, fp32, the teacher in mixed precision bf16, as the trainers hold them."""
 
     def build(seed, hidden, layers):
         torch.manual_seed(seed)
@@ -77,7 +76,7 @@ def make_models(args, vocabulary: int):
             return Qwen2ForCausalLM(config)
 
     teacher = build(1, args.teacher_hidden, args.teacher_layers).requires_grad_(False).eval()
-    return build(0, args.hidden, args.layers), teacher.to(torch.bfloat16) if args.device == "cuda" else teacher
+    return build(0, args.hidden, args.layers), teacher.to(torch.bfloat16) if args.bf16 else teacher
 
 
 class StepTimes(TrainerCallback):
@@ -96,10 +95,14 @@ def make_runner(args, vocabulary: int, arm: str, rollout: bool):
     student, teacher = make_models(args, vocabulary)
     trainer_class, config_class, settings = ARMS[arm]
     passes = 4 if arm == DEFAULTS else 1
-    if not rollout:  # completions for free
-        student.generate = lambda input_ids, **kwargs: torch.cat(
-            [input_ids, torch.randint(2, vocabulary, (len(input_ids), args.completion_tokens), device=args.device)], 1
-        )
+
+    def free_completions(prompts):
+        return torch.randint(2, vocabulary, (len(prompts), args.completion_tokens), device=args.device)
+
+    if not rollout and arm == TRL:
+        student.generate = lambda input_ids, **kwargs: torch.cat([input_ids, free_completions(input_ids)], dim=1)
+    if not rollout and trainer_class is MiniLLMTrainer:
+        settings = settings | {"score_from": "forward"}  # free completions come without hidden states
     if trainer_class is None:
         step = make_dense_step(args, student, teacher, vocabulary)
 
@@ -121,7 +124,7 @@ def make_runner(args, vocabulary: int, arm: str, rollout: bool):
             max_steps=2 * passes,
             max_completion_length=args.completion_tokens,
             learning_rate=1e-6,
-            bf16=args.device == "cuda",
+            bf16=args.bf16,
             use_cpu=args.device == "cpu",
             gradient_checkpointing=False,
             logging_strategy="no",
@@ -135,6 +138,8 @@ def make_runner(args, vocabulary: int, arm: str, rollout: bool):
         callbacks=[times],
     )
     trainer.remove_callback(PrinterCallback)
+    if not rollout and trainer_class is MiniLLMTrainer:
+        trainer._roll_out = lambda prompt_ids: free_completions(prompt_ids).tolist()
 
     def run_trainer():
         times.seconds.clear()
@@ -165,7 +170,7 @@ def make_dense_step(args, student, teacher, vocabulary: int):
 
     def step():
         ids = torch.randint(2, vocabulary, shape, device=args.device)
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
             loss = dense_loss(student, teacher, ids, args.prompt_tokens)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -176,18 +181,18 @@ def make_dense_step(args, student, teacher, vocabulary: int):
 
 
 def make_chunk_step(args, vocabulary: int, chunk_tokens: int):
-    """Forward and backward of the exact reverse KL on 4096 tokens, the rows of a full tile of TRL's kernel."""
+    """Forward and backward of the whole loss of a pass on 2048 tokens."""
     torch.manual_seed(0)
-    tensors = [torch.randn(rows, args.hidden, device=args.device) for rows in (4096, vocabulary, 4096, vocabulary)]
+    tensors = [torch.randn(rows, args.hidden, device=args.device) for rows in (2048, vocabulary, 2048, vocabulary)]
+    tokens, credit = torch.randint(vocabulary, (2048,), device=args.device), torch.randn(2048, device=args.device)
     student, student_head, teacher, teacher_head = (tensor.mul_(0.1) for tensor in tensors)
     student.requires_grad_(), student_head.requires_grad_()
 
     def step():
         start = now(args.device)
-        divergence, _ = token_divergence(
-            student, LMHead(student_head), teacher, LMHead(teacher_head), chunk_tokens=chunk_tokens
-        )
-        divergence.mean().backward()
+        models = student, LMHead(student_head), teacher, LMHead(teacher_head)
+        loss, _ = policy_loss(*models, tokens, 1.0, chunk_tokens, lambda logps, block: -credit[block] * logps)
+        (loss / 2048).backward()
         student.grad = student_head.grad = None
         return now(args.device) - start
 
@@ -224,7 +229,7 @@ def peak_of(args, vocabulary: int, arm: str) -> float:
     """MiB above the loaded models that `arm` takes at its peak, measured in a new process."""
     shape = ["hidden", "layers", "teacher_hidden", "teacher_layers", "prompt_tokens", "completion_tokens"]
     flags = [part for name in shape for part in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
-    flags += ["--batch-size", str(args.memory_batch_size)]
+    flags += ["--batch-size", str(args.memory_batch_size), *["--bf16"] * args.bf16]
     command = [sys.executable, "-m", __spec__.name, "--memory-of", arm, "--vocabularies", str(vocabulary)]
     command += ["--device", args.device, *flags]
     return float(subprocess.check_output(command, cwd=Path(__file__).parents[2], text=True).split()[-1])
@@ -263,12 +268,14 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--completion-tokens", type=int, default=48)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision; always on a GPU")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv: list[str] | None = None) -> dict | None:
     args = options().parse_args(argv)
+    args.bf16 = args.bf16 or args.device == "cuda"
     logging.set_verbosity_error()
     disable_progress_bars()
     clock = use_one_clock(args.device)
@@ -285,7 +292,7 @@ def main(argv: list[str] | None = None) -> dict | None:
                     row |= {"peak_mib": peak, "peak_ratio_to_trl": peak / peaks[TRL]}
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    vocabulary, sizes = min(args.vocabularies[0], VOCAB_CHUNK_SIZE), ("1024", "4096")
+    vocabulary, sizes = args.vocabularies[0], ("64", "256", "1024")
     steps = {size: make_chunk_step(args, vocabulary, int(size)) for size in sizes}
     seconds = in_turns(sizes, lambda size, repeat: steps[size](), args.repeats)
     for size in sizes:
@@ -294,7 +301,7 @@ def main(argv: list[str] | None = None) -> dict | None:
                 "chunk_tokens": int(size),
                 "vocabulary": vocabulary,
                 "seconds": spread(seconds[size]),
-                "time_ratio_to_4096": ratio(seconds[size], seconds["4096"]),
+                "time_ratio_to_256": ratio(seconds[size], seconds["256"]),
                 "peak_mib": peak_of(args, vocabulary, size),
             }
         )

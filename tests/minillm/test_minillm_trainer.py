@@ -14,6 +14,7 @@
 
 """The gradient of MiniLLM, its metrics and its rollout sets."""
 
+import copy
 import itertools
 import math
 from pathlib import Path
@@ -276,6 +277,53 @@ class TestMiniLLMTrainer:
             torch.manual_seed(5)
             samples.append(instance._generate_and_score_completions(rows)["completion_ids"])
         assert torch.equal(*samples)
+
+    def test_an_engine_draws_the_students_tokens_under_mixing(self, make_trainer):
+        """Its weights are those of each step, the teacher's states are kept, and the student reads the rows itself."""
+        trainer = make_trainer(teacher_mix_alpha=0.5, num_iterations=2, max_steps=4)
+
+        class Engine:
+            max_completion_length, synced = 8, []
+
+            def sync_weights(self):
+                self.synced.append(trainer.state.global_step)
+                self.model = copy.deepcopy(trainer.model).eval()
+
+            def generate(self, prompts, images, num_generations):
+                rows = [
+                    self.model.generate(torch.tensor([ids]), max_new_tokens=self.max_completion_length)
+                    for ids in prompts
+                ]
+                return (
+                    prompts,
+                    [row[0, len(ids) :].tolist() for row, ids in zip(rows, prompts, strict=True)],
+                    None,
+                    None,
+                )
+
+        trainer.use_vllm = trainer.args.use_vllm = True
+        trainer.vllm_generation, trainer._last_loaded_step = Engine(), -1
+        inputs = first_batch(trainer)
+        again = trainer._score(inputs, [None] * 4)
+        mask = inputs["completion_mask"].bool()
+        for name in ("teacher_hidden_states", "teacher_per_token_logps", "old_per_token_logps"):
+            torch.testing.assert_close(inputs[name][mask], again[name][mask], rtol=1e-5, atol=1e-5)
+        trainer._buffered_inputs = None
+        trainer.train()
+        assert trainer.vllm_generation.synced == [0, 2]  # two sets, of two passes each
+        assert 0 < trainer.state.log_history[0]["mix/student_calls"] < 8
+
+    def test_answers_to_one_prompt_are_adjacent_in_a_set(self, make_trainer, prompts):
+        trainer = make_trainer(num_generations=4, per_device_train_batch_size=8, num_iterations=2, max_steps=8)
+        trainer.train()
+        assert trainer.state.num_train_epochs >= 1
+        seen = []
+        loader = iter(trainer.get_train_dataloader())
+        for batch in loader:
+            texts = [row["prompt"] for row in batch]
+            assert texts == [text for text in texts[::4] for _ in range(4)] and len(set(texts)) == 2
+            seen.append(tuple(texts[::4]))
+        assert seen[::2] == seen[1::2] and len(set(itertools.chain(*seen))) == len(prompts)  # each set twice
 
     def test_coins_follow_the_seed_and_the_rollout_set(self, make_trainer):
         def tossed(seed, step):

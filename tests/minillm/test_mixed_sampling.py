@@ -25,9 +25,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig
+from trl.distributed import DistributedBackend
 
-from trl_distill.minillm.mixed_sampling import mixed_generate
+from trl_distill import MiniLLMConfig
+from trl_distill.divergence import backbone_states
+from trl_distill.minillm.mixed_sampling import VLLMStudent, mixed_generate, roll_out
 
 
 PAD, EOS = 5, 0
@@ -417,3 +422,97 @@ def test_teacher_may_be_the_base_of_the_student(pair):
     assert 0 < together.teacher_calls == apart.teacher_calls < 12
     enabled = generate(adapted, adapted, PROMPTS, **kwargs)
     assert not torch.equal(enabled.completion_ids, apart.completion_ids)
+
+
+# Runs of tokens by an engine
+
+
+class Engine:
+    """What we call of TRL's vLLM engine, with `generate` of transformers in its place."""
+
+    def __init__(self, model, temperature=1.0, ends=(EOS,), max_completion_length=99):
+        self.model, self.max_completion_length, self.lengths = model, max_completion_length, []
+        settings = dict(do_sample=True, temperature=temperature, top_k=0) if temperature else dict(do_sample=False)
+        self.settings = settings | dict(eos_token_id=list(ends), pad_token_id=PAD, disable_compile=True)
+
+    @torch.no_grad()
+    def generate(self, prompts, images, num_generations):
+        self.lengths.append(self.max_completion_length)
+        config = GenerationConfig(max_new_tokens=self.max_completion_length, **self.settings)
+        completions = []
+        for prompt in prompts:
+            row = torch.tensor([prompt])
+            whole = self.model.generate(row, attention_mask=torch.ones_like(row), generation_config=config)[0]
+            completions.append(whole[len(prompt) :].tolist())
+        return prompts, completions, None, None
+
+
+@pytest.mark.parametrize("alpha, temperature", [(0.3, 1.0), (0.6, 0.7)])
+def test_rows_of_an_engine_are_samples_of_the_mixture(pair, alpha, temperature):
+    student, teacher = pair()
+    settings = dict(alpha=alpha, max_new_tokens=2, temperature=temperature, generator=torch.Generator().manual_seed(0))
+    settings["draw_run"] = VLLMStudent(Engine(student, temperature))
+    torch.manual_seed(0)
+    rows = [completions(generate(None, teacher, PROMPTS[1:2], **settings))[0] for _ in range(900)]
+    assert_drawn_from(count(rows), sequence_probabilities(student, teacher, PROMPTS[1], 2, alpha, temperature))
+    for wrong in (0.0, 1.0):
+        with pytest.raises(AssertionError):
+            assert_drawn_from(count(rows), sequence_probabilities(student, teacher, PROMPTS[1], 2, wrong, temperature))
+
+
+def test_an_engine_draws_what_the_student_would_with_the_same_coins(pair):
+    """Without chance, tokens, ends and the teacher's states are those of drawing one by one."""
+    student, teacher = pair(layers=2)
+    ends, settings = [EOS, 3], dict(alpha=0.3, max_new_tokens=20, keeps_states=True, temperature=1e-4)
+    lengths = set()
+    for seed in range(8):
+        engine = Engine(student, temperature=0, ends=ends)
+        prompts, shared = PROMPTS * 2 + [[4, 4, 2], [2]], dict(eos_token_ids=ends, seed=seed, **settings)
+        expected = generate(student, teacher, prompts, **shared)
+        rollout = generate(None, teacher, prompts, draw_run=VLLMStudent(engine), **shared)
+        assert completions(rollout) == completions(expected)
+        assert (rollout.teacher_tokens, rollout.student_states) == (expected.teacher_tokens, None)
+        coins = (torch.rand(20, generator=torch.Generator().manual_seed(seed)) < 0.3).tolist()
+        runs = [len(list(run)) for coin, run in itertools.groupby(coins) if not coin]
+        assert engine.lengths == runs[: len(engine.lengths)] and rollout.student_calls == len(engine.lengths)
+        assert engine.max_completion_length == 99  # evaluation asks for whole answers
+        lengths |= set(rollout.lengths.tolist())
+        for row, length in enumerate(rollout.lengths if rollout.teacher_states is not None else []):
+            ours, theirs = rollout.teacher_states[row, :length], expected.teacher_states[row, :length]
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert len(lengths) > 4
+
+
+def test_a_run_that_stops_short_ends_its_row(pair):
+    """An engine at its context limit returns fewer tokens, or none."""
+    _, teacher = pair()
+
+    def draw_run(prompts, length):
+        return [[1, 2, 4][: max(6 - len(prompt), 0)][:length] for prompt in prompts]
+
+    rollout = generate(None, teacher, PROMPTS, alpha=1e-9, max_new_tokens=3, draw_run=draw_run)
+    assert completions(rollout) == [(1, 2, 4), (1, 2), (1, 2, 4)]
+    assert completions(generate(None, teacher, [[1] * 6], alpha=1e-9, max_new_tokens=3, draw_run=draw_run)) == [()]
+
+
+def test_answers_to_one_prompt_toss_their_own_coins(pair, tmp_path):
+    """Copies of the prompts are drawn in turn, and the answers to one prompt stay together."""
+    student, teacher = pair()
+    args = MiniLLMConfig(str(tmp_path), num_generations=3, per_device_train_batch_size=6, bf16=False, use_cpu=True)
+    config = GenerationConfig(max_new_tokens=24, eos_token_id=[EOS], pad_token_id=PAD)
+    prompts = [prompt for prompt in ([1], [2, 3, 1, 4]) for _ in range(3)]
+    with recorded(student, teacher) as calls:
+        completions, student_states, teacher_states, metrics = roll_out(
+            student, teacher, prompts, args=args, alpha=0.5, generation_config=config, vocab_size=6, rollout_set=0,
+            accelerator=Accelerator(cpu=True), backend=DistributedBackend(Accelerator(cpu=True)), keeps_states=True,
+        )  # fmt: skip
+    starts = [i for i, (_, width, read, _) in enumerate(calls) if width == 4 and read == 4]
+    coins = [tuple(call[0] for call in calls[a:b]) for a, b in itertools.pairwise([*starts, len(calls)])]
+    assert metrics["mix/teacher_calls"][0] + metrics["mix/student_calls"][0] == len(calls)
+    assert len(set(coins)) > 1
+    for row, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
+        whole = torch.tensor([prompt + ids])
+        with torch.no_grad():
+            for model, states in ((student, student_states), (teacher, teacher_states)):
+                fresh = backbone_states(model, whole, torch.ones_like(whole))[0, len(prompt) - 1 : -1]
+                torch.testing.assert_close(states[row, : len(ids)], fresh, rtol=1e-4, atol=1e-4)

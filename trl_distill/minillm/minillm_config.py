@@ -31,7 +31,8 @@ class MiniLLMConfig(DistillationConfig):
         teacher_mix_alpha (`float`, *optional*, defaults to `0.2`):
             Share of the teacher in the sampling distribution, Eq. (4) of the
             [MiniLLM](https://huggingface.co/papers/2306.08543) paper, in `[0, 1)`. Above `0.0`, completions are
-            sampled without vLLM and without truncated sampling. Evaluation samples from the student alone.
+            sampled without truncated sampling, and vLLM draws the student's tokens between two of the teacher's, which
+            takes `vllm_mode="colocate"`. Evaluation samples from the student alone.
         num_generations (`int`, *optional*, defaults to `1`):
             Answers to each prompt of a rollout set. Above `1`, a token's credit counts from the mean of the other
             answers at its step (leave-one-out). Must divide the answers of a set on each process.
@@ -264,8 +265,8 @@ class MiniLLMConfig(DistillationConfig):
 
     @property
     def samples_plainly(self) -> bool:
-        """Whether completions are drawn from the models' own distributions, by our sampler."""
-        return not self.use_vllm and not self._changed_sampling()
+        """Whether training draws completions by our sampler, from the models' own distributions."""
+        return not self._changed_sampling() and (self.teacher_mix_alpha > 0.0 or not self.use_vllm)
 
     # With a share of the teacher, the probability that a token was drawn with must be known exactly
     def _require_plain_sampling(self):
@@ -276,8 +277,14 @@ class MiniLLMConfig(DistillationConfig):
                 + (f"Set it to {neutral!r}" if hasattr(self, name) else "Remove it from `generation_kwargs`")
                 + ", or set `teacher_mix_alpha=0.0`."
             )
-        if self.use_vllm:
+        if self.use_vllm and (self.vllm_mode, self.vllm_tensor_parallel_size) != ("colocate", 1):
             raise ValueError(
-                f"vLLM samples from the student alone, but `teacher_mix_alpha` is {self.teacher_mix_alpha}. Set "
-                "`teacher_mix_alpha=0.0`, or `use_vllm=False`."
+                "vLLM draws the student's tokens between two of the teacher's, which each process must ask for on its "
+                f"own, but `vllm_mode` is {self.vllm_mode!r} and `vllm_tensor_parallel_size` is "
+                f"{self.vllm_tensor_parallel_size}. Set 'colocate' and 1, or `teacher_mix_alpha=0.0`."
+            )
+        if self.use_vllm and self.vllm_enable_sleep_mode:
+            raise ValueError(
+                "`vllm_enable_sleep_mode=True` drops vLLM's weights after each of its calls, and with "
+                f"`teacher_mix_alpha={self.teacher_mix_alpha}` a rollout makes many. Set it to `False`."
             )

@@ -214,7 +214,8 @@ class MiniLLMTrainer(DistillationTrainer):
         self._keeps_states = args.score_from == "rollout" and args.samples_plainly
         spans = args.whiten_advantages or args.num_generations > 1
         one_step, whole = args.steps_per_generation == args.gradient_accumulation_steps, args.steps_per_generation == 1
-        self._scores_student = args.has_long_term and (self._keeps_states or not (whole or (one_step and not spans)))
+        known, can_wait = self._keeps_states and not args.use_vllm, whole or (one_step and not spans)
+        self._scores_student = args.has_long_term and (known or not can_wait)
         # Of student and teacher, from the sampler to `_score`: in between, TRL makes tensors of token ids alone
         self._sampled_states: tuple[Tensor | None, Tensor | None] = (None, None)
 
@@ -297,7 +298,7 @@ class MiniLLMTrainer(DistillationTrainer):
     @timed("time/rollout")
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         with self.accelerator.autocast():  # one for all tokens: it casts fp32 weights once and not at every token
-            if self.args.samples_plainly:
+            if self.args.samples_plainly and (self.model.training or not self.use_vllm):
                 completion_ids = self._roll_out(prompt_ids)
             else:
                 completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
@@ -308,6 +309,9 @@ class MiniLLMTrainer(DistillationTrainer):
         from .mixed_sampling import roll_out  # not needed with vLLM
 
         training = self.model.training
+        if self.use_vllm and self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
         completion_ids, *self._sampled_states, metrics = roll_out(
             self.model_wrapped,
             self.teacher_model,
@@ -320,6 +324,7 @@ class MiniLLMTrainer(DistillationTrainer):
             accelerator=self.accelerator,
             backend=self._dist,
             keeps_states=self._keeps_states and training,
+            engine=self.vllm_generation if self.use_vllm else None,
         )
         self._averages[self._mode].update(metrics)
         return completion_ids

@@ -44,7 +44,7 @@ class MixedRollout(NamedTuple):
     teacher_states: Tensor | None  # (B, T, H_t); `None` without states, or without a teacher
     teacher_tokens: int  # how many of them the teacher drew
     teacher_calls: int  # forward passes
-    student_calls: int
+    student_calls: int  # forward passes, or calls of `draw_run`
 
 
 @contextmanager
@@ -138,6 +138,7 @@ def mixed_generate(
     synced_gpus: bool = False,
     teacher_context: Callable[[], AbstractContextManager] = nullcontext,
     keeps_states: bool = False,
+    draw_run: Callable[[list[list[int]], int], list[list[int]]] | None = None,
 ) -> MixedRollout:
     r"""
     Sample completions from $\tilde p = \alpha p + (1 - \alpha) q$, with teacher $p$ and student $q$.
@@ -170,9 +171,14 @@ def mixed_generate(
         keeps_states (`bool`, *optional*, defaults to `False`):
             Whether to return the hidden states that predict the tokens, of the student and, at `alpha` above 0, of the
             teacher. Each model then reads every token once, its unread tail in one block at the end.
+        draw_run (`Callable[[list[list[int]], int], list[list[int]]]`, *optional*):
+            In place of `student`: samples up to so many tokens after each row of token ids, such as a server does. Its
+            hidden states are not known.
     """
     shape = (*input_ids.shape, max_new_tokens)
-    readers = {False: _Reader(student, vocab_size, nullcontext, keeps_states, shape)}
+    readers = {}
+    if draw_run is None:
+        readers[False] = _Reader(student, vocab_size, nullcontext, keeps_states, shape)
     if alpha > 0:
         readers[True] = _Reader(teacher, vocab_size, teacher_context, keeps_states, shape)
     coins = (torch.rand(max_new_tokens, generator=generator) < alpha).tolist()
@@ -183,16 +189,27 @@ def mixed_generate(
     finished = torch.zeros_like(rows, dtype=torch.bool)  # (b,)
     completion_ids = ids.new_full((len(ids), max_new_tokens), pad_token_id)
     lengths = torch.zeros_like(rows)  # (B,)
-    teacher_tokens = 0
+    teacher_tokens = step = runs = 0
 
-    for step, teacher_draws in enumerate(coins):
-        tokens = _draw(readers[teacher_draws].read(ids, mask, positions, rows), temperature)  # (b, 1)
-        tokens = torch.where(finished[:, None], pad_token_id, tokens)
-        completion_ids[rows, step] = tokens[:, 0]
-        lengths[rows] += ~finished
-        teacher_tokens += teacher_draws * (~finished).sum()
+    while step < max_new_tokens:
+        teacher_draws = coins[step]
+        if teacher_draws in readers:
+            tokens = _draw(readers[teacher_draws].read(ids, mask, positions, rows), temperature)  # (b, 1)
+            drawn = torch.ones_like(tokens, dtype=torch.bool)
+        else:
+            length = next((n for n, coin in enumerate(coins[step:]) if coin), max_new_tokens - step)
+            tokens, drawn = _draw_runs(draw_run, ids, mask, finished, length, pad_token_id)  # (b, n) each
+            runs += 1
+        # A row goes on until its first end, and a run that is too short is an end as well
+        ended = torch.isin(tokens, eos) | ~drawn
+        drawn &= (ended.cumsum(dim=1) - ended.long() == 0) & ~finished[:, None]
+        tokens = torch.where(drawn, tokens, pad_token_id)
+        completion_ids[rows, step : step + tokens.shape[1]] = tokens
+        lengths[rows] += drawn.sum(dim=1)
+        teacher_tokens += teacher_draws * drawn.sum()
+        step += tokens.shape[1]
 
-        finished = finished | torch.isin(tokens[:, 0], eos)
+        finished = finished | ended.any(dim=1)
         waiting = (~finished).sum()
         # Rows that have ended leave the batch, a quarter at a time so that the caches are seldom copied. One row stays
         # to take part in the collectives of the others.
@@ -201,33 +218,69 @@ def mixed_generate(
         if synced_gpus:
             dist.all_reduce(signals, op=dist.ReduceOp.MAX)
         somewhere_waiting, somewhere_leaving = signals.tolist()
-        ends = not somewhere_waiting or step + 1 == max_new_tokens
+        ends = not somewhere_waiting or step == max_new_tokens
+        read = _extended(ids, mask, positions, tokens[:, :-1])  # the last token predicts nothing yet
         if ends or somewhere_leaving:
             for reader in readers.values():
-                reader.catch_up(ids, mask, positions, rows)
+                reader.catch_up(*read, rows)
         if ends:
             break
-        ids = torch.cat([ids, tokens], dim=1)
-        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
+        ids, mask, positions = _extended(*read, tokens[:, -1:])
         if leave:
             keep = (~finished).nonzero()[:, 0] if waiting else rows.new_zeros(1)
             ids, mask, positions, rows, finished = (x[keep] for x in (ids, mask, positions, rows, finished))
             for reader in readers.values():
                 reader.keep_rows(keep)
 
-    states = {
-        role: None if reader.states is None else reader.states[:, : step + 1] for role, reader in readers.items()
-    }
+    states = {role: reader.states[:, :step] for role, reader in readers.items() if reader.states is not None}
+    calls = {role: reader.calls for role, reader in readers.items()}
     return MixedRollout(
-        completion_ids=completion_ids[:, : step + 1],
+        completion_ids=completion_ids[:, :step],
         lengths=lengths,
-        student_states=states[False],
+        student_states=states.get(False),
         teacher_states=states.get(True),
         teacher_tokens=int(teacher_tokens),
-        teacher_calls=readers[True].calls if alpha > 0 else 0,
-        student_calls=readers[False].calls,
+        teacher_calls=calls.get(True, 0),
+        student_calls=calls.get(False, runs),
     )
+
+
+def _extended(ids, mask, positions, tokens) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, mask and positions of rows that go on with `tokens` `(b, n)`."""
+    following = positions[:, -1:] + torch.arange(1, tokens.shape[1] + 1, device=ids.device)
+    parts = (ids, tokens), (mask, torch.ones_like(tokens)), (positions, following)
+    return tuple(torch.cat(pair, dim=1) if tokens.shape[1] else pair[0] for pair in parts)
+
+
+def _draw_runs(draw_run, ids, mask, finished, length, pad_token_id) -> tuple[Tensor, Tensor]:
+    """Up to `length` tokens `(b, length)` of each row that is not finished, and where there are any."""
+    waiting = (~finished).nonzero()[:, 0].tolist()
+    runs = draw_run([ids[row][mask[row].bool()].tolist() for row in waiting], length)
+    tokens = ids.new_full((len(ids), length), pad_token_id)
+    drawn = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, run in zip(waiting, runs, strict=True):
+        tokens[row, : len(run)], drawn[row, : len(run)] = ids.new_tensor(run), True
+    return tokens, drawn
+
+
+class VLLMStudent:
+    """
+    Runs of tokens by TRL's vLLM engine, for [`mixed_generate`].
+
+    The coins are known before the rollout, so the student draws everything up to the teacher's next token in one call
+    of the engine, about `alpha` calls a token. Prefix caching, vLLM's default, spares it to read a row again.
+    """
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __call__(self, prompt_ids: list[list[int]], length: int) -> list[list[int]]:
+        longest = self.engine.max_completion_length
+        self.engine.max_completion_length = length
+        try:
+            return self.engine.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
+        finally:
+            self.engine.max_completion_length = longest
 
 
 @contextmanager
@@ -267,12 +320,14 @@ def roll_out(
     accelerator,
     backend,
     keeps_states: bool,
+    engine=None,
 ) -> RolloutSet:
     """
     Completions of a trainer's wrapped models to prompts as token ids.
 
     `teacher` is `None` if it is the student's base model. `rollout_set` numbers the set: coins are a function of it,
     so that a resumed run draws the same. Answers to one prompt are drawn in turn, since they must not share coins.
+    TRL's vLLM `engine`, if there is one, holds the student's weights and draws its tokens.
     """
     # A sharded model makes each forward a collective, and then all processes must call the same model
     sharded = accelerator.num_processes > 1 and (backend.is_zero3 or backend.is_fsdp)
@@ -303,6 +358,7 @@ def roll_out(
                     synced_gpus=sharded,
                     teacher_context=student_model.disable_adapter if teacher is None else nullcontext,
                     keeps_states=keeps_states,
+                    draw_run=engine and VLLMStudent(engine),
                 )
             )
     lengths = _in_turn([rollout.lengths for rollout in rollouts]).tolist()
@@ -310,6 +366,7 @@ def roll_out(
     metrics = {
         "mix/teacher_share": (sum(rollout.teacher_tokens for rollout in rollouts), sum(lengths)),
         "mix/teacher_calls": (sum(rollout.teacher_calls for rollout in rollouts), 1),
+        "mix/student_calls": (sum(rollout.student_calls for rollout in rollouts), 1),
     }
     return RolloutSet(
         [ids[:length] for ids, length in zip(completions, lengths, strict=True)],
