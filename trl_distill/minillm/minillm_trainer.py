@@ -55,13 +55,11 @@ from .minillm_config import MiniLLMConfig
 from .preparation import (
     Corpus,
     check_datasets,
-    check_prompts,
     check_teacher,
-    drop_long_prompts,
-    longest_prompt,
     prepare_teacher,
     prepare_tokenizer,
 )
+from .prompts import check_prompts, drop_long_prompts, longest_prompt, tokens_per_byte
 from .resume import RESUME_FILE, ResumableRepeatSampler, check_resumable, resume_settings
 
 
@@ -199,7 +197,12 @@ class MiniLLMTrainer(DistillationTrainer):
 
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.teacher_model or self.model)]
         limit = longest_prompt(models, self.generation_config.max_new_tokens, args.lm_max_length * bool(self._corpus))
-        keep_fitting = partial(drop_long_prompts, tokenize=lambda rows: self._tokenize_prompts(rows)[0], limit=limit)
+        keep_fitting = partial(
+            drop_long_prompts,
+            tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
+            limit=limit,
+            bytes_grow=tokens_per_byte(self._tokenizer),
+        )
         self.train_dataset = keep_fitting(self.train_dataset, "train_dataset")
         self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
         check_prompts(self.train_dataset, "train_dataset", self._repeats["batch_size"])

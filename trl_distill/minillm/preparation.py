@@ -14,7 +14,6 @@
 
 """What a run is made of, checked and prepared before its first step: teacher, tokenizer, prompts and corpus."""
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -31,7 +30,6 @@ from trl.trainer.utils import get_config_model_id, pad
 from ..divergence import LMHead, backbone_states, join_completions, select_states, token_divergence, token_logps
 from ..models import (
     check_same_tokens,
-    context_length,
     load_teacher,
     load_teacher_tokenizer,
     match_vocabulary,
@@ -39,6 +37,7 @@ from ..models import (
 )
 from .metrics import HAS_ROUGE
 from .minillm_config import MiniLLMConfig
+from .prompts import check_prompts
 
 
 logger = get_logger(__name__)
@@ -157,65 +156,6 @@ def check_datasets(train_dataset, eval_dataset, lm_dataset, args: MiniLLMConfig)
             "`lm_dataset` must be a map-style `datasets.Dataset` with a column `text`, got a "
             f"{type(lm_dataset).__name__} with columns {lm_dataset.column_names}."
         )
-
-
-def check_prompts(dataset: Dataset | IterableDataset, name: str, rollout_size: int = 1):
-    """Refuse a dataset without text prompts, or with fewer than one rollout set takes. A stream is not read."""
-    columns = dataset.column_names or []
-    if isinstance(dataset, Dataset) and len(dataset) == 0:
-        raise ValueError(f"`{name}` is empty.")
-    if columns and "prompt" not in columns:
-        raise ValueError(f"`{name}` has no column `prompt`, only {columns}. Rename the column that holds the prompts.")
-    if "image" in columns or "images" in columns:
-        raise ValueError(f"`{name}` has images, but MiniLLMTrainer trains on text only. Remove the column.")
-    if isinstance(dataset, Dataset):
-        for index, prompt in enumerate(dataset["prompt"]):
-            if not prompt:
-                raise ValueError(f"`{name}` has an empty prompt in row {index}. Remove it.")
-        if len(dataset) < rollout_size:
-            raise ValueError(
-                f"`{name}` has {len(dataset)} usable prompts, but one rollout set takes {rollout_size} "
-                "(`per_device_train_batch_size` x `steps_per_generation` x processes). Lower one of them."
-            )
-
-
-def drop_long_prompts(dataset, name: str, tokenize: Callable[[list], list[list[int]]], limit: int | None):
-    """
-    Keep the rows whose prompt has at most `limit` tokens, `None` for all. A prompt without tokens is an error.
-
-    `dataset` is `None`, a dataset, a stream, which is filtered while it is read, or a dictionary of these.
-    """
-    if dataset is None:
-        return None
-    if isinstance(dataset, dict):
-        return {key: drop_long_prompts(data, key, tokenize, limit) for key, data in dataset.items()}
-
-    def fits(prompts: list) -> list[bool]:
-        lengths = [len(ids) for ids in tokenize(prompts)]
-        if min(lengths) == 0:
-            raise ValueError(f"`{name}` has a prompt without tokens: {prompts[lengths.index(0)]!r}. Remove it.")
-        return [limit is None or length <= limit for length in lengths]
-
-    if isinstance(dataset, IterableDataset):
-        return dataset.filter(lambda row: fits([row["prompt"]])[0])
-    kept = [keep for batch in dataset.select_columns("prompt").iter(256) for keep in fits(batch["prompt"])]
-    if all(kept):
-        return dataset
-    reason = f"longer than {limit} tokens, the models' context minus `max_completion_length`"
-    if not any(kept):
-        raise ValueError(f"Every prompt of `{name}` is {reason}. Shorten the prompts or the completions.")
-    logger.warning(f"Dropped {kept.count(False)} of {len(kept)} rows of `{name}`: their prompts are {reason}.")
-    return dataset.select([index for index, keep in enumerate(kept) if keep])
-
-
-def longest_prompt(models: list[PreTrainedModel], max_new_tokens: int, corpus_length: int) -> int | None:
-    """Tokens of a prompt that leaves room for the longest completion; `None` if no model says how much it reads."""
-    context = context_length(*models)
-    if context is None:
-        return None
-    if corpus_length > context:
-        raise ValueError(f"`lm_max_length` is {corpus_length}, but the models' context is {context} tokens.")
-    return context - max_new_tokens
 
 
 @lru_cache(maxsize=2)  # a batch reads from one pass, or from the end of one and the start of the next
