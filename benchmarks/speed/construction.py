@@ -28,7 +28,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, disable_progress_bars, load_from_disk
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer
@@ -88,20 +88,22 @@ def first_step(arm: str, prompts: Dataset) -> float:
     return now(CPU) - start
 
 
-def memory_of(args: argparse.Namespace) -> None:
-    """Run one arm, chosen by `--memory-of`, and print by how much it lifted the memory above that of the prompts."""
-    prompts = make_prompts(args.kinds[0], args.prompts[0])
-    first_step(args.memory_of, prompts.select(range(100)))  # what a library loads when it is first used
+def memory_of(arm: str, folder: str) -> None:
+    """Print by how many MiB an arm lifts the memory of a process that holds the prompts in this folder."""
+    prompts = load_from_disk(folder)
+    first_step(arm, prompts.select(range(100)))  # what a library loads when it is first used
     before = held(CPU)
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
-    first_step(args.memory_of, prompts)
+    first_step(arm, prompts)
     print(peak(CPU) - before)
 
 
-def peak_of(kind: str, count: int, arm: str) -> float:
-    """MiB above the prompts that `arm` takes at its peak, measured in a new process."""
-    command = [sys.executable, "-m", __spec__.name, "--memory-of", arm, "--kinds", kind, "--prompts", str(count)]
-    return float(subprocess.check_output(command, cwd=Path(__file__).parents[2], text=True).split()[-1])
+def peak_of(arm: str, prompts: Dataset) -> float:
+    """MiB that `arm` takes at its peak, measured in a new process, which has not made the prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        prompts.save_to_disk(folder)
+        command = [sys.executable, "-m", __spec__.name, "--memory-of", arm, folder]
+        return float(subprocess.check_output(command, cwd=Path(__file__).parents[2], text=True).split()[-1])
 
 
 def measure(kind: str, count: int, repeats: int) -> list[dict]:
@@ -111,7 +113,7 @@ def measure(kind: str, count: int, repeats: int) -> list[dict]:
     for arm in ARMS:
         row = {"prompts": count, "kind": kind, "arm": arm, "seconds": spread(seconds[arm])}
         row["time_ratio_to_trl"] = ratio(seconds[arm], seconds[TRL])
-        rows.append(row | {"peak_mib": peak_of(kind, count, arm)})
+        rows.append(row | {"peak_mib": peak_of(arm, prompts)})
     return rows
 
 
@@ -121,13 +123,13 @@ def main(argv: list[str] | None = None) -> dict | None:
     parser.add_argument(
         "--kinds", nargs="+", choices=["standard", "conversational"], default=["standard", "conversational"]
     )
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
     disable_progress_bars()
     clock = use_one_clock(CPU)
     if args.memory_of:
-        return memory_of(args)
+        return memory_of(*args.memory_of)
     rows = []
     for count in args.prompts:
         for kind in args.kinds:

@@ -146,6 +146,8 @@ def _generation_configs(
         beyond = [] if vocab_size is None else list(range(vocab_size, vocabulary_rows(model)))
         forbidden = {"no_repeat_ngram_size": settings.no_repeat_ngram_size or None, "suppress_tokens": beyond or None}
         configs.append(generation_config(*drawn, **forbidden))
+        if vocab_size is not None and configs[-1].pad_token_id >= vocab_size:
+            configs[-1].pad_token_id = end_tokens[0]  # an added token that one of the models has no row for
     return configs
 
 
@@ -385,6 +387,12 @@ def evaluate_model(
     if teacher is not None:
         teacher_tokenizer = load_teacher_tokenizer(teacher) if teacher_tokenizer is None else teacher_tokenizer
         vocab_size = match_vocabulary(tokenizer, teacher_tokenizer, model, teacher)
+        for row in prompts.kept:
+            if max(prompts.ids[row]) >= vocab_size:
+                raise ValueError(
+                    f"The prompt of row {row} has the token {max(prompts.ids[row])}, and the teacher knows only those "
+                    f"below {vocab_size}. Take it out of the prompts, or out of the chat template that adds it."
+                )
     generators = models if exposure else [model]
     configs = _generation_configs(generators, tokenizer, vocab_size, settings)
 

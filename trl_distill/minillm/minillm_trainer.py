@@ -39,7 +39,6 @@ from ..divergence import (
     token_divergence,
     token_logps,
 )
-from ..models import vocabulary_rows
 from .credit import advantages, long_term_loss, mixture_logps, token_rewards, whiten
 from .metrics import (
     Averages,
@@ -56,10 +55,11 @@ from .preparation import (
     Corpus,
     check_datasets,
     check_teacher,
+    generate_for_both,
     prepare_teacher,
-    prepare_tokenizer,
+    prepare_tokenizers,
 )
-from .prompts import check_prompts, drop_long_prompts, longest_prompt, tokens_per_byte
+from .prompts import check_prompts, check_readable, drop_long_prompts, longest_prompt, tokens_per_byte
 from .resume import RESUME_FILE, ResumableRepeatSampler, check_resumable, resume_settings
 
 
@@ -168,7 +168,7 @@ class MiniLLMTrainer(DistillationTrainer):
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         check_teacher(teacher_model, args, has_adapter=peft_config is not None or isinstance(model, PeftModel))
         check_datasets(train_dataset, eval_dataset, lm_dataset, args)
-        processing_class = prepare_tokenizer(processing_class, model, teacher_model, args)
+        tokenizers = prepare_tokenizers(processing_class, model, teacher_model, args)
 
         super().__init__(
             model=model,
@@ -177,7 +177,7 @@ class MiniLLMTrainer(DistillationTrainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            processing_class=tokenizers.student,
             callbacks=callbacks,
             optimizers=optimizers,
             quantization_config=quantization_config,
@@ -188,13 +188,12 @@ class MiniLLMTrainer(DistillationTrainer):
         self.teacher_model, self.vocab_size = prepare_teacher(
             teacher_model, self.model, self.processing_class, args, self.accelerator, self._dist.is_zero3
         )
-        unshared = range(self.vocab_size, vocabulary_rows(self.model))
-        if unshared:
-            suppressed = [*(self.generation_kwargs.get("suppress_tokens") or []), *unshared]
-            self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = suppressed
+        generate_for_both(self, tokenizers)
+        self._foreign = tokenizers.foreign(self.vocab_size)
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
-        self._corpus = Corpus(lm_dataset, self.processing_class, args) if self.lm_coef > 0.0 else None
+        self._corpus = Corpus(lm_dataset, self._tokenizer, args, self._foreign) if self.lm_coef > 0.0 else None
 
+        self._longest_prompt = None
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.teacher_model or self.model)]
         limit = longest_prompt(models, self.generation_config.max_new_tokens, args.lm_max_length * bool(self._corpus))
         keep_fitting = partial(
@@ -206,6 +205,7 @@ class MiniLLMTrainer(DistillationTrainer):
         self.train_dataset = keep_fitting(self.train_dataset, "train_dataset")
         self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
         check_prompts(self.train_dataset, "train_dataset", self._repeats["batch_size"])
+        self._longest_prompt = limit  # of a large dataset not every prompt has been tokenized
 
         # A token has no credit from its own rollout set before the set is scored. That takes an extra student pass,
         # unless the first inner pass can serve: it then must see the parameters that the set was sampled with, so the
@@ -217,6 +217,11 @@ class MiniLLMTrainer(DistillationTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "completion", "answer"]))
+
+    def _tokenize_prompts(self, prompts: list):
+        prompt_ids, *others = super()._tokenize_prompts(prompts)
+        check_readable(prompts, prompt_ids, self._foreign, self._longest_prompt)
+        return prompt_ids, *others
 
     @property
     def _reads_per_set(self) -> int:
@@ -325,6 +330,9 @@ class MiniLLMTrainer(DistillationTrainer):
         real = len(inputs) if self.model.training else real_rows(self.accelerator, len(inputs))
         counts = ~empty & (torch.arange(len(ids), device=ids.device) < real)
         rollouts["completion_mask"] = mask = mask * counts[:, None]
+        # The student's padding may be a token that the teacher has no row for
+        for name in ("prompt", "completion"):
+            rollouts[f"{name}_ids"] *= rollouts[f"{name}_mask"]
         rollouts |= self._score(rollouts, [row["prompt"] for row in inputs])
 
         completions = [row[own.bool()].tolist() for row, own in zip(ids.cpu(), mask.cpu(), strict=True)][:real]

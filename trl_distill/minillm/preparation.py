@@ -15,6 +15,7 @@
 """What a run is made of, checked and prepared before its first step: teacher, tokenizer, prompts and corpus."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from accelerate.logging import get_logger
@@ -28,6 +29,7 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import get_config_model_id, pad
 
 from ..divergence import LMHead, backbone_states, join_completions, select_states, token_divergence, token_logps
+from ..generation import end_token_ids
 from ..models import (
     check_same_tokens,
     load_teacher,
@@ -106,8 +108,20 @@ def prepare_teacher(teacher_model, student, tokenizer, args: MiniLLMConfig, acce
     return accelerator.prepare_model(teacher_model, device_placement=True, evaluation_mode=True), shared
 
 
-def prepare_tokenizer(tokenizer, student, teacher, args: MiniLLMConfig) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, loaded if it was not passed. The teacher must read tokens in the same way."""
+class Tokenizers(NamedTuple):
+    """How both models read text."""
+
+    student: PreTrainedTokenizerBase
+    teacher: PreTrainedTokenizerBase | None = None  # if it is known
+    unknown: set[int] = frozenset()  # tokens of the student's that the teacher's does not have
+
+    def foreign(self, rows: int) -> set[int]:
+        """Tokens of the student that the teacher cannot read, with the `rows` that both have in their vocabularies."""
+        return self.unknown | {token for token in self.student.get_vocab().values() if token >= rows}
+
+
+def prepare_tokenizers(tokenizer, student, teacher, args: MiniLLMConfig) -> Tokenizers:
+    """Load what was not passed. The teacher must read ordinary tokens as the student does."""
     if tokenizer is None:
         is_name = isinstance(student, str)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -127,13 +141,37 @@ def prepare_tokenizer(tokenizer, student, teacher, args: MiniLLMConfig) -> PreTr
             teacher, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
         )
         if teacher_tokenizer is not None:
-            check_same_tokens(tokenizer, teacher_tokenizer)
-        else:
-            logger.warning(
-                "The teacher comes without a tokenizer, so it cannot be checked that it reads tokens as the student "
-                "does. Pass the teacher as a path to have it checked."
-            )
-    return tokenizer
+            return Tokenizers(tokenizer, teacher_tokenizer, check_same_tokens(tokenizer, teacher_tokenizer))
+        logger.warning(
+            "The teacher comes without a tokenizer, so it cannot be checked that it reads tokens as the student "
+            "does. Pass the teacher as a path to have it checked."
+        )
+    return Tokenizers(tokenizer)
+
+
+def generate_for_both(trainer, tokenizers: Tokenizers):
+    """Have a trainer draw and pad with tokens that both models have a row for, and end answers where either would."""
+    student, teacher = (
+        trainer.accelerator.unwrap_model(model) for model in (trainer.model, trainer.teacher_model or trainer.model)
+    )
+    rows, tokenizer, given = trainer.vocab_size, tokenizers.student, trainer.args.generation_kwargs or {}
+    ends, teacher_ends = trainer.eos_token_ids, end_token_ids(teacher, tokenizers.teacher or tokenizers.student)
+    if set(ends) != set(teacher_ends):
+        logger.warning(
+            f"The student ends answers with the tokens {sorted(ends)}, the teacher with {sorted(teacher_ends)}: in "
+            "training and evaluation all of these end one. The saved student keeps its own; to have it stop where it "
+            "has learned to, set `eos_token_id` in its generation config."
+        )
+    trainer.eos_token_ids = [end for end in dict.fromkeys([*ends, *teacher_ends]) if end < rows]
+    settings = {"eos_token_id": trainer.eos_token_ids} | given
+    if tokenizer.pad_token_id >= rows:
+        settings["pad_token_id"] = tokenizer.eos_token_id
+    if unshared := range(rows, vocabulary_rows(student)):
+        settings["suppress_tokens"] = [*(given.get("suppress_tokens") or []), *unshared]
+    trainer.generation_config.update(**settings)
+    trainer.generation_kwargs |= settings
+    if trainer.use_vllm:
+        trainer.vllm_generation.generation_kwargs = {"stop_token_ids": trainer.eos_token_ids} | given
 
 
 def check_datasets(train_dataset, eval_dataset, lm_dataset, args: MiniLLMConfig):
@@ -170,7 +208,13 @@ class Corpus:
     Documents in the column `text`, joined by EOS and cut into blocks; a rest shorter than a block is dropped.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MiniLLMConfig):
+    def __init__(
+        self,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        args: MiniLLMConfig,
+        foreign: set[int] = frozenset(),
+    ):
         def tokenize(batch):
             return {"input_ids": [ids + [tokenizer.eos_token_id] for ids in tokenizer(batch["text"])["input_ids"]]}
 
@@ -181,6 +225,12 @@ class Corpus:
         if not blocks:
             raise ValueError(f"`lm_dataset` has fewer tokens than one block of `lm_max_length` ({length}) tokens.")
         self.blocks = torch.tensor(blocks)  # (blocks, lm_max_length)
+        unknown = foreign.intersection(self.blocks.unique().tolist())
+        if unknown:
+            raise ValueError(
+                f"`lm_dataset` holds {tokenizer.convert_ids_to_tokens(min(unknown))!r}, which is a token of the "
+                "student's tokenizer that the teacher does not have. Remove it from the texts."
+            )
         self.args = args
 
     def batch(self, step: int) -> Tensor:

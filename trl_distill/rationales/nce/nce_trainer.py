@@ -166,6 +166,11 @@ class NCETrainer(SFTTrainer):
             return
         tokenizer = load_teacher_tokenizer(teacher_model, trust_remote_code=self.args.trust_remote_code)
         self.vocab_size = match_vocabulary(self.processing_class, tokenizer, self.model, teacher_model)
+        if max(self.processing_class.get_vocab().values()) >= self.vocab_size:
+            raise ValueError(
+                f"The student's tokenizer has added tokens that a model of {self.vocab_size} rows cannot read. Train "
+                "student and teacher with one tokenizer."
+            )
         teacher_model.requires_grad_(False)
         teacher_model.set_adapter("nat", inference_mode=True)
         self.teacher_model = self.accelerator.prepare_model(teacher_model.eval(), evaluation_mode=True)
