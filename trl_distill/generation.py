@@ -103,24 +103,30 @@ def generation_config(
 
 
 @contextmanager
-def generating(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """
-    Eval mode, random numbers of our own, and a neutral generation config, since generate() fills what is unset from
-    the model's own. All undone at the end.
-    """
+def neutral_generation_configs(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Models without settings of their own for a while: generate() fills what is unset from these."""
     holders = [*models, *(model.get_base_model() for model in models if hasattr(model, "get_base_model"))]
-    cuda = sorted({model.device.index or 0 for model in models if model.device.type == "cuda"})
-    training, configs = [model.training for model in models], [holder.generation_config for holder in holders]
-    for model in models:
-        model.eval()
+    configs = [holder.generation_config for holder in holders]
     for holder in holders:
         holder.generation_config = GenerationConfig()
     try:
-        with torch.random.fork_rng(cuda):
-            yield
+        yield
     finally:
         for holder, config in zip(holders, configs, strict=True):
             holder.generation_config = config
+
+
+@contextmanager
+def generating(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Eval mode, random numbers of our own and neutral generation configs, all undone at the end."""
+    cuda = sorted({model.device.index or 0 for model in models if model.device.type == "cuda"})
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.random.fork_rng(cuda), neutral_generation_configs(models):
+            yield
+    finally:
         for model, mode in zip(models, training, strict=True):
             model.train(mode)
 

@@ -170,6 +170,19 @@ class MiniLLMConfig(DistillationConfig):
         """Whether any token can get credit: without discounting to 0, or with its own reward."""
         return self.gamma > 0.0 or self.inclusive_returns
 
+    @property
+    def scores_student(self) -> bool:
+        """
+        Whether a rollout set takes a student pass of its own before its first loss.
+
+        A token has no credit from its own set before the set is scored. The first inner pass can serve if it sees the
+        parameters that the set was sampled with, so that the whole set is one optimizer step, and if no statistic
+        spans its micro-batches.
+        """
+        return self.has_long_term and (
+            self.steps_per_generation != self.gradient_accumulation_steps or self.whiten_advantages
+        )
+
     def __post_init__(self):
         super().__post_init__()
         if self.steps_per_generation is None:

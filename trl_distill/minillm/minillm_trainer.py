@@ -26,10 +26,10 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
-from trl.trainer.utils import get_config_model_id, repeat_iterable_dataset, split_tensor_dict
+from trl.trainer.utils import get_config_model_id, repeat_iterable_dataset
 
+from ..checkpoints import checkpoint_to_resume
 from ..divergence import (
     LMHead,
     backbone_states,
@@ -39,7 +39,9 @@ from ..divergence import (
     token_divergence,
     token_logps,
 )
+from ..generation import neutral_generation_configs
 from .credit import advantages, long_term_loss, mixture_logps, token_rewards, whiten
+from .finite import FiniteCheck
 from .metrics import (
     Averages,
     completion_metrics,
@@ -61,6 +63,7 @@ from .preparation import (
 )
 from .prompts import check_prompts, check_readable, drop_long_prompts, longest_prompt, tokens_per_byte
 from .resume import RESUME_FILE, ResumableRepeatSampler, check_resumable, resume_settings
+from .rollouts import split_rollouts, without_idle_rows
 
 
 _ROWS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -185,6 +188,7 @@ class MiniLLMTrainer(DistillationTrainer):
         )
         self.answer_checker = answer_checker
         self._averages = {"train": Averages(), "eval": Averages()}
+        self._finite = FiniteCheck(self)
         self.teacher_model, self.vocab_size = prepare_teacher(
             teacher_model, self.model, self.processing_class, args, self.accelerator, self._dist.is_zero3
         )
@@ -206,13 +210,7 @@ class MiniLLMTrainer(DistillationTrainer):
         self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
         check_prompts(self.train_dataset, "train_dataset", self._repeats["batch_size"])
         self._longest_prompt = limit  # of a large dataset not every prompt has been tokenized
-
-        # A token has no credit from its own rollout set before the set is scored. That takes an extra student pass,
-        # unless the first inner pass can serve: it then must see the parameters that the set was sampled with, so the
-        # whole set must be one optimizer step, and no statistic may span its micro-batches.
-        self._scores_student = args.has_long_term and (
-            args.steps_per_generation != args.gradient_accumulation_steps or args.whiten_advantages
-        )
+        self._scores_student = args.scores_student
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -266,19 +264,10 @@ class MiniLLMTrainer(DistillationTrainer):
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if self._buffered_inputs is None or self._step % self._reads_per_set == 0:
             self._buffered_inputs = None  # frees the old set before the new one is made
-            self._buffered_inputs = self._split_rollouts(self._generate_and_score_completions(generation_batch))
+            rollouts = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_rollouts(rollouts, self.args, self.accelerator)
         inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs if self._corpus is None else inputs | self._corpus_batch()
-
-    def _split_rollouts(self, rollouts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Micro-batches in a fixed partition, each with the token count of its optimizer step over all processes."""
-        accumulation = self.args.gradient_accumulation_steps
-        tokens = rollouts["completion_mask"].sum(dim=1).view(self.args.steps_per_generation // accumulation, -1)
-        tokens = self.accelerator.reduce(tokens.sum(dim=1)).float()
-        batches = split_tensor_dict(rollouts, self.args.steps_per_generation)
-        for index, batch in enumerate(batches):
-            batch["num_items_in_batch"] = tokens[index // accumulation]
-        return batches
 
     def _corpus_batch(self) -> dict[str, Tensor]:
         """The corpus blocks `(b, lm_max_length)` of this micro-step and what the teacher makes of them."""
@@ -323,19 +312,14 @@ class MiniLLMTrainer(DistillationTrainer):
         return self.accelerator.autocast()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rollouts = super()._generate_and_score_completions(inputs)
-        # Rows without a completion do not count (see `_generate_single_turn`), nor those that fill up an evaluation
-        ids, mask = rollouts["completion_ids"], rollouts["completion_mask"]
-        empty = ((ids == self._tokenizer.eos_token_id) & mask.bool()).sum(dim=1) > 1
+        with neutral_generation_configs([self.accelerator.unwrap_model(self.model)]):
+            rollouts = super()._generate_and_score_completions(inputs)
         real = len(inputs) if self.model.training else real_rows(self.accelerator, len(inputs))
-        counts = ~empty & (torch.arange(len(ids), device=ids.device) < real)
-        rollouts["completion_mask"] = mask = mask * counts[:, None]
-        # The student's padding may be a token that the teacher has no row for
-        for name in ("prompt", "completion"):
-            rollouts[f"{name}_ids"] *= rollouts[f"{name}_mask"]
+        rollouts |= without_idle_rows(rollouts, self._tokenizer.eos_token_id, real)
         rollouts |= self._score(rollouts, [row["prompt"] for row in inputs])
 
-        completions = [row[own.bool()].tolist() for row, own in zip(ids.cpu(), mask.cpu(), strict=True)][:real]
+        ids, mask = rollouts["completion_ids"].cpu(), rollouts["completion_mask"].bool().cpu()
+        completions = [row[own].tolist() for row, own in zip(ids, mask, strict=True)][:real]
         averages = self._averages[self._mode]
         averages.update(completion_metrics(completions))
         if self._mode == "eval":
@@ -420,6 +404,7 @@ class MiniLLMTrainer(DistillationTrainer):
                 hidden_states, student_head, inputs["completion_ids"][mask], self.temperature, args.loss_chunk_tokens
             )  # (N,)
         teacher_per_token_logps = inputs["teacher_per_token_logps"]
+        self._finite.watch("log-probability", per_token_logps, inputs)
         averages.add("kl/sampled", (per_token_logps.detach() - teacher_per_token_logps[mask]).sum(), tokens)
 
         if training and args.has_long_term:
@@ -443,6 +428,7 @@ class MiniLLMTrainer(DistillationTrainer):
             teacher_hidden_states = inputs["teacher_hidden_states"].to(mask.device, non_blocking=True)[mask]
             pair = (hidden_states, student_head, teacher_hidden_states, teacher_head)
             per_token_kl, entropies = token_divergence(*pair, 1.0, self.temperature, args.loss_chunk_tokens)  # (N,)
+            self._finite.watch("KL to the teacher", per_token_kl, inputs)
             loss = loss + per_token_kl.sum() / total
             entropy = entropies.sum()
             averages.add("kl", per_token_kl.sum(), tokens)
@@ -490,17 +476,21 @@ class MiniLLMTrainer(DistillationTrainer):
         return resume_settings(self.args, None if self._corpus is None else len(self._corpus.blocks), self.lm_coef)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        resume = resume_from_checkpoint
-        checkpoint = get_last_checkpoint(self.args.output_dir) if resume is True else resume
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if isinstance(checkpoint, str):
             check_resumable(Path(checkpoint), self._resume_settings())
         self._buffered_inputs = None  # a second call samples its own rollouts
-        return super().train(resume_from_checkpoint=resume, **kwargs)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
-    def _save_checkpoint(self, model, trial):
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._finite.check(grad_norm)  # the last moment before the optimizer step
+        return grad_norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        self._finite.check_weights()
         # First, so that no kill and no push to the Hub sees a checkpoint without it
-        if self.args.should_save:
-            checkpoint = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-            checkpoint.mkdir(parents=True, exist_ok=True)
-            (checkpoint / RESUME_FILE).write_text(json.dumps(self._resume_settings(), indent=2))
-        super()._save_checkpoint(model, trial)
+        if _internal_call and output_dir is not None and self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            Path(output_dir, RESUME_FILE).write_text(json.dumps(self._resume_settings(), indent=2))
+        super().save_model(output_dir, _internal_call)

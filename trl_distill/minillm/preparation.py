@@ -163,7 +163,8 @@ def generate_for_both(trainer, tokenizers: Tokenizers):
             "has learned to, set `eos_token_id` in its generation config."
         )
     trainer.eos_token_ids = [end for end in dict.fromkeys([*ends, *teacher_ends]) if end < rows]
-    settings = {"eos_token_id": trainer.eos_token_ids} | given
+    # A row of NaN draws any token instead of stopping the device; whoever scores the completion sees the NaN again
+    settings = {"eos_token_id": trainer.eos_token_ids, "remove_invalid_values": True} | given
     if tokenizer.pad_token_id >= rows:
         settings["pad_token_id"] = tokenizer.eos_token_id
     if unshared := range(rows, vocabulary_rows(student)):
