@@ -69,5 +69,5 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str 
         return resume_from_checkpoint
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
-        raise ValueError(f"nothing to resume: no whole checkpoint in {folder}.")
+        raise ValueError(f"nothing to resume: no checkpoint in {folder} that is whole.")
     return str(checkpoint)

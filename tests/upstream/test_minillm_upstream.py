@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""`minillm/` as a pull request to TRL would bring it: with three files beside it, and nothing else of ours."""
+"""`minillm/` as a pull request to TRL would bring it: with five files beside it, and nothing else of ours."""
 
 import json
 import re
@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.upstream.package import copy_as_upstream, run_as_upstream
 
 
+FILES = ["checkpoints.py", "divergence.py", "generation.py", "models.py", "text.py"]
 TRAIN = """
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
@@ -61,7 +62,7 @@ except ModuleNotFoundError:
 
 
 def test_minillm_trains_in_another_package(tmp_path, tiny_model, tokenizer):
-    copy_as_upstream(tmp_path, ["minillm", "divergence.py", "models.py", "text.py"])
+    copy_as_upstream(tmp_path, ["minillm", *FILES])
     for seed, name in enumerate(("student", "teacher")):
         tiny_model(seed=seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
@@ -85,4 +86,4 @@ def test_importing_the_trainer_loads_few_of_our_files():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     loaded = json.loads(result.stdout.splitlines()[-1])
     assert "trl_distill.minillm.minillm_trainer" in loaded
-    assert len(loaded) <= 10, loaded
+    assert len(loaded) <= 15, loaded
