@@ -222,6 +222,7 @@ class TestConfig:
             ({"generation_kwargs": {"num_beams": 4}}, "Remove it from `generation_kwargs`"),
             ({"use_vllm": True}, "vLLM samples from the student alone"),
             ({"single_step_decomposition": False, "return_mode": "exclusive", "gamma": 0.0}, "nothing is left"),
+            ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` must be None, since noise .*, got 5.0"),
             ({"teacher_is_base": True, "teacher_model_name_or_path": "x"}, "Set only one of them"),
             ({"teacher_is_base": True, "disable_dropout": False}, "needs `disable_dropout=True`"),
         ],

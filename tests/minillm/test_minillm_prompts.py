@@ -22,7 +22,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from tokenizers import normalizers
 
-from trl_distill.minillm.prompts import check_prompts, check_readable, drop_long_prompts, tokens_per_byte
+from trl_distill.minillm.prompts import check_prompts, check_readable, drop_long_prompts, tokenized, tokens_per_byte
 
 
 ROWS = 12_000  # more than are read whole
@@ -37,11 +37,14 @@ def logging_state():
 def tokenize(tokenizer):
     """Tokenizes like the trainer, and notes how many prompts it was given."""
 
-    def ids(prompts):
-        ids.read += len(prompts)
+    def encode(prompts):
         if isinstance(prompts[0], str):
             return tokenizer(text=prompts)["input_ids"]
         return tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True)["input_ids"]
+
+    def ids(prompts):
+        ids.read += len(prompts)
+        return tokenized(encode, prompts)
 
     ids.read = 0
     return ids
@@ -139,12 +142,14 @@ def test_a_prompt_that_cannot_be_tokenized_is_named(tokenizer, tokenize, monkeyp
     monkeypatch.setattr(tokenizer, "chat_template", template)
     prompts = [[{"role": "user", "content": "bad" if row == 300 else "good"}] for row in range(400)]
     data = Dataset.from_dict({"prompt": prompts})
-    with pytest.raises(ValueError, match="row 300 of `mine` cannot be tokenized: no bad words"):
+    with pytest.raises(ValueError, match="row 300 of `mine` cannot be tokenized: no bad words, in the prompt .*'bad'"):
         drop_long_prompts(data, "mine", tokenize, None, bytes_grow=1)
-    with pytest.raises(ValueError, match="row 100 of `other` cannot be tokenized: no bad words"):
+    with pytest.raises(
+        ValueError, match="row 100 of `other` cannot be tokenized: no bad words, in the prompt .*'bad'"
+    ):
         drop_long_prompts({"other": data.select(range(200, 400))}, "mine", tokenize, None, bytes_grow=1)
     stream = drop_long_prompts(data.to_iterable_dataset(), "mine", tokenize, None, bytes_grow=1)
-    with pytest.raises(ValueError, match="row 300 of `mine` cannot be tokenized: no bad words"):
+    with pytest.raises(ValueError, match="row 300 of `mine` cannot be tokenized: no bad words, in the prompt .*'bad'"):
         list(stream)
 
 

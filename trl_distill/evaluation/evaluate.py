@@ -138,8 +138,11 @@ def _generation_configs(
     models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, settings: _Settings
 ) -> list[GenerationConfig]:
     """How student and teacher generate: alike, and only tokens below `vocab_size`."""
-    # What ends an answer is the student's business: one rule for both, or their answers would not compare
-    end_tokens = end_token_ids(models[0], tokenizer)
+    # One rule for both, or their answers would not compare: what ends an answer of either
+    ends = [end_token_ids(model, tokenizer) for model in models]
+    if set(ends[0]) != set(ends[-1]):
+        logger.warning("The model ends answers with %s, the teacher with %s: all of these end one.", *ends)
+    end_tokens = [end for end in dict.fromkeys(sum(ends, [])) if vocab_size is None or end < vocab_size]
     drawn = (tokenizer, end_tokens, settings.max_new_tokens, settings.temperature, settings.top_p)
     configs = []
     for model in models:
@@ -394,7 +397,7 @@ def evaluate_model(
                     f"below {vocab_size}. Take it out of the prompts, or out of the chat template that adds it."
                 )
     generators = models if exposure else [model]
-    configs = _generation_configs(generators, tokenizer, vocab_size, settings)
+    configs = _generation_configs(models, tokenizer, vocab_size, settings)[: len(generators)]
 
     scores, samples = [], []
     divergences: list[list[_Divergences]] = [[] for _ in generators]  # on the answers of each, over all seeds

@@ -212,6 +212,11 @@ class MiniLLMConfig(DistillationConfig):
         require(self.temperature > 0.0, "temperature", "above 0")
         require((self.max_completion_length or 0) >= 1, "max_completion_length", "at least 1")
         require(self.beta == 1.0, "beta", "1.0, the reverse KL (for other divergences use `trl.DistillationTrainer`)")
+        require(
+            self.neftune_noise_alpha is None,
+            "neftune_noise_alpha",
+            "None, since noise on the embeddings would change the log-probabilities that tokens are scored with",
+        )
         if not (self.single_step_decomposition or self.has_long_term):
             raise ValueError(
                 "With `single_step_decomposition=False`, `return_mode='exclusive'` and `gamma=0.0` nothing is left to "

@@ -61,7 +61,7 @@ from .preparation import (
     prepare_teacher,
     prepare_tokenizers,
 )
-from .prompts import check_prompts, check_readable, drop_long_prompts, longest_prompt, tokens_per_byte
+from .prompts import check_prompts, check_readable, drop_long_prompts, longest_prompt, tokenized, tokens_per_byte
 from .resume import RESUME_FILE, ResumableRepeatSampler, check_resumable, resume_settings
 from .rollouts import split_rollouts, without_idle_rows
 
@@ -217,7 +217,7 @@ class MiniLLMTrainer(DistillationTrainer):
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "completion", "answer"]))
 
     def _tokenize_prompts(self, prompts: list):
-        prompt_ids, *others = super()._tokenize_prompts(prompts)
+        prompt_ids, *others = tokenized(super()._tokenize_prompts, prompts)
         check_readable(prompts, prompt_ids, self._foreign, self._longest_prompt)
         return prompt_ids, *others
 

@@ -117,6 +117,19 @@ def tokens_per_byte(tokenizer: PreTrainedTokenizerBase) -> int:
     return _UNICODE_GROWTH if rewrites else 1
 
 
+def tokenized(tokenize: Callable[[list], tuple], prompts: list) -> tuple:
+    """What `tokenize` makes of prompts; an error of the chat template names the prompt."""
+    try:
+        return tokenize(prompts)
+    except (TemplateError, TypeError):  # of a text that is added to none
+        for prompt in prompts:
+            try:
+                tokenize([prompt])
+            except (TemplateError, TypeError) as error:
+                raise ValueError(f"{error}, in the prompt {prompt!r}. Correct or remove it.") from error
+        raise
+
+
 def check_readable(prompts: list, prompt_ids: list[list[int]], foreign: Collection[int], limit: int | None):
     """Refuse prompts without tokens, with tokens that the teacher does not know, or with more than `limit`."""
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
@@ -137,7 +150,7 @@ def check_readable(prompts: list, prompt_ids: list[list[int]], foreign: Collecti
 def _token_counts(prompts: list, rows: Sequence[int], name: str, tokenize: Callable) -> list[int]:
     try:
         return [len(ids) for ids in tokenize(prompts)]
-    except (TemplateError, TypeError, ValueError) as error:  # templates add texts to what is none
+    except ValueError as error:
         if len(prompts) == 1:
             raise ValueError(f"The prompt in row {rows[0]} of `{name}` cannot be tokenized: {error}") from error
         return [_token_counts([prompt], [row], name, tokenize)[0] for prompt, row in zip(prompts, rows, strict=True)]
