@@ -13,6 +13,7 @@
 # limitations under the License.
 
 import json
+import math
 import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -197,28 +198,28 @@ class MiniLLMTrainer(DistillationTrainer):
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
         self._corpus = Corpus(lm_dataset, self._tokenizer, args, self._foreign) if self.lm_coef > 0.0 else None
 
-        self._longest_prompt = None
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.teacher_model or self.model)]
-        limit = longest_prompt(models, self.generation_config.max_new_tokens, args.lm_max_length * bool(self._corpus))
+        corpus_length = args.lm_max_length * bool(self._corpus)
+        self._longest_prompt = longest_prompt(models, self.generation_config.max_new_tokens, corpus_length)
         keep_fitting = partial(
             drop_long_prompts,
-            tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
-            limit=limit,
+            tokenize=lambda prompts: self._tokenize_prompts(prompts, limit=math.inf)[0],
+            limit=self._longest_prompt,
             bytes_grow=tokens_per_byte(self._tokenizer),
         )
         self.train_dataset = keep_fitting(self.train_dataset, "train_dataset")
         self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
         check_prompts(self.train_dataset, "train_dataset", self._repeats["batch_size"])
-        self._longest_prompt = limit  # of a large dataset not every prompt has been tokenized
         self._scores_student = args.scores_student
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "completion", "answer"]))
 
-    def _tokenize_prompts(self, prompts: list):
+    def _tokenize_prompts(self, prompts: list, limit: float | None = None):
+        # Of a large dataset not every prompt was tokenized before it is drawn
         prompt_ids, *others = tokenized(super()._tokenize_prompts, prompts)
-        check_readable(prompts, prompt_ids, self._foreign, self._longest_prompt)
+        check_readable(prompts, prompt_ids, self._foreign, limit or self._longest_prompt)
         return prompt_ids, *others
 
     @property

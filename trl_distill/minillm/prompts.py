@@ -130,7 +130,7 @@ def tokenized(tokenize: Callable[[list], tuple], prompts: list) -> tuple:
         raise
 
 
-def check_readable(prompts: list, prompt_ids: list[list[int]], foreign: Collection[int], limit: int | None):
+def check_readable(prompts: list, prompt_ids: list[list[int]], foreign: Collection[int], limit: float | None):
     """Refuse prompts without tokens, with tokens that the teacher does not know, or with more than `limit`."""
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
         if not ids:
