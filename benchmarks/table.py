@@ -45,6 +45,7 @@ TABLES = {
     "lion/real_run": ("lion.table", "real_run"),
     "speed/rollout": ("table", "rollout"),
     "speed/training_step": ("table", "training_step"),
+    "speed/construction": ("table", "construction"),
     "speed/call_store": ("table", "call_store"),
     "speed/similarity": ("table", "similarity"),
 }
@@ -110,6 +111,21 @@ def training_step(result: dict) -> str:
     ]
     chunk_heads = ["loss_chunk_tokens", "vocabulary", "s for 2048 tokens", "time, multiple of 256's", "peak MiB"]
     return f"{about}\n\n{markdown(heads, rows)}\n\n{markdown(chunk_heads, chunks)}"
+
+
+def construction(result: dict) -> str:
+    rows = [
+        [
+            f"{row['prompts']:,}",
+            row["kind"],
+            row["arm"],
+            f"{row['seconds']['median']:.2f}",
+            times(row["time_ratio_to_trl"]),
+            f"{row['peak_mib']:,.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(["prompts", "kind", "arm", "s to the first step", "time, multiple of TRL's", "peak MiB"], rows)
 
 
 def call_store(result: dict) -> str:

@@ -29,7 +29,18 @@ from trl_distill.cli import OTHERS, TRAINING
 
 
 ROOT = Path(__file__).parents[1]
-FOUNDATIONS = {"files", "divergence", "models", "generation", "text", "chat", "evaluation", "training", "sft"}
+FOUNDATIONS = {
+    "files",
+    "checkpoints",
+    "divergence",
+    "models",
+    "generation",
+    "text",
+    "chat",
+    "evaluation",
+    "training",
+    "sft",
+}
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}
 STARTED = ("trl_distill.cli", "trl_distill.scripts", *(f"trl-distill {command}" for command in TRAINING | OTHERS))

@@ -14,6 +14,8 @@
 
 """Loading teachers in every shape, and refusing pairs that do not speak the same tokens."""
 
+import copy
+
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -22,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trl_distill.models import (
+    check_same_tokens,
     dense_head_weight,
     load_teacher,
     load_teacher_tokenizer,
@@ -226,6 +229,46 @@ def test_different_vocabularies_are_refused(tiny_model, tokenizer, case):
     if case == "another special token":
         assert "2 (token, id) pairs" in str(error.value)
         assert "'<|assistant|>', 3" in str(error.value) or "'<|bot|>', 3" in str(error.value)
+
+
+def with_added(tokenizer, *tokens):
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"additional_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
+    return other
+
+
+ADDED = {
+    "the student's": (["[PAD]"], []),
+    "the teacher's": ([], ["<think>", "</think>"]),
+    "both": (["[PAD]", "<call>"], ["<think>"]),
+    "at other ids": (["<call>", "<think>"], ["<think>", "<call>"]),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_added_tokens_may_differ(tiny_model, tokenizer, case, caplog):
+    student, teacher = (with_added(tokenizer, *tokens) for tokens in ADDED[case])
+    assert match_vocabulary(student, teacher, tiny_model(vocab_size=262), tiny_model(vocab_size=260)) == 260
+    assert match_vocabulary(student, teacher, tiny_model(vocab_size=280), tiny_model(vocab_size=270)) == 270
+    assert "Added or special tokens differ" in caplog.text
+    assert check_same_tokens(student, teacher) == {260 + i for i in range(len(ADDED[case][0]))}
+    with pytest.raises(ValueError, match="token by token"):
+        check_same_tokens(with_added(rebuilt(tokenizer, swap=True), *ADDED[case][0]), teacher)
+
+
+def test_equal_tokenizers_say_nothing(tokenizer, caplog):
+    assert check_same_tokens(tokenizer, copy.deepcopy(tokenizer)) == set() and not caplog.text
+
+
+def test_an_end_or_padding_without_a_row_is_refused(tiny_model, tokenizer):
+    student = with_added(tokenizer, "[PAD]")
+    student.pad_token = "[PAD]"
+    with pytest.raises(ValueError, match="pads with token 260, but the student has only 260 rows"):
+        match_vocabulary(student, tokenizer, tiny_model(), tiny_model(vocab_size=300))
+    assert match_vocabulary(student, tokenizer, tiny_model(vocab_size=261), tiny_model()) == 260
+    student.eos_token = "[PAD]"
+    with pytest.raises(ValueError, match="(?s)260.*only 260 rows"):
+        match_vocabulary(student, tokenizer, tiny_model(vocab_size=261), tiny_model())
 
 
 def test_equal_vocabularies_that_encode_differently_are_refused(tiny_model, tokenizer):

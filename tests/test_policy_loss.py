@@ -15,6 +15,10 @@
 """One visit to the vocabulary: its scores, and its gradient that is made in the forward, against dense float64."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,3 +228,31 @@ def test_nothing_of_vocabulary_size_per_token_is_kept():
     kept = [gradient.shape for gradient in loss.grad_fn.gradients if gradient is not None]
     assert kept == [(64, 6), (3001, 6)]  # what the backward hands on
     loss.backward()
+
+
+TRITON = """
+import torch
+from tests.test_policy_loss import Problem
+from trl_distill.divergence import chunked_divergence
+
+for settings in ({}, dict(bias=True, scale=0.3, cap=2.0, cut=3), dict(cap=5.0, n=7, vocab=2100)):
+    for alone in (False, True):
+        results = []
+        for triton in (False, True):
+            chunked_divergence._use_triton = lambda device, triton=triton: triton
+            problem = Problem(**settings)
+            loss, scores = problem.loss(0.7, 4, alone)
+            results.append([loss, *scores, *torch.autograd.grad(loss, problem.leaves)])
+        for kernel, plain in zip(*results):
+            torch.testing.assert_close(kernel, plain, rtol=1e-5, atol=2e-5)
+print("the same")
+"""
+
+
+def test_trls_kernels_give_the_same_as_plain_torch():
+    """The path of GPUs, in Triton's interpreter: runs where triton is installed."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", TRITON]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])
+    assert result.stdout.endswith("the same\n"), result.stderr

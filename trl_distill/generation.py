@@ -25,7 +25,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import pad
 
 from .divergence import completion_states, lm_head, token_logps
-from .models import dense_head_weight
+from .models import dense_head_weight, neutral_generation_configs
 
 
 def check_prompts(rows: Sequence[dict[str, Any]]) -> None:
@@ -74,15 +74,6 @@ def batches_by_length(ids: Sequence[Sequence[int]], size: int) -> list[list[int]
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer, the tokenizer's among them."""
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        ends.insert(0, tokenizer.eos_token_id)
-    return ends
-
-
 def generation_config(
     tokenizer: PreTrainedTokenizerBase,
     ends: Sequence[int],
@@ -104,23 +95,15 @@ def generation_config(
 
 @contextmanager
 def generating(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """
-    Eval mode, random numbers of our own, and a neutral generation config, since generate() fills what is unset from
-    the model's own. All undone at the end.
-    """
-    holders = [*models, *(model.get_base_model() for model in models if hasattr(model, "get_base_model"))]
+    """Eval mode, random numbers of our own and neutral generation configs, all undone at the end."""
     cuda = sorted({model.device.index or 0 for model in models if model.device.type == "cuda"})
-    training, configs = [model.training for model in models], [holder.generation_config for holder in holders]
+    training = [model.training for model in models]
     for model in models:
         model.eval()
-    for holder in holders:
-        holder.generation_config = GenerationConfig()
     try:
-        with torch.random.fork_rng(cuda):
+        with torch.random.fork_rng(cuda), neutral_generation_configs(models):
             yield
     finally:
-        for holder, config in zip(holders, configs, strict=True):
-            holder.generation_config = config
         for model, mode in zip(models, training, strict=True):
             model.train(mode)
 

@@ -15,7 +15,10 @@
 """Models on the disk and in memory: load, place, match, quantize and merge them."""
 
 import json
+import logging
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,6 +38,8 @@ from transformers.trainer_utils import align_special_tokens
 from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 from trl.trainer.utils import create_model_from_path
 
+
+logger = logging.getLogger(__name__)
 
 # Text with cases in which tokenizers of one vocabulary still part: spaces, digits, accents, code, other scripts
 _PROBES = (
@@ -169,13 +175,30 @@ _WAY_OUT = (
 )
 
 
-def check_same_tokens(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase):
-    """Raise `ValueError` unless both tokenizers have one vocabulary and encode text alike."""
-    differing = sorted(student_tokenizer.get_vocab().items() ^ teacher_tokenizer.get_vocab().items())
-    if differing:
+def _extra_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Added and special tokens, of which no ordinary text is made."""
+    return {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+
+
+def check_same_tokens(
+    student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+) -> set[int]:
+    """
+    Raise `ValueError` unless both tokenizers read ordinary text alike.
+
+    Added and special tokens may differ, as they do within a family (Qwen2.5 and Qwen3, Llama 3 and 3.2).
+
+    Returns:
+        `set[int]`: Ids of the student's tokens that the teacher does not know by that id.
+    """
+    ours, theirs = (tokenizer.get_vocab().items() for tokenizer in (student_tokenizer, teacher_tokenizer))
+    foreign, unknown = ours - theirs, theirs - ours
+    extra, others = _extra_tokens(student_tokenizer), _extra_tokens(teacher_tokenizer)
+    ordinary = {pair for pair in foreign if pair[0] not in extra} | {pair for pair in unknown if pair[0] not in others}
+    if ordinary:
         raise ValueError(
-            f"Student and teacher are compared token by token, but {len(differing)} (token, id) pairs are in one "
-            f"vocabulary only, such as {differing[0]}. {_WAY_OUT}"
+            f"Student and teacher are compared token by token, but {len(foreign | unknown)} (token, id) pairs are in "
+            f"one vocabulary only, such as {min(ordinary)}. {_WAY_OUT}"
         )
     for probe in _PROBES:
         ours, theirs = student_tokenizer(probe)["input_ids"], teacher_tokenizer(probe)["input_ids"]
@@ -184,6 +207,13 @@ def check_same_tokens(student_tokenizer: PreTrainedTokenizerBase, teacher_tokeni
                 f"Student and teacher have the same vocabulary, but their tokenizers encode {probe!r} as {ours} and "
                 f"{theirs}. {_WAY_OUT}"
             )
+    if foreign or unknown:
+        logger.warning(
+            "Added or special tokens differ: %d of the student's, such as %s, and %d of the teacher's, such as %s. "
+            "They are compared by their ids, and a prompt with one of the student's is an error.",
+            *(len(foreign), min(foreign, default=None), len(unknown), min(unknown, default=None)),
+        )
+    return {index for _, index in foreign}
 
 
 def match_vocabulary(
@@ -208,18 +238,49 @@ def match_vocabulary(
         `int`: Rows of the smaller head.
 
     Raises:
-        `ValueError`: If the tokenizers differ, or the smaller head has no row for some token.
+        `ValueError`: If the tokenizers differ, or the smaller head has no row for an ordinary token or the end token.
     """
     if teacher_tokenizer is not None:
         check_same_tokens(student_tokenizer, teacher_tokenizer)
-    rows = min(vocabulary_rows(student_model), vocabulary_rows(teacher_model))
-    largest = max(student_tokenizer.get_vocab().values())
+    student_rows = vocabulary_rows(student_model)
+    rows = min(student_rows, vocabulary_rows(teacher_model))
+    # An added token without a row, such as `[PAD]`, is never drawn; it may stand where nothing is read
+    extra = _extra_tokens(student_tokenizer) - {student_tokenizer.eos_token}
+    largest = max(index for token, index in student_tokenizer.get_vocab().items() if token not in extra)
     if largest >= rows:
         raise ValueError(
-            f"The student's tokenizer has token ids up to {largest}, but the smaller LM head has only {rows} rows. "
-            f"{_WAY_OUT}"
+            f"The student's tokenizer has token ids up to {largest}, but the smaller LM head has only {rows} "
+            f"rows. {_WAY_OUT}"
+        )
+    if (student_tokenizer.pad_token_id or 0) >= student_rows:
+        raise ValueError(
+            f"The student's tokenizer pads with token {student_tokenizer.pad_token_id}, but the student has only "
+            f"{student_rows} rows. Call `resize_token_embeddings` on it, or set `pad_token` to `eos_token`."
         )
     return rows
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer, the tokenizer's among them."""
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends.insert(0, tokenizer.eos_token_id)
+    return ends
+
+
+@contextmanager
+def neutral_generation_configs(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Models without settings of their own for a while: generate() fills what is unset from these."""
+    holders = [*models, *(model.get_base_model() for model in models if hasattr(model, "get_base_model"))]
+    configs = [holder.generation_config for holder in holders]
+    for holder in holders:
+        holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for holder, config in zip(holders, configs, strict=True):
+            holder.generation_config = config
 
 
 def keep_4bit_trainable(model: nn.Module) -> None:

@@ -28,6 +28,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checkpoints import checkpoint_to_resume
 from .files import data_errors, file_format
 
 
@@ -102,12 +103,7 @@ def resolve(
         )
 
     if str(training_args.resume_from_checkpoint).lower() in LATEST:
-        # Its state is written last: a checkpoint without it was cut off by the kill that makes the resume necessary
-        states = Path(training_args.output_dir).glob("checkpoint-*/trainer_state.json")
-        checkpoints = {int(state.parent.name.removeprefix("checkpoint-")): state.parent for state in states}
-        if not checkpoints:
-            raise ValueError(f"nothing to resume: no checkpoint in {training_args.output_dir}.")
-        training_args.resume_from_checkpoint = str(checkpoints[max(checkpoints)])
+        training_args.resume_from_checkpoint = checkpoint_to_resume(True, training_args.output_dir)
 
 
 def load_splits(

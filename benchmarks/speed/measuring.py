@@ -15,11 +15,14 @@
 """Timing of arms that take turns, so that a machine which slows down slows all of them down."""
 
 import argparse
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import psutil
 import torch
 
 from benchmarks.laboratory import provenance, save
@@ -44,6 +47,20 @@ def now(device: str) -> float:
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def peak(device: str) -> float:
+    """Most memory that this process has ever held, in MiB."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux `ru_maxrss` would hand down the peak of the process that started this one
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def held(device: str) -> float:
+    return (torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss) / 2**20
 
 
 def in_turns(arms: Iterable[str], timed: Callable[[str, int], float], repeats: int) -> dict[str, list[float]]:

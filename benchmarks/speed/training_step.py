@@ -22,13 +22,11 @@ turns in one process, the memory of each arm in a process of its own.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import psutil
 import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
@@ -36,7 +34,7 @@ from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer
 
 from benchmarks.smollm2 import byte_tokenizer
-from benchmarks.speed.measuring import finish, in_turns, make_parser, now, ratio, spread, use_one_clock
+from benchmarks.speed.measuring import finish, held, in_turns, make_parser, now, peak, ratio, spread, use_one_clock
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.divergence import LMHead, policy_loss
 from trl_distill.minillm.credit import advantages, long_term_loss, token_rewards
@@ -197,20 +195,6 @@ def make_chunk_step(args, vocabulary: int, chunk_tokens: int):
         return now(args.device) - start
 
     return step
-
-
-def peak(device: str) -> float:
-    """Most memory that this process has ever held, in MiB."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux `ru_maxrss` would hand down the peak of the process that started this one
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def held(device: str) -> float:
-    return (torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss) / 2**20
 
 
 def memory_of(args):

@@ -16,7 +16,7 @@
 import torch
 
 from benchmarks import table
-from benchmarks.speed import rollout, training_step
+from benchmarks.speed import construction, rollout, training_step
 from benchmarks.speed.measuring import in_turns, ratio
 from trl_distill.divergence import completion_states, lm_head, token_divergence, token_logps
 
@@ -82,6 +82,17 @@ def test_training_step_benchmark_times_every_arm_and_its_memory():
     assert all(row["tokens_per_second"] > 0 for row in rows)
     # In a process of its own: the peak of this one is that of all tests before
     assert training_step.peak_of(args, 300, training_step.TRL) > 0
+
+
+def test_construction_benchmark_runs_and_its_table_prints(tmp_path, capsys):
+    output = tmp_path / "construction.json"
+    result = construction.main(["--prompts", "64", "--repeats", "1", "--output", str(output)])
+    settings = [(row["kind"], row["arm"]) for row in result["rows"]]
+    assert settings == [(kind, arm) for kind in ("standard", "conversational") for arm in construction.ARMS]
+    assert all(row["seconds"]["median"] > 0 for row in result["rows"])
+    capsys.readouterr()
+    table.main([str(output)])
+    assert "| 64 | conversational | MiniLLMTrainer |" in capsys.readouterr().out
 
 
 def test_dense_loss_is_that_of_the_package(tiny_model):

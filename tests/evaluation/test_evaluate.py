@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import copy
 import json
 
 import pytest
@@ -336,3 +337,22 @@ def test_command_explains_mistakes(saved, capsys, arguments, message):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "trl-distill evaluate: error: " in error and message in error and "Traceback" not in error
+
+
+def test_an_answer_ends_where_either_model_ends_it(evaluate, tiny_model, prompts, caplog):
+    student, teacher = tiny_model(seed=0), end_often(tiny_model(seed=1))
+    result = evaluate(student, prompts, teacher=teacher, max_new_tokens=40, return_completions=True)
+    assert all(token % 10 != 1 for row in result["completions"] for token in row["token_ids"][:-1])
+    assert metric(result, "truncated")[0] < 0.5
+    assert "The model ends answers with [1], the teacher with [1, 11, 21" in caplog.text
+
+
+def test_an_added_token_is_padding_or_an_error(tiny_model, tokenizer, prompts):
+    student, teacher = tiny_model(vocab_size=261), tiny_model(seed=1)
+    padded = copy.deepcopy(tokenizer)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    settings = dict(teacher=teacher, teacher_tokenizer=tokenizer, seeds=(1,), max_new_tokens=4, progress=False)
+    result = evaluate_model(student, padded, prompts, return_completions=True, **settings)
+    assert all(max(row["token_ids"]) < 260 for row in result["completions"])
+    with pytest.raises(ValueError, match="prompt of row 1 has the token 260"):
+        evaluate_model(student, padded, [{"prompt": "a"}, {"prompt": "a[PAD]"}], **settings)

@@ -27,6 +27,7 @@ import toy
 import yaml
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from safetensors.torch import save
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -290,14 +291,16 @@ class TestTraining:
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "training/student", dtype="auto")
         assert {value.dtype for value in found.state_dict().values()} == {getattr(torch, merged)}
 
-    def test_half_a_checkpoint_is_not_gone_on_from(self, commands, tmp_path):
+    def test_half_a_checkpoint_is_not_gone_on_from(self, commands, tmp_path, caplog):
         for number, parts in ((2, ["trainer_state.json", "model.safetensors"]), (4, ["model.safetensors"])):
             (tmp_path / f"training/run/checkpoint-{number}").mkdir(parents=True)
             for part in parts:
-                (tmp_path / f"training/run/checkpoint-{number}" / part).touch()
+                content = b"{}" if part.endswith("json") else save({"weight": torch.ones(3)})
+                (tmp_path / f"training/run/checkpoint-{number}" / part).write_bytes(content)
         Training({})("base", tmp_path / "rows.jsonl", tmp_path / "training/student")
         assert yaml.safe_load((tmp_path / "training/sft.yaml").read_text())["resume_from_checkpoint"] == "latest"
         assert [path.name for path in tmp_path.rglob("checkpoint-*")] == ["checkpoint-2"]
+        assert "checkpoint-4 is removed: trainer_state.json is missing" in caplog.text
         assert list((tmp_path / "training/student").iterdir()) == []
 
     def test_a_training_that_fails(self, monkeypatch, tmp_path):

@@ -14,6 +14,7 @@
 
 """Teachers of all kinds, adapters, and models that are saved."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -25,6 +26,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from tests.minillm.steps import first_batch, gradients
 from tests.runs import losses
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
+
+
+def with_padding(tokenizer):
+    padded = copy.deepcopy(tokenizer)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    return padded
 
 
 class TestTeacher:
@@ -55,6 +62,45 @@ class TestTeacher:
         Path(path, "tokenizer.json").write_text(json.dumps(data))
         with pytest.raises(ValueError, match="GOLD.*sequence-level"):
             make_trainer(teacher_model=path)
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    def test_padding_that_the_teacher_has_no_row_for(self, make_trainer, tiny_model, tokenizer, prompts, alpha):
+        """An added `[PAD]` changes nothing: it is never drawn, and no model reads it."""
+        padded, runs = with_padding(tokenizer), []
+        for processing_class, rows in ((tokenizer, 260), (padded, 261)):
+            model = tiny_model()
+            model.resize_token_embeddings(rows, mean_resizing=False)
+            model.lm_head.weight.data[260:] = 50.0  # would win every draw
+            trainer = make_trainer(
+                model, processing_class=processing_class, teacher_mix_alpha=alpha, eval_dataset=prompts, max_steps=2
+            )
+            trainer.train()
+            assert first_batch(trainer)["completion_ids"].max() < 260 == trainer.vocab_size
+            assert trainer.evaluate()["eval_kl"] > 0
+            runs.append(losses(trainer))
+        assert padded.pad_token_id == 260
+        if alpha:  # draws from 261 tokens are others
+            assert runs[0] == runs[1]
+
+    def test_a_prompt_that_the_teacher_cannot_read(self, make_trainer, tiny_model, tokenizer, prompts):
+        student = tiny_model(vocab_size=262)
+        odd = copy.deepcopy(tokenizer)
+        odd.add_special_tokens({"additional_special_tokens": ["<odd>"]}, replace_extra_special_tokens=False)
+        make_trainer(student, processing_class=odd)
+        rows = prompts.select([0, 1, 2, 3]).map(lambda row, i: {"prompt": "<odd>" * (i == 2) + "a"}, with_indices=True)
+        with pytest.raises(ValueError, match="row 2 of `train_dataset` .*token 260 in the prompt '<odd>a'"):
+            make_trainer(student, processing_class=odd, train_dataset=rows)
+        odd.chat_template = "<odd>" + tokenizer.chat_template
+        talks = prompts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+        with pytest.raises(ValueError, match="row 0 of `mine` .*token 260 .*chat template"):
+            make_trainer(student, processing_class=odd, eval_dataset={"mine": talks})
+
+    def test_a_corpus_that_the_teacher_cannot_read(self, make_trainer, tiny_model, tokenizer, corpus):
+        odd = copy.deepcopy(tokenizer)
+        odd.add_special_tokens({"additional_special_tokens": ["<odd>"]}, replace_extra_special_tokens=False)
+        texts = corpus.map(lambda row: {"text": row["text"] + "<odd>"})
+        with pytest.raises(ValueError, match="`lm_dataset` holds '<odd>'"):
+            make_trainer(tiny_model(vocab_size=262), processing_class=odd, lm_dataset=texts, lm_max_length=32)
 
     def test_init_kwargs_without_a_dtype(self, make_trainer, tiny_model, tmp_path):
         tiny_model(seed=1).save_pretrained(tmp_path / "teacher")

@@ -19,7 +19,8 @@ import itertools
 import pytest
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, GenerationConfig
 from trl import DistillationTrainer
 
 from tests.minillm.steps import first_batch, gradients, norm
@@ -95,6 +96,11 @@ class TestData:
         model, teacher = tiny_model(max_position_embeddings=limit + 8), tiny_model(seed=1)
         trainer = make_trainer(model, teacher, max_completion_length=8)
         assert trainer.train_dataset["prompt"] == [p for p in prompts["prompt"] if len(p) <= limit]
+        stream = make_trainer(model, teacher, train_dataset=prompts.to_iterable_dataset(), max_completion_length=8)
+        stream.train()
+        assert set(map(len, (row["prompt"] for row in stream.train_dataset))) == {n for n in lengths if n <= limit}
+        with pytest.raises(ValueError, match=f"A prompt has {max(lengths)} tokens, and {limit} leave room"):
+            trainer.evaluate(prompts)
         with pytest.raises(ValueError, match="Every prompt of `train_dataset` is longer than"):
             make_trainer(tiny_model(max_position_embeddings=16), teacher, max_completion_length=8)
 
@@ -227,6 +233,7 @@ class TestConfig:
             ({"score_from": "memory"}, "rollout or forward"),
             ({"credit": "exactly"}, "sampled or exact"),
             ({"single_step_decomposition": False, "return_mode": "exclusive", "gamma": 0.0}, "nothing is left"),
+            ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` must be None, since noise .*, got 5.0"),
             ({"teacher_is_base": True, "teacher_model_name_or_path": "x"}, "Set only one of them"),
             ({"teacher_is_base": True, "disable_dropout": False}, "needs `disable_dropout=True`"),
         ],
@@ -244,3 +251,58 @@ class TestConfig:
         config = MiniLLMConfig(str(tmp_path), bf16=False, use_cpu=True)
         assert (config.length_normalization, config.whiten_advantages, config.return_mode) == (False, True, "auto")
         assert config.clip_importance_weight is False and config.inclusive_returns is False
+
+
+class TestGeneration:
+    def ends_of(self, trainer):
+        """The last tokens of completions, and how often an end stands inside of one."""
+        inputs = first_batch(trainer)
+        rows = [
+            ids[mask.bool()] for ids, mask in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
+        ]
+        inside = sum(torch.isin(row[:-1], torch.tensor(trainer.eos_token_ids)).sum() for row in rows)
+        return {int(row[-1]) for row in rows}, int(inside)
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    def test_a_row_ends_where_the_teacher_ends(self, make_trainer, tiny_model, prompts, alpha, caplog):
+        student, teacher = tiny_model(), tiny_model(seed=1)
+        for model in (student, teacher):
+            model.lm_head.bias = torch.nn.Parameter(torch.zeros(260))
+            model.lm_head.bias.data[3] = 8.0  # both say it soon
+        teacher.generation_config.eos_token_id = [3, 1000]
+        trainer = make_trainer(
+            student, teacher, teacher_mix_alpha=alpha, max_completion_length=64, eval_dataset=prompts
+        )
+        assert "ends answers with the tokens [1], the teacher with [1, 3, 1000]" in caplog.text
+        assert trainer.eos_token_ids == trainer.generation_config.eos_token_id == [1, 3]
+        last, inside = self.ends_of(trainer)
+        assert 3 in last and last <= {1, 3} and inside == 0
+        metrics = trainer.evaluate()
+        assert metrics["eval_completions/clipped_ratio"] == 0 and metrics["eval_completions/max_length"] < 64
+        assert student.generation_config.eos_token_id == 1  # the saved student keeps its own
+
+    def test_equal_ends_are_not_talked_about(self, make_trainer, caplog):
+        assert make_trainer().eos_token_ids == [1] and "end" not in caplog.text.replace("teacher comes", "")
+
+    def test_ends_of_the_user_stay(self, make_trainer, tiny_model):
+        teacher = tiny_model(seed=1)
+        teacher.generation_config.eos_token_id = 3
+        trainer = make_trainer(
+            teacher_model=teacher, teacher_mix_alpha=0.0, generation_kwargs={"eos_token_id": 9, "suppress_tokens": [4]}
+        )
+        assert trainer.generation_config.eos_token_id == 9 and trainer.generation_config.suppress_tokens == [4]
+
+    @pytest.mark.parametrize("lora", [False, True])
+    def test_settings_of_the_student_stay_out_of_its_answers(self, make_trainer, tiny_model, prompts, lora, tmp_path):
+        own = {"no_repeat_ngram_size": 1, "suppress_tokens": [9], "min_new_tokens": 7}
+        student = tiny_model()
+        student.lm_head.bias = torch.nn.Parameter(torch.zeros(260))
+        student.lm_head.bias.data[9] = 50.0  # all that it says
+        student.generation_config.update(**own)
+        peft = {"peft_config": LoraConfig(target_modules=["q_proj"])} if lora else {}
+        trainer = make_trainer(student, teacher_mix_alpha=0.0, eval_dataset=prompts, **peft)
+        assert (first_batch(trainer)["completion_ids"] == 9).all()
+        assert trainer.evaluate()["eval_text/repetition"] > 0.5
+        trainer.accelerator.unwrap_model(trainer.model).generation_config.save_pretrained(tmp_path)
+        saved = GenerationConfig.from_pretrained(tmp_path)
+        assert {name: getattr(saved, name) for name in own} == own

@@ -48,6 +48,17 @@ class TestResume:
         resumed = self.run(make_trainer, corpus, tmp_path / "again", checkpoint, save_steps=3)
         assert resumed._step == whole._step == 8
 
+    @pytest.mark.parametrize("cut_off", ["trainer_state.json", "model.safetensors"])
+    def test_passes_over_a_checkpoint_that_a_kill_cut_off(self, make_trainer, corpus, tmp_path, cut_off, caplog):
+        settings = dict(max_steps=6, save_steps=2)
+        whole = self.run(make_trainer, corpus, tmp_path / "whole", **settings)
+        file = tmp_path / "whole" / "checkpoint-6" / cut_off
+        file.write_bytes(file.read_bytes()[:-9])
+        resumed = self.run(make_trainer, corpus, tmp_path / "whole", True, **settings)
+        assert "checkpoint-6 is passed over" in caplog.text and resumed.state.global_step == 6
+        assert len([entry for entry in resumed.state.log_history if "loss" in entry]) == 6  # steps 1 to 4 are known
+        assert_same_weights(whole.model, resumed.model)
+
     def test_refuses_another_configuration(self, make_trainer, corpus, tmp_path):
         self.run(make_trainer, corpus, tmp_path / "whole", max_steps=4)
         checkpoint = str(tmp_path / "whole" / "checkpoint-4")

@@ -280,7 +280,8 @@ class TestMiniLLMTrainer:
 
     def test_an_engine_draws_the_students_tokens_under_mixing(self, make_trainer):
         """Its weights are those of each step, the teacher's states are kept, and the student reads the rows itself."""
-        trainer = make_trainer(teacher_mix_alpha=0.5, num_iterations=2, max_steps=4)
+        sets = dict(num_iterations=2, steps_per_generation=2, max_steps=8)
+        trainer = make_trainer(teacher_mix_alpha=0.5, **sets)
 
         class Engine:
             max_completion_length, synced = 8, []
@@ -303,14 +304,15 @@ class TestMiniLLMTrainer:
 
         trainer.use_vllm = trainer.args.use_vllm = True
         trainer.vllm_generation, trainer._last_loaded_step = Engine(), -1
-        inputs = first_batch(trainer)
-        again = trainer._score(inputs, [None] * 4)
+        first_batch(trainer)
+        (inputs, _), rows = trainer._buffered_inputs, 4
+        again = trainer._score(inputs, [None] * rows)
         mask = inputs["completion_mask"].bool()
         for name in ("teacher_hidden_states", "teacher_per_token_logps", "old_per_token_logps"):
             torch.testing.assert_close(inputs[name][mask], again[name][mask], rtol=1e-5, atol=1e-5)
         trainer._buffered_inputs = None
         trainer.train()
-        assert trainer.vllm_generation.synced == [0, 2]  # two sets, of two passes each
+        assert trainer.vllm_generation.synced == [0, 4]  # two sets, of two passes with two steps each
         assert 0 < trainer.state.log_history[0]["mix/student_calls"] < 8
 
     def test_answers_to_one_prompt_are_adjacent_in_a_set(self, make_trainer, prompts):

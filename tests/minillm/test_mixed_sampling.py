@@ -25,12 +25,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
-from trl.distributed import DistributedBackend
 
-from trl_distill import MiniLLMConfig
 from trl_distill.divergence import backbone_states
 from trl_distill.minillm.mixed_sampling import VLLMStudent, mixed_generate, roll_out
 
@@ -495,17 +492,15 @@ def test_a_run_that_stops_short_ends_its_row(pair):
     assert completions(generate(None, teacher, [[1] * 6], alpha=1e-9, max_new_tokens=3, draw_run=draw_run)) == [()]
 
 
-def test_answers_to_one_prompt_toss_their_own_coins(pair, tmp_path):
+def test_answers_to_one_prompt_toss_their_own_coins(pair, make_trainer):
     """Copies of the prompts are drawn in turn, and the answers to one prompt stay together."""
-    student, teacher = pair()
-    args = MiniLLMConfig(str(tmp_path), num_generations=3, per_device_train_batch_size=6, bf16=False, use_cpu=True)
-    config = GenerationConfig(max_new_tokens=24, eos_token_id=[EOS], pad_token_id=PAD)
+    student, teacher = pair(vocab_size=300)
+    answers = dict(num_generations=3, per_device_train_batch_size=6, max_completion_length=24, teacher_mix_alpha=0.5)
+    trainer = make_trainer(student, teacher, **answers)
+    trainer.model.train()
     prompts = [prompt for prompt in ([1], [2, 3, 1, 4]) for _ in range(3)]
     with recorded(student, teacher) as calls:
-        completions, student_states, teacher_states, metrics = roll_out(
-            student, teacher, prompts, args=args, alpha=0.5, generation_config=config, vocab_size=6, rollout_set=0,
-            accelerator=Accelerator(cpu=True), backend=DistributedBackend(Accelerator(cpu=True)), keeps_states=True,
-        )  # fmt: skip
+        completions, student_states, teacher_states, metrics = roll_out(trainer, prompts, rollout_set=0)
     starts = [i for i, (_, width, read, _) in enumerate(calls) if width == 4 and read == 4]
     coins = [tuple(call[0] for call in calls[a:b]) for a, b in itertools.pairwise([*starts, len(calls)])]
     assert metrics["mix/teacher_calls"][0] + metrics["mix/student_calls"][0] == len(calls)

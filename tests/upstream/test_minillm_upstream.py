@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""`minillm/` as a pull request to TRL would bring it: with three files beside it, and nothing else of ours."""
+"""`minillm/` as a pull request to TRL would bring it: with five files beside it, and nothing else of ours."""
 
 import json
 import re
@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.upstream.package import copy_as_upstream, run_as_upstream
 
 
+FILES = ["checkpoints.py", "divergence.py", "generation.py", "models.py", "text.py"]
 TRAIN = """
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
@@ -61,7 +62,7 @@ except ModuleNotFoundError:
 
 
 def test_minillm_trains_in_another_package(tmp_path, tiny_model, tokenizer):
-    copy_as_upstream(tmp_path, ["minillm", "divergence.py", "models.py", "text.py"])
+    copy_as_upstream(tmp_path, ["minillm", *FILES])
     for seed, name in enumerate(("student", "teacher")):
         tiny_model(seed=seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)

@@ -257,7 +257,8 @@ class LocalChatModel(BaseChatModel):
     def _generate(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         import torch
 
-        from ..generation import end_token_ids, generate_ids, generating, generation_config, mean_logps, pad_ids
+        from ..generation import generate_ids, generating, generation_config, mean_logps, pad_ids
+        from ..models import end_token_ids
 
         tokenizer, sampling, ids = self._tokenizer, batch[0].sampling, self._encode(batch)
         no_room = f"leaves no room for `max_tokens` ({sampling.max_tokens}) in the context of {self._context} tokens."

@@ -32,13 +32,12 @@ from ..divergence import LMHead, completion_states, lm_head, token_divergence
 from ..generation import (
     batches_by_length,
     encode_prompts,
-    end_token_ids,
     generate_ids,
     generating,
     generation_config,
     pad_ids,
 )
-from ..models import context_length, load_teacher_tokenizer, match_vocabulary, vocabulary_rows
+from ..models import context_length, end_token_ids, load_teacher_tokenizer, match_vocabulary, vocabulary_rows
 from ..text import distinct_n, references_of, repetition, rouge_l
 from .exposure import exposure_bias
 
@@ -138,14 +137,19 @@ def _generation_configs(
     models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, settings: _Settings
 ) -> list[GenerationConfig]:
     """How student and teacher generate: alike, and only tokens below `vocab_size`."""
-    # What ends an answer is the student's business: one rule for both, or their answers would not compare
-    end_tokens = end_token_ids(models[0], tokenizer)
+    # One rule for both, or their answers would not compare: what ends an answer of either
+    ends = [end_token_ids(model, tokenizer) for model in models]
+    if set(ends[0]) != set(ends[-1]):
+        logger.warning("The model ends answers with %s, the teacher with %s: all of these end one.", *ends)
+    end_tokens = [end for end in dict.fromkeys(sum(ends, [])) if vocab_size is None or end < vocab_size]
     drawn = (tokenizer, end_tokens, settings.max_new_tokens, settings.temperature, settings.top_p)
     configs = []
     for model in models:
         beyond = [] if vocab_size is None else list(range(vocab_size, vocabulary_rows(model)))
         forbidden = {"no_repeat_ngram_size": settings.no_repeat_ngram_size or None, "suppress_tokens": beyond or None}
         configs.append(generation_config(*drawn, **forbidden))
+        if vocab_size is not None and configs[-1].pad_token_id >= vocab_size:
+            configs[-1].pad_token_id = end_tokens[0]  # an added token that one of the models has no row for
     return configs
 
 
@@ -385,8 +389,14 @@ def evaluate_model(
     if teacher is not None:
         teacher_tokenizer = load_teacher_tokenizer(teacher) if teacher_tokenizer is None else teacher_tokenizer
         vocab_size = match_vocabulary(tokenizer, teacher_tokenizer, model, teacher)
+        for row in prompts.kept:
+            if max(prompts.ids[row]) >= vocab_size:
+                raise ValueError(
+                    f"The prompt of row {row} has the token {max(prompts.ids[row])}, and the teacher knows only those "
+                    f"below {vocab_size}. Take it out of the prompts, or out of the chat template that adds it."
+                )
     generators = models if exposure else [model]
-    configs = _generation_configs(generators, tokenizer, vocab_size, settings)
+    configs = _generation_configs(models, tokenizer, vocab_size, settings)[: len(generators)]
 
     scores, samples = [], []
     divergences: list[list[_Divergences]] = [[] for _ in generators]  # on the answers of each, over all seeds

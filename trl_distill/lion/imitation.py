@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ..checkpoints import damage
 from ..text import closest
 from ..training import accelerate_config_path, check_value
 
@@ -101,9 +102,11 @@ class Training:
             is_adapter = Path(model).is_dir() and adapter_config(model)  # one adapter goes on through all rounds
             fields |= self.training | ({"use_peft": False} if is_adapter else {})
             for checkpoint in run.glob("checkpoint-*"):
-                if (checkpoint / "trainer_state.json").is_file():
+                wrong = damage(checkpoint)
+                if wrong is None:
                     fields["resume_from_checkpoint"] = "latest"
-                else:  # a run was killed while it wrote this one: the state comes last
+                else:  # a run was killed while it wrote this one
+                    logger.warning("%s is removed: %s.", checkpoint, wrong)
                     shutil.rmtree(checkpoint)
             config.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
             self._train(config, lock)

@@ -12,7 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What MiniLLM logs beside TRL's metrics. A metric is a pair, numerator and denominator, until it is logged."""
+"""
+Which rows and tokens count, what is logged of them beside TRL's metrics, and the check that it is finite.
+
+A metric is a pair, numerator and denominator, until it is logged.
+"""
 
 import functools
 import importlib.util
@@ -21,10 +25,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from trl.trainer.utils import split_tensor_dict
 
 from ..divergence import TokenScores
+from .minillm_config import MiniLLMConfig
 
 
 HAS_ROUGE = importlib.util.find_spec("rouge_score") is not None
@@ -90,6 +97,34 @@ def real_rows(accelerator, rows: int) -> int:
     if not state.end_of_dataloader or state.remainder <= 0:
         return rows
     return min(max(state.remainder - accelerator.process_index * rows, 0), rows)
+
+
+def without_idle_rows(rollouts: dict[str, Tensor], eos_token_id: int, rows: int) -> dict[str, Tensor]:
+    """
+    Ids and masks `(B, P)` and `(B, T)`, with tokens only where they count.
+
+    Rows that stand in for an empty completion, as two EOS, have none, nor have those behind the first `rows`, which
+    fill up an evaluation. Padding is token 0: the student's own may be a token that the teacher has no row for.
+    """
+    ids, mask = rollouts["completion_ids"], rollouts["completion_mask"]
+    empty = ((ids == eos_token_id) & mask.bool()).sum(dim=1) > 1
+    counts = ~empty & (torch.arange(len(ids), device=ids.device) < rows)
+    return {
+        "prompt_ids": rollouts["prompt_ids"] * rollouts["prompt_mask"],
+        "completion_ids": ids * mask,
+        "completion_mask": mask * counts[:, None],
+    }
+
+
+def split_rollouts(rollouts: dict[str, Tensor], args: MiniLLMConfig, accelerator) -> list[dict[str, Tensor]]:
+    """Micro-batches in a fixed partition, each with the token count of its optimizer step over all processes."""
+    batches, accumulation = args.steps_per_generation, args.gradient_accumulation_steps
+    tokens = rollouts["completion_mask"].sum(dim=1).view(batches // accumulation, -1)
+    tokens = accelerator.reduce(tokens.sum(dim=1)).float()
+    return [
+        batch | {"num_items_in_batch": tokens[index // accumulation]}
+        for index, batch in enumerate(split_tensor_dict(rollouts, batches))
+    ]
 
 
 def credit_metrics(rewards: Tensor, advantages: Tensor, weights: Tensor, mask: Tensor, reward_clip: float | None):
@@ -159,3 +194,71 @@ def reference_metrics(
         checks = [bool(answer_checker(text, row)) for text, row in zip(completions, rows, strict=True)]
         metrics["accuracy"] = (sum(checks), len(checks))
     return metrics
+
+
+class FiniteCheck:
+    """
+    What must be finite in the steps of a trainer.
+
+    Values are looked at once an optimizer step, where its gradient norm is known: to look at each micro-batch would
+    wait for the device.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.seen: list[tuple[str, Tensor, Tensor, Tensor]] = []
+
+    def watch(self, scores: TokenScores, inputs: dict[str, Tensor]):
+        """Note whether the scores `(N,)` of the completion tokens of a micro-batch are finite."""
+        mask = inputs["completion_mask"].bool()  # (b, T)
+        names = {"log-probability": scores.student_logps, "teacher's log-probability": scores.teacher_logps}
+        for name, values in (names | {"KL to the teacher": scores.kl}).items():
+            if values is not None:
+                broken = torch.zeros_like(mask).masked_scatter(mask, ~values.isfinite()).any(dim=1)  # (b,)
+                self.seen.append((name, broken, inputs["prompt_ids"], inputs["prompt_mask"]))
+        if not self.trainer.model.training:
+            self.check()
+
+    def check(self, grad_norm: Tensor | float | None = None):
+        """Raise `ValueError` if a watched value or the norm of the gradient is not finite."""
+        seen, self.seen = self.seen, []
+        if seen and torch.cat([broken for _, broken, _, _ in seen]).any():
+            name, broken, ids, mask = next(entry for entry in seen if entry[1].any())
+            row = int(broken.nonzero()[0])
+            prompt = self.trainer.processing_class.decode(ids[row][mask[row].bool()].tolist())
+            self._stop(f"The {name} is not finite", f", on the prompt {prompt!r}")
+        # With fp16, a scale that is too large overflows now and then: such a step is skipped and the scale lowered
+        if grad_norm is not None and self.trainer.accelerator.mixed_precision != "fp16":
+            if not math.isfinite(grad_norm):
+                self._stop("The gradient norm is not finite")
+
+    def check_weights(self):
+        """Raise `ValueError` if a trained weight is not finite."""
+        for name, weight in self.trainer.model.named_parameters():
+            own = weight.to_local() if hasattr(weight, "to_local") else weight  # of FSDP2, the shard
+            if weight.requires_grad and not own.isfinite().all():
+                self._stop(f"The weight {name} is not finite")
+
+    def _stop(self, what: str, where: str = ""):
+        from ..checkpoints import newest_checkpoint  # not needed by a run that goes well
+
+        step = self.trainer.state.global_step
+        # The checkpoint of this very step would hold the weights that have failed
+        checkpoint = newest_checkpoint(self.trainer.args.output_dir, before=step)
+        last = f"The last checkpoint before it is {checkpoint}." if checkpoint else "There is no checkpoint before it."
+        raise ValueError(
+            f"{what} at step {step}{where}. Nothing of it was written. {last} Lower `learning_rate`, or check the "
+            "weights of student and teacher."
+        )
+
+
+def check_teacher_logps(logps: Tensor, prompts: list, size: int, step: int):
+    """Refuse a teacher's log-probabilities `(B, T)` that are not finite, before they spread over a whitened set."""
+    unknown = (~logps.isfinite()).any(dim=1).nonzero()
+    if len(unknown):
+        row = int(unknown[0])
+        raise ValueError(
+            f"The teacher gives a log-probability that is not finite at step {step} (micro-batch {row // size}, row "
+            f"{row % size}), on the prompt {prompts[row]!r}. Check the teacher's weights, or load it in bfloat16 or "
+            "float32 instead of float16."
+        )

@@ -197,6 +197,26 @@ class MiniLLMConfig(DistillationConfig):
         """Whether any token can get credit: without discounting to 0, or with its own reward."""
         return self.gamma > 0.0 or self.inclusive_returns
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the sampler hands on the hidden states with which tokens were drawn."""
+        return self.score_from == "rollout" and self.samples_plainly
+
+    @property
+    def scores_student(self) -> bool:
+        """
+        Whether the student's side of a rollout set is scored before its first loss, as credit needs.
+
+        That takes hidden states: those of the rollout, or of another pass. The first inner pass can be that one if it
+        sees the parameters that the set was sampled with, so that the set is one optimizer step, and if no statistic
+        spans its micro-batches.
+        """
+        spans = self.whiten_advantages or self.num_generations > 1
+        one_step = self.steps_per_generation == self.gradient_accumulation_steps
+        first_pass_serves = self.steps_per_generation == 1 or (one_step and not spans)
+        known = self.keeps_states and not self.use_vllm
+        return self.has_long_term and (known or not first_pass_serves)
+
     def __post_init__(self):
         super().__post_init__()
         if self.steps_per_generation is None:
@@ -235,6 +255,11 @@ class MiniLLMConfig(DistillationConfig):
         require(self.temperature > 0.0, "temperature", "above 0")
         require((self.max_completion_length or 0) >= 1, "max_completion_length", "at least 1")
         require(self.beta == 1.0, "beta", "1.0, the reverse KL (for other divergences use `trl.DistillationTrainer`)")
+        require(
+            self.neftune_noise_alpha is None,
+            "neftune_noise_alpha",
+            "None, since noise on the embeddings would change the log-probabilities that tokens are scored with",
+        )
         if not (self.single_step_decomposition or self.has_long_term):
             raise ValueError(
                 "With `single_step_decomposition=False`, `return_mode='exclusive'` and `gamma=0.0` nothing is left to "

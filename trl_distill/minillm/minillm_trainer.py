@@ -13,6 +13,7 @@
 # limitations under the License.
 
 import json
+import math
 import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,9 +27,8 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
-from trl.trainer.utils import get_config_model_id, repeat_iterable_dataset, split_tensor_dict
+from trl.trainer.utils import get_config_model_id, repeat_iterable_dataset
 
 from ..divergence import (
     LMHead,
@@ -41,10 +41,12 @@ from ..divergence import (
     token_divergence,
     token_scores,
 )
-from ..models import vocabulary_rows
+from ..models import neutral_generation_configs
 from .credit import advantages, leave_one_out, long_term_loss, mixture_logps, token_rewards, whiten
 from .metrics import (
     Averages,
+    FiniteCheck,
+    check_teacher_logps,
     completion_metrics,
     credit_metrics,
     known_means,
@@ -52,19 +54,24 @@ from .metrics import (
     real_rows,
     reference_metrics,
     score_metrics,
+    split_rollouts,
     timed,
+    without_idle_rows,
 )
 from .minillm_config import MiniLLMConfig
 from .preparation import (
     Corpus,
     check_datasets,
     check_prompts,
+    check_readable,
     check_teacher,
-    check_teacher_logps,
     drop_long_prompts,
+    generate_for_both,
     longest_prompt,
     prepare_teacher,
-    prepare_tokenizer,
+    prepare_tokenizers,
+    tokenized,
+    tokens_per_byte,
 )
 from .resume import RESUME_FILE, ResumableRepeatSampler, check_resumable, resume_settings
 
@@ -174,7 +181,7 @@ class MiniLLMTrainer(DistillationTrainer):
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         check_teacher(teacher_model, args, has_adapter=peft_config is not None or isinstance(model, PeftModel))
         check_datasets(train_dataset, eval_dataset, lm_dataset, args)
-        processing_class = prepare_tokenizer(processing_class, model, teacher_model, args)
+        tokenizers = prepare_tokenizers(processing_class, model, teacher_model, args)
 
         super().__init__(
             model=model,
@@ -183,7 +190,7 @@ class MiniLLMTrainer(DistillationTrainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            processing_class=tokenizers.student,
             callbacks=callbacks,
             optimizers=optimizers,
             quantization_config=quantization_config,
@@ -191,37 +198,39 @@ class MiniLLMTrainer(DistillationTrainer):
         )
         self.answer_checker = answer_checker
         self._averages = {"train": Averages(), "eval": Averages()}
+        self._finite = FiniteCheck(self)
         self.teacher_model, self.vocab_size = prepare_teacher(
             teacher_model, self.model, self.processing_class, args, self.accelerator, self._dist.is_zero3
         )
-        unshared = range(self.vocab_size, vocabulary_rows(self.model))
-        if unshared:
-            suppressed = [*(self.generation_kwargs.get("suppress_tokens") or []), *unshared]
-            self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = suppressed
+        generate_for_both(self, tokenizers)
+        self._foreign = tokenizers.foreign(self.vocab_size)
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
-        self._corpus = Corpus(lm_dataset, self.processing_class, args) if self.lm_coef > 0.0 else None
+        self._corpus = Corpus(lm_dataset, self._tokenizer, args, self._foreign) if self.lm_coef > 0.0 else None
 
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.teacher_model or self.model)]
-        limit = longest_prompt(models, self.generation_config.max_new_tokens, args.lm_max_length * bool(self._corpus))
-        keep_fitting = partial(drop_long_prompts, tokenize=lambda rows: self._tokenize_prompts(rows)[0], limit=limit)
+        corpus_length = args.lm_max_length * bool(self._corpus)
+        self._longest_prompt = longest_prompt(models, self.generation_config.max_new_tokens, corpus_length)
+        keep_fitting = partial(
+            drop_long_prompts,
+            tokenize=lambda prompts: self._tokenize_prompts(prompts, limit=math.inf)[0],
+            limit=self._longest_prompt,
+            bytes_grow=tokens_per_byte(self._tokenizer),
+        )
         self.train_dataset = keep_fitting(self.train_dataset, "train_dataset")
         self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
         check_prompts(self.train_dataset, "train_dataset", self._repeats["batch_size"])
-
-        # A token has no credit before its rollout set is scored, which takes the student's hidden states: those that
-        # it sampled with, or of another pass. The first inner pass can be that one if it sees the parameters that the
-        # set was sampled with, so that the set is one optimizer step, and if no statistic spans its micro-batches.
-        self._keeps_states = args.score_from == "rollout" and args.samples_plainly
-        spans = args.whiten_advantages or args.num_generations > 1
-        one_step, whole = args.steps_per_generation == args.gradient_accumulation_steps, args.steps_per_generation == 1
-        known, can_wait = self._keeps_states and not args.use_vllm, whole or (one_step and not spans)
-        self._scores_student = args.has_long_term and (known or not can_wait)
         # Of student and teacher, from the sampler to `_score`: in between, TRL makes tensors of token ids alone
         self._sampled_states: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "completion", "answer"]))
+
+    def _tokenize_prompts(self, prompts: list, limit: float | None = None):
+        # Of a large dataset not every prompt was tokenized before it is drawn
+        prompt_ids, *others = tokenized(super()._tokenize_prompts, prompts)
+        check_readable(prompts, prompt_ids, self._foreign, limit or self._longest_prompt)
+        return prompt_ids, *others
 
     @property
     def _reads_per_set(self) -> int:
@@ -271,19 +280,10 @@ class MiniLLMTrainer(DistillationTrainer):
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if self._buffered_inputs is None or self._step % self._reads_per_set == 0:
             self._buffered_inputs = None  # frees the old set before the new one is made
-            self._buffered_inputs = self._split_rollouts(self._generate_and_score_completions(generation_batch))
+            rollouts = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_rollouts(rollouts, self.args, self.accelerator)
         inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs if self._corpus is None else inputs | self._corpus_batch()
-
-    def _split_rollouts(self, rollouts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Micro-batches in a fixed partition, each with the token count of its optimizer step over all processes."""
-        accumulation = self.args.gradient_accumulation_steps
-        tokens = rollouts["completion_mask"].sum(dim=1).view(self.args.steps_per_generation // accumulation, -1)
-        tokens = self.accelerator.reduce(tokens.sum(dim=1)).float()
-        batches = split_tensor_dict(rollouts, self.args.steps_per_generation)
-        for index, batch in enumerate(batches):
-            batch["num_items_in_batch"] = tokens[index // accumulation]
-        return batches
 
     def _corpus_batch(self) -> dict[str, Tensor]:
         """The corpus blocks `(b, lm_max_length)` of this micro-step and what the teacher makes of them."""
@@ -306,26 +306,9 @@ class MiniLLMTrainer(DistillationTrainer):
         return [ids or [self._tokenizer.eos_token_id] * 2 for ids in completion_ids]
 
     def _roll_out(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        from .mixed_sampling import roll_out  # not needed with vLLM
+        from .mixed_sampling import roll_out  # not needed where vLLM draws every token
 
-        training = self.model.training
-        if self.use_vllm and self.state.global_step != self._last_loaded_step:
-            self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
-        completion_ids, *self._sampled_states, metrics = roll_out(
-            self.model_wrapped,
-            self.teacher_model,
-            prompt_ids,
-            args=self.args,
-            alpha=self.args.teacher_mix_alpha if training else 0.0,
-            generation_config=self.generation_config,
-            vocab_size=self.vocab_size,
-            rollout_set=self._step // self._reads_per_set,
-            accelerator=self.accelerator,
-            backend=self._dist,
-            keeps_states=self._keeps_states and training,
-            engine=self.vllm_generation if self.use_vllm else None,
-        )
+        completion_ids, *self._sampled_states, metrics = roll_out(self, prompt_ids, self._step // self._reads_per_set)
         self._averages[self._mode].update(metrics)
         return completion_ids
 
@@ -335,16 +318,14 @@ class MiniLLMTrainer(DistillationTrainer):
         return self.accelerator.autocast()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rollouts = super()._generate_and_score_completions(inputs)
-        # Rows without a completion do not count (see `_generate_single_turn`), nor those that fill up an evaluation
-        ids, mask = rollouts["completion_ids"], rollouts["completion_mask"]
-        empty = ((ids == self._tokenizer.eos_token_id) & mask.bool()).sum(dim=1) > 1
+        with neutral_generation_configs([self.accelerator.unwrap_model(self.model)]):
+            rollouts = super()._generate_and_score_completions(inputs)
         real = len(inputs) if self.model.training else real_rows(self.accelerator, len(inputs))
-        counts = ~empty & (torch.arange(len(ids), device=ids.device) < real)
-        rollouts["completion_mask"] = mask = mask * counts[:, None]
+        rollouts |= without_idle_rows(rollouts, self._tokenizer.eos_token_id, real)
         rollouts |= self._score(rollouts, [row["prompt"] for row in inputs])
 
-        completions = [row[own.bool()].tolist() for row, own in zip(ids.cpu(), mask.cpu(), strict=True)][:real]
+        ids, mask = rollouts["completion_ids"].cpu(), rollouts["completion_mask"].bool().cpu()
+        completions = [row[own].tolist() for row, own in zip(ids, mask, strict=True)][:real]
         averages = self._averages[self._mode]
         averages.update(completion_metrics(completions))
         if self._mode == "eval":
@@ -368,7 +349,7 @@ class MiniLLMTrainer(DistillationTrainer):
                 if states is None:
                     states = self._with_teacher(completion_states, *batch)
                 part = {"teacher_hidden_states": states.cpu() if self.args.teacher_states_on_cpu else states}
-                if self._scores_student and self.model.training:
+                if self.args.scores_student and self.model.training:
                     student = self.accelerator.unwrap_model(self.model_wrapped)
                     scores = self._forward_redirection(
                         self.model_wrapped, student, self._student_scores, student, batch, own, states
@@ -447,6 +428,7 @@ class MiniLLMTrainer(DistillationTrainer):
             loss = scores.kl.sum()
             forward_kl, _ = token_divergence(*models, 0.0, *self._settings)
             averages.add("kl/forward", forward_kl.sum(), len(forward_kl))
+        self._finite.watch(scores, inputs)
         averages.update(score_metrics(scores, mask, training))
         loss = loss / (mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
@@ -515,17 +497,23 @@ class MiniLLMTrainer(DistillationTrainer):
         return resume_settings(self.args, None if self._corpus is None else len(self._corpus.blocks), self.lm_coef)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        resume = resume_from_checkpoint
-        checkpoint = get_last_checkpoint(self.args.output_dir) if resume is True else resume
+        from ..checkpoints import checkpoint_to_resume
+
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if isinstance(checkpoint, str):
             check_resumable(Path(checkpoint), self._resume_settings())
         self._buffered_inputs = None  # a second call samples its own rollouts
-        return super().train(resume_from_checkpoint=resume, **kwargs)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
-    def _save_checkpoint(self, model, trial):
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._finite.check(grad_norm)  # the last moment before the optimizer step
+        return grad_norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        self._finite.check_weights()
         # First, so that no kill and no push to the Hub sees a checkpoint without it
-        if self.args.should_save:
-            checkpoint = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-            checkpoint.mkdir(parents=True, exist_ok=True)
-            (checkpoint / RESUME_FILE).write_text(json.dumps(self._resume_settings(), indent=2))
-        super()._save_checkpoint(model, trial)
+        if _internal_call and output_dir is not None and self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            Path(output_dir, RESUME_FILE).write_text(json.dumps(self._resume_settings(), indent=2))
+        super().save_model(output_dir, _internal_call)

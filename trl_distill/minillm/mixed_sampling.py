@@ -307,58 +307,52 @@ class RolloutSet(NamedTuple):
     metrics: dict[str, tuple[int, int]]
 
 
-def roll_out(
-    student,
-    teacher,
-    prompt_ids: list[list[int]],
-    *,
-    args,
-    alpha: float,
-    generation_config,
-    vocab_size: int,
-    rollout_set: int,
-    accelerator,
-    backend,
-    keeps_states: bool,
-    engine=None,
-) -> RolloutSet:
+def roll_out(trainer, prompt_ids: list[list[int]], rollout_set: int) -> RolloutSet:
     """
-    Completions of a trainer's wrapped models to prompts as token ids.
+    Completions of a trainer's models to prompts as token ids: mixed in training, in evaluation of the student alone.
 
-    `teacher` is `None` if it is the student's base model. `rollout_set` numbers the set: coins are a function of it,
-    so that a resumed run draws the same. Answers to one prompt are drawn in turn, since they must not share coins.
-    TRL's vLLM `engine`, if there is one, holds the student's weights and draws its tokens.
+    `rollout_set` numbers the set: coins are a function of it, so that a resumed run draws the same. Answers to one
+    prompt are drawn in turn, since they must not share coins. TRL's vLLM engine, if there is one, draws the student's
+    tokens.
     """
+    args, accelerator, backend, config = trainer.args, trainer.accelerator, trainer._dist, trainer.generation_config
+    training = trainer.model.training
+    alpha = args.teacher_mix_alpha if training else 0.0
+    base_teaches = trainer.teacher_model is None
     # A sharded model makes each forward a collective, and then all processes must call the same model
     sharded = accelerator.num_processes > 1 and (backend.is_zero3 or backend.is_fsdp)
     stream = 0 if sharded else accelerator.process_index
     copies = args.num_generations if alpha > 0 else 1
+    engine = None
+    if args.use_vllm:
+        engine = VLLMStudent(trainer.vllm_generation)
+        if trainer.state.global_step != trainer._last_loaded_step:  # as the parent class does
+            trainer.vllm_generation.sync_weights()
+            trainer._last_loaded_step = trainer.state.global_step
     ready = partial(_ready_to_generate, accelerator=accelerator, backend=backend, args=args)
+    teacher_ready = nullcontext() if base_teaches or alpha == 0 else ready(trainer.teacher_model)
     rollouts = []
-    with (
-        ready(student) as student_model,
-        ready(teacher) if teacher is not None and alpha > 0 else nullcontext() as own,
-    ):
+    with ready(trainer.model_wrapped) as student, teacher_ready as teacher:
         for copy in range(copies):
             prompts = [torch.tensor(ids, device=accelerator.device) for ids in prompt_ids[copy::copies]]
             coins = random.Random(f"{args.seed}, {rollout_set}, {stream}" + f", {copy}" * (copy > 0)).getrandbits(32)
             rollouts.append(
                 mixed_generate(
-                    student_model,
-                    student_model if teacher is None else own,
-                    pad(prompts, padding_value=generation_config.pad_token_id, padding_side="left"),
+                    student,
+                    student if base_teaches else teacher,
+                    pad(prompts, padding_value=config.pad_token_id, padding_side="left"),
                     pad([torch.ones_like(ids) for ids in prompts], padding_side="left"),
                     alpha=alpha,
-                    max_new_tokens=generation_config.max_new_tokens,
-                    eos_token_ids=generation_config.eos_token_id,
-                    pad_token_id=generation_config.pad_token_id,
+                    max_new_tokens=config.max_new_tokens,
+                    eos_token_ids=config.eos_token_id,
+                    pad_token_id=config.pad_token_id,
                     temperature=args.temperature,
-                    vocab_size=vocab_size,
+                    vocab_size=trainer.vocab_size,
                     generator=torch.Generator().manual_seed(coins),
                     synced_gpus=sharded,
-                    teacher_context=student_model.disable_adapter if teacher is None else nullcontext,
-                    keeps_states=keeps_states,
-                    draw_run=engine and VLLMStudent(engine),
+                    teacher_context=student.disable_adapter if base_teaches else nullcontext,
+                    keeps_states=args.keeps_states and training,
+                    draw_run=engine,
                 )
             )
     lengths = _in_turn([rollout.lengths for rollout in rollouts]).tolist()

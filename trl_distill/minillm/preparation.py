@@ -12,14 +12,24 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a run is made of, checked and prepared before its first step: teacher, tokenizer, prompts and corpus."""
+"""
+What a run is made of, checked and prepared before its first step: teacher, tokenizer, prompts and corpus.
 
-from collections.abc import Callable
-from functools import lru_cache
+Of a large dataset only what is doubtful is tokenized: Arrow's offsets say how many bytes of text each row has, and no
+token stands for less than a byte.
+"""
 
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
@@ -32,6 +42,7 @@ from ..divergence import LMHead, backbone_states, join_completions, select_state
 from ..models import (
     check_same_tokens,
     context_length,
+    end_token_ids,
     load_teacher,
     load_teacher_tokenizer,
     match_vocabulary,
@@ -42,6 +53,9 @@ from .minillm_config import MiniLLMConfig
 
 
 logger = get_logger(__name__)
+
+_READ_WHOLE = 10_000  # rows that take less than a second to tokenize
+_UNICODE_GROWTH = 11  # at most, of a normal form in bytes: U+FDFA has 3, and 33 in NFKC
 
 
 def check_teacher(teacher_model: str | PreTrainedModel | None, args: MiniLLMConfig, has_adapter: bool):
@@ -107,8 +121,20 @@ def prepare_teacher(teacher_model, student, tokenizer, args: MiniLLMConfig, acce
     return accelerator.prepare_model(teacher_model, device_placement=True, evaluation_mode=True), shared
 
 
-def prepare_tokenizer(tokenizer, student, teacher, args: MiniLLMConfig) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, loaded if it was not passed. The teacher must read tokens in the same way."""
+class Tokenizers(NamedTuple):
+    """How both models read text."""
+
+    student: PreTrainedTokenizerBase
+    teacher: PreTrainedTokenizerBase | None = None  # if it is known
+    unknown: set[int] = frozenset()  # tokens of the student's that the teacher's does not have
+
+    def foreign(self, rows: int) -> set[int]:
+        """Tokens of the student that the teacher cannot read, with the `rows` that both have in their vocabularies."""
+        return self.unknown | {token for token in self.student.get_vocab().values() if token >= rows}
+
+
+def prepare_tokenizers(tokenizer, student, teacher, args: MiniLLMConfig) -> Tokenizers:
+    """Load what was not passed. The teacher must read ordinary tokens as the student does."""
     if tokenizer is None:
         is_name = isinstance(student, str)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -128,13 +154,38 @@ def prepare_tokenizer(tokenizer, student, teacher, args: MiniLLMConfig) -> PreTr
             teacher, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
         )
         if teacher_tokenizer is not None:
-            check_same_tokens(tokenizer, teacher_tokenizer)
-        else:
-            logger.warning(
-                "The teacher comes without a tokenizer, so it cannot be checked that it reads tokens as the student "
-                "does. Pass the teacher as a path to have it checked."
-            )
-    return tokenizer
+            return Tokenizers(tokenizer, teacher_tokenizer, check_same_tokens(tokenizer, teacher_tokenizer))
+        logger.warning(
+            "The teacher comes without a tokenizer, so it cannot be checked that it reads tokens as the student "
+            "does. Pass the teacher as a path to have it checked."
+        )
+    return Tokenizers(tokenizer)
+
+
+def generate_for_both(trainer, tokenizers: Tokenizers):
+    """Have a trainer draw and pad with tokens that both models have a row for, and end answers where either would."""
+    student, teacher = (
+        trainer.accelerator.unwrap_model(model) for model in (trainer.model, trainer.teacher_model or trainer.model)
+    )
+    rows, tokenizer, given = trainer.vocab_size, tokenizers.student, trainer.args.generation_kwargs or {}
+    ends, teacher_ends = trainer.eos_token_ids, end_token_ids(teacher, tokenizers.teacher or tokenizers.student)
+    if set(ends) != set(teacher_ends):
+        logger.warning(
+            f"The student ends answers with the tokens {sorted(ends)}, the teacher with {sorted(teacher_ends)}: in "
+            "training and evaluation all of these end one. The saved student keeps its own; to have it stop where it "
+            "has learned to, set `eos_token_id` in its generation config."
+        )
+    trainer.eos_token_ids = [end for end in dict.fromkeys([*ends, *teacher_ends]) if end < rows]
+    # A row of NaN draws any token instead of stopping the device; whoever scores the completion sees the NaN again
+    settings = {"eos_token_id": trainer.eos_token_ids, "remove_invalid_values": True} | given
+    if tokenizer.pad_token_id >= rows:
+        settings["pad_token_id"] = tokenizer.eos_token_id
+    if unshared := range(rows, vocabulary_rows(student)):
+        settings["suppress_tokens"] = [*(given.get("suppress_tokens") or []), *unshared]
+    trainer.generation_config.update(**settings)
+    trainer.generation_kwargs |= settings
+    if trainer.use_vllm:
+        trainer.vllm_generation.generation_kwargs = {"stop_token_ids": trainer.eos_token_ids} | given
 
 
 def check_datasets(train_dataset, eval_dataset, lm_dataset, args: MiniLLMConfig):
@@ -169,9 +220,9 @@ def check_prompts(dataset: Dataset | IterableDataset, name: str, rollout_size: i
     if "image" in columns or "images" in columns:
         raise ValueError(f"`{name}` has images, but MiniLLMTrainer trains on text only. Remove the column.")
     if isinstance(dataset, Dataset):
-        for index, prompt in enumerate(dataset["prompt"]):
-            if not prompt:
-                raise ValueError(f"`{name}` has an empty prompt in row {index}. Remove it.")
+        empty = _in_order(dataset, np.concatenate([_is_empty(chunk) for chunk in _chunks(dataset)]))
+        if empty.any():
+            raise ValueError(f"`{name}` has an empty prompt in row {empty.argmax()}. Remove it.")
         if len(dataset) < rollout_size:
             raise ValueError(
                 f"`{name}` has {len(dataset)} usable prompts, but one rollout set takes {rollout_size} "
@@ -179,45 +230,46 @@ def check_prompts(dataset: Dataset | IterableDataset, name: str, rollout_size: i
             )
 
 
-def drop_long_prompts(dataset, name: str, tokenize: Callable[[list], list[list[int]]], limit: int | None):
+def drop_long_prompts(
+    dataset, name: str, tokenize: Callable[[list], list[list[int]]], limit: int | None, bytes_grow: int
+):
     """
-    Keep the rows whose prompt has at most `limit` tokens, `None` for all. A prompt without tokens is an error.
+    Keep the rows whose prompt has at most `limit` tokens, `None` for all. A prompt that cannot be read is an error.
 
-    `dataset` is `None`, a dataset, a stream, which is filtered while it is read, or a dictionary of these.
+    `dataset` is `None`, a dataset, a stream, which is filtered while it is read, or a dictionary of these. A text has
+    at most `bytes_grow` tokens a byte.
     """
     if dataset is None:
         return None
     if isinstance(dataset, dict):
-        return {key: drop_long_prompts(data, key, tokenize, limit) for key, data in dataset.items()}
-
-    def fits(prompts: list) -> list[bool]:
-        lengths = [len(ids) for ids in tokenize(prompts)]
-        if min(lengths) == 0:
-            raise ValueError(f"`{name}` has a prompt without tokens: {prompts[lengths.index(0)]!r}. Remove it.")
-        return [limit is None or length <= limit for length in lengths]
-
+        return {key: drop_long_prompts(data, key, tokenize, limit, bytes_grow) for key, data in dataset.items()}
+    limit = np.inf if limit is None else limit
+    count = partial(_token_counts, name=name, tokenize=tokenize)
     if isinstance(dataset, IterableDataset):
-        return dataset.filter(lambda row: fits([row["prompt"]])[0])
-    kept = [keep for batch in dataset.select_columns("prompt").iter(256) for keep in fits(batch["prompt"])]
-    if all(kept):
+        return dataset.filter(lambda row, index: count([row["prompt"]], [index])[0] <= limit, with_indices=True)
+
+    prompts = dataset.select_columns("prompt")
+    lengths = _in_order(dataset, np.concatenate([_text_bytes(chunk) for chunk in _chunks(dataset)]))
+    frames = np.empty(len(dataset))
+    for rows in _rows_by_roles(dataset):
+        shortest = rows[lengths[rows].argmin()]
+        frames[rows] = count([prompts[int(shortest)]["prompt"]], [shortest])[0]
+    # What the template writes around texts is counted twice: it may depend on more than the roles
+    doubtful = bytes_grow * lengths + 2 * frames > limit
+    if len(dataset) <= _READ_WHOLE:
+        doubtful[:] = True
+    counts = np.zeros(len(dataset))
+    for first in range(0, len(rows := doubtful.nonzero()[0]), 256):
+        batch = rows[first : first + 256]
+        counts[batch] = count(prompts[batch]["prompt"], batch)
+    kept = counts <= limit
+    if kept.all():
         return dataset
     reason = f"longer than {limit} tokens, the models' context minus `max_completion_length`"
-    if not any(kept):
+    if not kept.any():
         raise ValueError(f"Every prompt of `{name}` is {reason}. Shorten the prompts or the completions.")
-    logger.warning(f"Dropped {kept.count(False)} of {len(kept)} rows of `{name}`: their prompts are {reason}.")
-    return dataset.select([index for index, keep in enumerate(kept) if keep])
-
-
-def check_teacher_logps(logps: Tensor, prompts: list, size: int, step: int):
-    """Refuse a teacher's log-probabilities `(B, T)` that are not finite, with the place in micro-batches of `size`."""
-    unknown = (~logps.isfinite()).any(dim=1).nonzero()
-    if len(unknown):
-        row = int(unknown[0])
-        raise ValueError(
-            f"The teacher gives a log-probability that is not finite at step {step} (micro-batch {row // size}, row "
-            f"{row % size}), on the prompt {prompts[row]!r}. Check the teacher's weights, or load it in bfloat16 or "
-            "float32 instead of float16."
-        )
+    logger.warning(f"Dropped {(~kept).sum()} of {len(kept)} rows of `{name}`: their prompts are {reason}.")
+    return dataset.select(kept.nonzero()[0])
 
 
 def longest_prompt(models: list[PreTrainedModel], max_new_tokens: int, corpus_length: int) -> int | None:
@@ -228,6 +280,119 @@ def longest_prompt(models: list[PreTrainedModel], max_new_tokens: int, corpus_le
     if corpus_length > context:
         raise ValueError(f"`lm_max_length` is {corpus_length}, but the models' context is {context} tokens.")
     return context - max_new_tokens
+
+
+def tokens_per_byte(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens a byte of text can become: one, unless the tokenizer rewrites the text first."""
+    rewrites = not tokenizer.is_fast or tokenizer.backend_tokenizer.normalizer is not None
+    return _UNICODE_GROWTH if rewrites else 1
+
+
+def tokenized(tokenize: Callable[[list], tuple], prompts: list) -> tuple:
+    """What `tokenize` makes of prompts; an error of the chat template names the prompt."""
+    try:
+        return tokenize(prompts)
+    except (TemplateError, TypeError):  # of a text that is added to none
+        for prompt in prompts:
+            try:
+                tokenize([prompt])
+            except (TemplateError, TypeError) as error:
+                raise ValueError(f"{error}, in the prompt {prompt!r}. Correct or remove it.") from error
+        raise
+
+
+def check_readable(prompts: list, prompt_ids: list[list[int]], foreign: Collection[int], limit: float | None):
+    """Refuse prompts without tokens, with tokens that the teacher does not know, or with more than `limit`."""
+    for prompt, ids in zip(prompts, prompt_ids, strict=True):
+        if not ids:
+            raise ValueError(f"The tokenizer finds no token in the prompt {prompt!r}. Remove it.")
+        unknown = [token for token in ids if token in foreign]
+        if unknown:
+            raise ValueError(
+                f"The student's tokenizer reads token {unknown[0]} in the prompt {prompt!r}, which the teacher does "
+                "not have. Take it out of the prompts, or out of the chat template that adds it."
+            )
+        if limit is not None and len(ids) > limit:
+            raise ValueError(
+                f"A prompt has {len(ids)} tokens, and {limit} leave room for a completion: {prompt!r}. Remove it."
+            )
+
+
+def _token_counts(prompts: list, rows: Sequence[int], name: str, tokenize: Callable) -> list[int]:
+    try:
+        return [len(ids) for ids in tokenize(prompts)]
+    except ValueError as error:
+        if len(prompts) == 1:
+            raise ValueError(f"The prompt in row {rows[0]} of `{name}` cannot be tokenized: {error}") from error
+        return [_token_counts([prompt], [row], name, tokenize)[0] for prompt, row in zip(prompts, rows, strict=True)]
+
+
+# Arrow: what follows reads where texts begin and end, not the texts
+
+
+def _chunks(dataset: Dataset) -> list[pa.Array]:
+    return dataset.data.column("prompt").chunks
+
+
+def _in_order(dataset: Dataset, values: np.ndarray) -> np.ndarray:
+    """Values of the stored rows, as values of the dataset's rows."""
+    order = dataset._indices  # of a dataset that was shuffled, split or selected from
+    return values if order is None else values[order.column(0).to_numpy()]
+
+
+def _is_list(array: pa.Array) -> bool:
+    return pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+
+
+def _is_text(array: pa.Array) -> bool:
+    return pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+
+
+def _size(array: pa.Array) -> np.ndarray:
+    """Items of each list or bytes of each text `(rows,)`, 0 for `None`."""
+    return np.asarray(pc.fill_null(pc.list_value_length(array) if _is_list(array) else pc.binary_length(array), 0))
+
+
+def _offsets(lists: pa.Array) -> np.ndarray:
+    """Where each list begins among the items of all, and where the last one ends `(rows + 1,)`."""
+    return np.concatenate([[0], np.cumsum(_size(lists))]).astype(np.int32)
+
+
+def _is_empty(array: pa.Array) -> np.ndarray:
+    # Of a type that we do not know: the tokenizer will say so
+    return _size(array) == 0 if _is_list(array) or _is_text(array) else np.asarray(pc.is_null(array))
+
+
+def _text_bytes(array: pa.Array) -> np.ndarray:
+    """Bytes of all texts in each row `(rows,)`, more than any where Arrow cannot tell."""
+    if isinstance(array, pa.ExtensionArray):  # JSON
+        return _text_bytes(array.storage)
+    if _is_text(array):
+        return _size(array).astype(float)
+    if _is_list(array):
+        total = np.concatenate([[0.0], np.cumsum(_text_bytes(array.flatten()))])
+        return np.diff(total[_offsets(array)])
+    if pa.types.is_struct(array.type):
+        return sum(map(_text_bytes, array.flatten()), np.zeros(len(array)))
+    is_number = pa.types.is_primitive(array.type) or pa.types.is_null(array.type)
+    return np.full(len(array), 32.0 if is_number else 1e12)
+
+
+def _roles(array: pa.Array) -> pa.Array:
+    """The roles of each conversation, joined; nothing for other prompts."""
+    messages = array.flatten() if _is_list(array) else array
+    if not pa.types.is_struct(messages.type) or messages.type.get_field_index("role") < 0:
+        return pa.repeat("", len(array))
+    roles = pa.ListArray.from_arrays(_offsets(array), pc.fill_null(messages.field("role"), ""))
+    return pc.binary_join(roles, " ")
+
+
+def _rows_by_roles(dataset: Dataset) -> list[np.ndarray]:
+    """Rows whose conversations have the same roles in the same order: a template frames them alike."""
+    roles = pa.chunked_array([_roles(chunk) for chunk in _chunks(dataset)]).dictionary_encode().combine_chunks()
+    codes = _in_order(dataset, roles.indices.to_numpy())
+    order = codes.argsort(kind="stable")
+    return np.split(order, np.diff(codes[order]).nonzero()[0] + 1)
 
 
 @lru_cache(maxsize=2)  # a batch reads from one pass, or from the end of one and the start of the next
@@ -242,7 +407,13 @@ class Corpus:
     Documents in the column `text`, joined by EOS and cut into blocks; a rest shorter than a block is dropped.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MiniLLMConfig):
+    def __init__(
+        self,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        args: MiniLLMConfig,
+        foreign: set[int] = frozenset(),
+    ):
         def tokenize(batch):
             return {"input_ids": [ids + [tokenizer.eos_token_id] for ids in tokenizer(batch["text"])["input_ids"]]}
 
@@ -253,6 +424,12 @@ class Corpus:
         if not blocks:
             raise ValueError(f"`lm_dataset` has fewer tokens than one block of `lm_max_length` ({length}) tokens.")
         self.blocks = torch.tensor(blocks)  # (blocks, lm_max_length)
+        unknown = foreign.intersection(self.blocks.unique().tolist())
+        if unknown:
+            raise ValueError(
+                f"`lm_dataset` holds {tokenizer.convert_ids_to_tokens(min(unknown))!r}, which is a token of the "
+                "student's tokenizer that the teacher does not have. Remove it from the texts."
+            )
         self.args = args
 
     def batch(self, step: int) -> Tensor:

@@ -25,6 +25,7 @@ from transformers import AutoConfig, EvalPrediction, PreTrainedModel, PreTrained
 from trl import RewardTrainer
 from trl.trainer.utils import global_then_local_main_first
 
+from ...checkpoints import checkpoint_to_resume
 from ..data import PAPER, check_rows, default_args, drop_long_rows
 from .asc_config import ASCRankerConfig
 from .scoring import (
@@ -188,6 +189,9 @@ class ASCRankerTrainer(RewardTrainer):
     @staticmethod
     def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return ranking_metrics(prediction.predictions, *prediction.label_ids)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), **kwargs)
 
     def score(self, rows: Sequence[dict[str, Any]]) -> list[float | None]:
         """

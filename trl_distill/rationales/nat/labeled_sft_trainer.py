@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DataCollator, PreTrainedModel
 from trl import SFTTrainer
 
+from ...checkpoints import checkpoint_to_resume
 from ..data import PAPER, ColumnCollator, check_rows, default_args, log_means, rows_with_label, whole_rows
 from .nat_config import LabeledSFTConfig
 
@@ -97,6 +98,9 @@ class LabeledSFTTrainer(SFTTrainer):
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         if args.objective in ("nt", "ul"):
             self.data_collator = ColumnCollator(self.data_collator, ("label",))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if "input_ids" not in (dataset.column_names or ()):

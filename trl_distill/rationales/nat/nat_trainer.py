@@ -29,11 +29,12 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import ADAPTER_CONFIG_NAME
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
+from ...checkpoints import checkpoint_to_resume, newest_checkpoint
 from ..data import PAPER, adapter_sha256, check_lora, check_rows, default_args, rows_with_label, whole_rows
 from .integration_unit import (
     NATLoraConfig,
@@ -235,7 +236,8 @@ class NegativeAssistedTrainer(SFTTrainer):
             resume_from_checkpoint = self._run_negative_stage(resume_from_checkpoint)
             self._add_positive_adapter()
         set_seed(self.args.seed)  # so that a stage does not depend on what ran before it
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if NAT in self.model.peft_config and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             assert adapter_sha256(self.model, NEG) == self._negative_sha256, "`neg` was trained"
         return output
@@ -248,7 +250,7 @@ class NegativeAssistedTrainer(SFTTrainer):
         finished = bool(checkpoint) and marker.is_file()
         if checkpoint is True:
             where = folder if finished else of_negative
-            checkpoint = get_last_checkpoint(where) if where.is_dir() else None
+            checkpoint = newest_checkpoint(where)
             if not finished and checkpoint is None:
                 raise ValueError(f"Nothing to resume: no checkpoint in {of_negative} or {folder}.")
         elif checkpoint and Path(checkpoint).resolve().parent == of_negative.resolve():

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 from trl import SFTTrainer
 
+from ...checkpoints import checkpoint_to_resume
 from ...divergence import backbone_states, lm_head, token_divergence
 from ...models import dense_head_weight, load_teacher_tokenizer, match_vocabulary
 from ..data import PAPER, ColumnCollator, check_lora, check_rows, default_args, log_means
@@ -166,6 +167,11 @@ class NCETrainer(SFTTrainer):
             return
         tokenizer = load_teacher_tokenizer(teacher_model, trust_remote_code=self.args.trust_remote_code)
         self.vocab_size = match_vocabulary(self.processing_class, tokenizer, self.model, teacher_model)
+        if max(self.processing_class.get_vocab().values()) >= self.vocab_size:
+            raise ValueError(
+                f"The student's tokenizer has added tokens that a model of {self.vocab_size} rows cannot read. Train "
+                "student and teacher with one tokenizer."
+            )
         teacher_model.requires_grad_(False)
         teacher_model.set_adapter("nat", inference_mode=True)
         self.teacher_model = self.accelerator.prepare_model(teacher_model.eval(), evaluation_mode=True)
@@ -255,6 +261,9 @@ class NCETrainer(SFTTrainer):
             super()._save(output_dir, state_dict)
         finally:
             del self.model.save_pretrained
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         # PEFT loads bf16 adapters into fp32, and over a quantized base SFTTrainer trains them in bf16

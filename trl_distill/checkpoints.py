@@ -1,0 +1,73 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Which checkpoint of a run is whole: a kill or a full disk leaves one that is not."""
+
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+
+logger = logging.getLogger(__name__)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """
+    What is wrong with a checkpoint, `None` if it was written to its end.
+
+    Its state is written last, and the end of each file says that there is nothing missing before it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+        for index in checkpoint.rglob("*.safetensors.index.json"):
+            for name in json.loads(index.read_bytes())["weight_map"].values():
+                (index.parent / name).stat()
+        for file in checkpoint.rglob("*.safetensors"):
+            with safe_open(file, framework="np"):  # compares the header with the size
+                pass
+        for file in (file for suffix in ("pt", "pth", "bin") for file in checkpoint.rglob(f"*.{suffix}")):
+            if not zipfile.is_zipfile(file):  # as `torch.save` writes them, with the table of contents at the end
+                return f"{file.name} is cut off"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, SafetensorError) as error:
+        return f"a file is cut off ({error})"
+    return None
+
+
+def newest_checkpoint(folder: str | Path, before: int | None = None) -> Path | None:
+    """The newest whole checkpoint in a folder, of those `before` a step. Damaged newer ones are warned of."""
+    steps = {path: path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")}
+    found = {int(step): path for path, step in steps.items() if step.isdecimal()}
+    for step in sorted(found, reverse=True):
+        if before is not None and step >= before:
+            continue
+        wrong = damage(found[step])
+        if wrong is None:
+            return found[step]
+        logger.warning("%s is passed over: %s.", found[step], wrong)
+    return None
+
+
+def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str | Path) -> str | bool | None:
+    """The argument of `Trainer.train`, with the newest whole checkpoint for `True`."""
+    if resume_from_checkpoint is not True:
+        return resume_from_checkpoint
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(f"nothing to resume: no checkpoint in {folder} that is whole.")
+    return str(checkpoint)
