@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from trl_distill.divergence import TokenScores
 from trl_distill.minillm.metrics import FiniteCheck
 
 
