@@ -201,7 +201,11 @@ class MiniLLMTrainer(DistillationTrainer):
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
         self._corpus = Corpus(lm_dataset, self.processing_class, args) if self.lm_coef > 0.0 else None
 
+        from .probe import find_readings  # here, so that an import of this file loads little
+
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.teacher_model or self.model)]
+        with self.accelerator.autocast():
+            self._readings = find_readings(models[0], models[1] if self.teacher_model is not None else None, args)
         limit = longest_prompt(models, self.generation_config.max_new_tokens, args.lm_max_length * bool(self._corpus))
         keep_fitting = partial(drop_long_prompts, tokenize=lambda rows: self._tokenize_prompts(rows)[0], limit=limit)
         self.train_dataset = keep_fitting(self.train_dataset, "train_dataset")
@@ -211,7 +215,7 @@ class MiniLLMTrainer(DistillationTrainer):
         # A token has no credit before its rollout set is scored, which takes the student's hidden states: those that
         # it sampled with, or of another pass. The first inner pass can be that one if it sees the parameters that the
         # set was sampled with, so that the set is one optimizer step, and if no statistic spans its micro-batches.
-        self._keeps_states = args.score_from == "rollout" and args.samples_plainly
+        self._keeps_states = args.score_from == "rollout" and self._readings is not None
         spans = args.whiten_advantages or args.num_generations > 1
         one_step, whole = args.steps_per_generation == args.gradient_accumulation_steps, args.steps_per_generation == 1
         self._scores_student = args.has_long_term and (self._keeps_states or not (whole or (one_step and not spans)))
@@ -297,7 +301,7 @@ class MiniLLMTrainer(DistillationTrainer):
     @timed("time/rollout")
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         with self.accelerator.autocast():  # one for all tokens: it casts fp32 weights once and not at every token
-            if self.args.samples_plainly:
+            if self._readings is not None:
                 completion_ids = self._roll_out(prompt_ids)
             else:
                 completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
@@ -320,6 +324,7 @@ class MiniLLMTrainer(DistillationTrainer):
             accelerator=self.accelerator,
             backend=self._dist,
             keeps_states=self._keeps_states and training,
+            readings=self._readings,
         )
         self._averages[self._mode].update(metrics)
         return completion_ids
