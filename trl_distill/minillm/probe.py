@@ -27,12 +27,15 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
+from accelerate.logging import get_logger
 from torch import Tensor
 from transformers import GenerationConfig
 
 from ..divergence import LMHead, completion_states, lm_head
 from .mixed_sampling import Reader, Reading, last_hidden_states
 
+
+logger = get_logger(__name__)
 
 # The faster ones first
 _READINGS = Reading(), Reading(in_blocks=False), Reading(drops_rows=False), Reading(False, False)
@@ -57,7 +60,7 @@ def find_readings(student, teacher, args) -> tuple[Reading, Reading] | None:
             continue
         with _undisturbed(model):
             probe = _Probe(model, f"The {role} ({type(model).__name__})")
-            probe.check_training()
+            probe.check_training(training=role == "student" and args.disable_dropout)
             if args.samples_plainly and (role == "student" or args.teacher_mix_alpha > 0):
                 readings[index] = probe.reading()
                 if readings[index] is None:
@@ -128,8 +131,8 @@ class _Probe:
         logits, states = (torch.cat([row[:, -steps - 1 : -1] for row in rows]) for rows in (logits, states))
         return logits.float().log_softmax(dim=-1), states
 
-    def check_training(self):
-        """Refuse a model whose loss would not be about its own logits."""
+    def check_training(self, training: bool):
+        """Refuse a model whose loss would not be about its own logits, in the mode that it is trained in."""
         gap = _gap(*(x.flatten(0, 1) for x in (_logps(self.states, self.head), self.expected)))
         if not gap < self.tolerance / 5:  # of the same states: only one product is rounded
             raise ValueError(
@@ -137,14 +140,28 @@ class _Probe:
                 "MiniLLM trains the latter: a layer, a scale or a cap stands between. Use another model, or teach "
                 "`divergence.lm_head` the name of the scale."
             )
-        rows = [part for x in (self.ids, self.mask) for part in x.split([_PROMPT, _STEPS], dim=1)]
-        states = completion_states(self.model, *rows[::2], *rows[1::2])
-        gap = _gap(*(x.flatten(0, 1) for x in (_logps(states, self.head), self.expected)))
+        gap = self._training_gap(training)
+        if training and gap >= self.tolerance and self._training_gap(training) != gap:
+            config = self.model.config.get_text_config().to_dict().items()
+            noise = {name: value for name, value in config if value and ("drop" in name or "jitter" in name)}
+            logger.warning(
+                f"{self.name} computes something else at each pass in training mode, in spite of `disable_dropout`, so "
+                "that answers are not scored by the model that drew them. Set the noise in its config to 0, for "
+                f"instance with `model_init_kwargs`: {noise}."
+            )
+            gap = self._training_gap(training=False)
         if not gap < self.tolerance:
             raise ValueError(
                 f"{self.name} reads a row in another way if padding stands behind it, off by {gap:.1%}, so it cannot "
                 "be trained in batches. Use another model."
             )
+
+    def _training_gap(self, training: bool) -> float:
+        rows = [part for x in (self.ids, self.mask) for part in x.split([_PROMPT, _STEPS], dim=1)]
+        self.model.train(training)
+        states = completion_states(self.model, *rows[::2], *rows[1::2])
+        self.model.eval()
+        return _gap(*(x.flatten(0, 1) for x in (_logps(states, self.head), self.expected)))
 
     def reading(self) -> Reading | None:
         """The fastest reading that gives what whole rows give."""
