@@ -50,22 +50,24 @@ def find_readings(student, teacher, args) -> tuple[Reading, Reading] | None:
     Models that MiniLLM would draw from or train wrongly are refused. `teacher` is `None` if it is the student's base,
     which reads as the student does.
     """
-    readings = [Reading(), Reading()]
+    readings = (Reading(), Reading()) if args.samples_plainly else None
     # Sharded, or placed only when training starts: what stands here is not what will run
     if args.distributed_state.distributed_type in ("FSDP", "DEEPSPEED"):
-        return tuple(readings) if args.samples_plainly else None
-    for index, (role, model) in enumerate({"student": student, "teacher": teacher}.items()):
+        return readings
+    for role, model in {"student": student, "teacher": teacher}.items():
         if model is None:
-            readings[index] = readings[0]
             continue
         with _undisturbed(model):
             probe = _Probe(model, f"The {role} ({type(model).__name__})")
             probe.check_training(training=role == "student" and args.disable_dropout)
-            if args.samples_plainly and (role == "student" or args.teacher_mix_alpha > 0):
-                readings[index] = probe.reading()
-                if readings[index] is None:
+            if args.teacher_mix_alpha > 0 or (role == "student" and not args.use_vllm):
+                reading = probe.reading() if args.samples_plainly else None
+                if reading is None:
                     probe.check_alternative(role, args.teacher_mix_alpha)
-    return tuple(readings) if args.samples_plainly and readings[0] is not None else None
+                    readings = None
+                else:
+                    readings = (reading, reading) if role == "student" else (readings[0], reading)
+    return readings
 
 
 @contextmanager
@@ -145,8 +147,8 @@ class _Probe:
             config = self.model.config.get_text_config().to_dict().items()
             noise = {name: value for name, value in config if value and ("drop" in name or "jitter" in name)}
             logger.warning(
-                f"{self.name} computes something else at each pass in training mode, in spite of `disable_dropout`, so "
-                "that answers are not scored by the model that drew them. Set the noise in its config to 0, for "
+                f"{self.name} computes something else at each pass in training mode, in spite of `disable_dropout`, "
+                "so answers are not scored by the model that drew them. Set the noise in its config to 0, for "
                 f"instance with `model_init_kwargs`: {noise}."
             )
             gap = self._training_gap(training=False)
