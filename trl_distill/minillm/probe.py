@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from accelerate.logging import get_logger
 from torch import Tensor
 from transformers import GenerationConfig
+from trl.models.utils import disable_gradient_checkpointing
 
 from ..divergence import LMHead, completion_states, lm_head
 from .mixed_sampling import Reader, Reading, last_hidden_states
@@ -57,9 +58,12 @@ def find_readings(student, teacher, args) -> tuple[Reading, Reading] | None:
     for role, model in {"student": student, "teacher": teacher}.items():
         if model is None:
             continue
-        with _undisturbed(model):
-            probe = _Probe(model, f"The {role} ({type(model).__name__})")
-            probe.check_training(training=role == "student" and args.disable_dropout)
+        name, training = f"The {role} ({type(model).__name__})", role == "student" and args.disable_dropout
+        with _undisturbed(model, training), disable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs):
+            if training:
+                _silence(model, name)
+            probe = _Probe(model, name)
+            probe.check_training()
             if args.teacher_mix_alpha > 0 or (role == "student" and not args.use_vllm):
                 reading = probe.reading() if args.samples_plainly else None
                 if reading is None:
@@ -71,16 +75,37 @@ def find_readings(student, teacher, args) -> tuple[Reading, Reading] | None:
 
 
 @contextmanager
-def _undisturbed(model) -> Iterator[None]:
-    """Without dropout and gradients, and with random numbers and the modes of all modules as they were."""
+def _undisturbed(model, training: bool) -> Iterator[None]:
+    """
+    The mode that the model will be in, and afterwards random numbers and the modes of all modules as before.
+
+    In the other mode some layers take another way, and quantized ones pack their weights anew, for good.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _silence(model, name: str):
+    """Leave the training mode of a model that still has noise in it, with a warning."""
+    ids = torch.arange(8, device=model.device)[None]
+    passes = (model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(dim=-1) for _ in range(2))
+    if _gap(*passes) < 5e-3:
+        return
+    config = model.config.get_text_config().to_dict().items()
+    noise = {key: value for key, value in config if value and ("drop" in key or "jitter" in key)}
+    if noise:
+        logger.warning(
+            f"{name} computes something else at each pass in training mode, in spite of `disable_dropout`, so answers "
+            "are not scored by the model that drew them. Set what is noise in its config to 0, for instance with "
+            f"`model_init_kwargs`: {noise}."
+        )
+    model.eval()
 
 
 def _logps(states: Tensor, head: LMHead) -> Tensor:
@@ -133,8 +158,13 @@ class _Probe:
         logits, states = (torch.cat([row[:, -steps - 1 : -1] for row in rows]) for rows in (logits, states))
         return logits.float().log_softmax(dim=-1), states
 
-    def check_training(self, training: bool):
-        """Refuse a model whose loss would not be about its own logits, in the mode that it is trained in."""
+    def check_training(self):
+        """Refuse a model whose loss would not be about its own logits."""
+        if not self.expected.isfinite().all():
+            raise ValueError(
+                f"{self.name} gives log-probabilities that are not finite. Check its weights, or load it in bfloat16 "
+                "or float32 instead of float16."
+            )
         gap = _gap(*(x.flatten(0, 1) for x in (_logps(self.states, self.head), self.expected)))
         if not gap < self.tolerance / 5:  # of the same states: only one product is rounded
             raise ValueError(
@@ -142,28 +172,14 @@ class _Probe:
                 "MiniLLM trains the latter: a layer, a scale or a cap stands between. Use another model, or teach "
                 "`divergence.lm_head` the name of the scale."
             )
-        gap = self._training_gap(training)
-        if training and gap >= self.tolerance and self._training_gap(training) != gap:
-            config = self.model.config.get_text_config().to_dict().items()
-            noise = {name: value for name, value in config if value and ("drop" in name or "jitter" in name)}
-            logger.warning(
-                f"{self.name} computes something else at each pass in training mode, in spite of `disable_dropout`, "
-                "so answers are not scored by the model that drew them. Set the noise in its config to 0, for "
-                f"instance with `model_init_kwargs`: {noise}."
-            )
-            gap = self._training_gap(training=False)
+        rows = [part for x in (self.ids, self.mask) for part in x.split([_PROMPT, _STEPS], dim=1)]
+        states = completion_states(self.model, *rows[::2], *rows[1::2])
+        gap = _gap(*(x.flatten(0, 1) for x in (_logps(states, self.head), self.expected)))
         if not gap < self.tolerance:
             raise ValueError(
                 f"{self.name} reads a row in another way if padding stands behind it, off by {gap:.1%}, so it cannot "
                 "be trained in batches. Use another model."
             )
-
-    def _training_gap(self, training: bool) -> float:
-        rows = [part for x in (self.ids, self.mask) for part in x.split([_PROMPT, _STEPS], dim=1)]
-        self.model.train(training)
-        states = completion_states(self.model, *rows[::2], *rows[1::2])
-        self.model.eval()
-        return _gap(*(x.flatten(0, 1) for x in (_logps(states, self.head), self.expected)))
 
     def reading(self) -> Reading | None:
         """The fastest reading that gives what whole rows give."""
