@@ -44,7 +44,7 @@ class LMHead(NamedTuple):
     weight: Tensor  # (V, H)
     bias: Tensor | None = None  # (V,)
     logit_scale: float = 1.0  # Cohere, Granite
-    final_logit_softcapping: float | None = None  # Gemma
+    final_logit_softcapping: float | None = None  # Gemma, xLSTM
 
 
 def _logit_scale(config) -> float:
@@ -52,10 +52,18 @@ def _logit_scale(config) -> float:
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
             return getattr(config, name)
-    scaling = getattr(config, "logits_scaling", None)  # Granite divides by it, HyperCLOVA X multiplies
-    if scaling is None:
-        return 1.0
-    return scaling if config.model_type == "hyperclovax" else 1 / scaling
+    for name in ("logits_scaling", "logits_mup_width_multiplier"):  # Granite divides, HyperCLOVA X multiplies
+        if getattr(config, name, None) is not None:
+            scaling = getattr(config, name)
+            return scaling if config.model_type == "hyperclovax" else 1 / scaling
+    return 1.0
+
+
+def _softcap(config) -> float | None:
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return None
 
 
 def lm_head(model, vocab_size: int | None = None) -> LMHead:
@@ -81,7 +89,7 @@ def lm_head(model, vocab_size: int | None = None) -> LMHead:
     if vocab_size is not None and weight.shape[0] > vocab_size:
         weight = weight[:vocab_size]
         bias = bias[:vocab_size] if bias is not None else None
-    return LMHead(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+    return LMHead(weight, bias, _logit_scale(config), _softcap(config))
 
 
 def token_logps(
@@ -423,7 +431,9 @@ class _TritonTile(_Tile):
 
 def backbone(model) -> torch.nn.Module:
     """What an unwrapped causal language model has below its LM head."""
-    return (model.base_model.model if is_peft_model(model) else model).base_model
+    model = model.base_model.model if is_peft_model(model) else model
+    below = model.base_model
+    return model.model if below is model else below  # the text model of Llama 4 names another prefix than it has
 
 
 def backbone_states(model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -198,24 +198,16 @@ class MiniLLMConfig(DistillationConfig):
         return self.gamma > 0.0 or self.inclusive_returns
 
     @property
-    def keeps_states(self) -> bool:
-        """Whether the sampler hands on the hidden states with which tokens were drawn."""
-        return self.score_from == "rollout" and self.samples_plainly
-
-    @property
-    def scores_student(self) -> bool:
+    def first_pass_scores(self) -> bool:
         """
-        Whether the student's side of a rollout set is scored before its first loss, as credit needs.
+        Whether the first inner pass over a rollout set can also score it, as credit needs.
 
-        That takes hidden states: those of the rollout, or of another pass. The first inner pass can be that one if it
-        sees the parameters that the set was sampled with, so that the set is one optimizer step, and if no statistic
-        spans its micro-batches.
+        It must see the parameters that the set was sampled with, so that the set is one optimizer step, and no
+        statistic may span its micro-batches.
         """
         spans = self.whiten_advantages or self.num_generations > 1
         one_step = self.steps_per_generation == self.gradient_accumulation_steps
-        first_pass_serves = self.steps_per_generation == 1 or (one_step and not spans)
-        known = self.keeps_states and not self.use_vllm
-        return self.has_long_term and (known or not first_pass_serves)
+        return self.steps_per_generation == 1 or (one_step and not spans)
 
     def __post_init__(self):
         super().__post_init__()

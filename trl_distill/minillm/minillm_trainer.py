@@ -13,11 +13,9 @@
 # limitations under the License.
 
 import json
-import math
 import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +60,13 @@ from .minillm_config import MiniLLMConfig
 from .preparation import (
     Corpus,
     check_datasets,
-    check_prompts,
     check_readable,
     check_teacher,
-    drop_long_prompts,
+    fit_datasets,
     generate_for_both,
-    longest_prompt,
     prepare_teacher,
     prepare_tokenizers,
     tokenized,
-    tokens_per_byte,
 )
 from .resume import RESUME_FILE, ResumableRepeatSampler, check_resumable, resume_settings
 
@@ -199,6 +194,7 @@ class MiniLLMTrainer(DistillationTrainer):
         self.answer_checker = answer_checker
         self._averages = {"train": Averages(), "eval": Averages()}
         self._finite = FiniteCheck(self)
+        self._settings = self.temperature, args.loss_chunk_tokens
         self.teacher_model, self.vocab_size = prepare_teacher(
             teacher_model, self.model, self.processing_class, args, self.accelerator, self._dist.is_zero3
         )
@@ -207,18 +203,16 @@ class MiniLLMTrainer(DistillationTrainer):
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
         self._corpus = Corpus(lm_dataset, self._tokenizer, args, self._foreign) if self.lm_coef > 0.0 else None
 
+        from .probe import find_readings  # here, so that an import of this file loads little
+
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.teacher_model or self.model)]
-        corpus_length = args.lm_max_length * bool(self._corpus)
-        self._longest_prompt = longest_prompt(models, self.generation_config.max_new_tokens, corpus_length)
-        keep_fitting = partial(
-            drop_long_prompts,
-            tokenize=lambda prompts: self._tokenize_prompts(prompts, limit=math.inf)[0],
-            limit=self._longest_prompt,
-            bytes_grow=tokens_per_byte(self._tokenizer),
-        )
-        self.train_dataset = keep_fitting(self.train_dataset, "train_dataset")
-        self.eval_dataset = keep_fitting(self.eval_dataset, "eval_dataset")
-        check_prompts(self.train_dataset, "train_dataset", self._repeats["batch_size"])
+        with self.accelerator.autocast():
+            self._readings = find_readings(models[0], models[1] if self.teacher_model is not None else None, args)
+        # Without them the parent class draws. With vLLM, only the teacher's side of a set is known from its rollout
+        self._keeps_states = args.score_from == "rollout" and self._readings is not None
+        known = self._keeps_states and not args.use_vllm
+        self._scores_student = args.has_long_term and (known or not args.first_pass_scores)
+        self._longest_prompt = fit_datasets(self, models)
         # Of student and teacher, from the sampler to `_score`: in between, TRL makes tensors of token ids alone
         self._sampled_states: tuple[Tensor | None, Tensor | None] = (None, None)
 
@@ -241,11 +235,8 @@ class MiniLLMTrainer(DistillationTrainer):
     def _repeats(self) -> dict[str, int]:
         rollout_size = self._train_batch_size * self.args.steps_per_generation * self.accelerator.num_processes
         answers = self.args.num_generations
-        return {
-            "mini_repeat_count": answers,
-            "batch_size": rollout_size // answers,
-            "repeat_count": self._reads_per_set,
-        }
+        prompts = rollout_size // answers
+        return {"mini_repeat_count": answers, "batch_size": prompts, "repeat_count": self._reads_per_set}
 
     # The parent class does the same with `gradient_accumulation_steps` for `steps_per_generation` and for the reads
     def get_train_dataloader(self) -> DataLoader:
@@ -298,7 +289,7 @@ class MiniLLMTrainer(DistillationTrainer):
     @timed("time/rollout")
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         with self.accelerator.autocast():  # one for all tokens: it casts fp32 weights once and not at every token
-            if self.args.samples_plainly and (self.model.training or not self.use_vllm):
+            if self._readings is not None and (self.model.training or not self.use_vllm):
                 completion_ids = self._roll_out(prompt_ids)
             else:
                 completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
@@ -349,7 +340,7 @@ class MiniLLMTrainer(DistillationTrainer):
                 if states is None:
                     states = self._with_teacher(completion_states, *batch)
                 part = {"teacher_hidden_states": states.cpu() if self.args.teacher_states_on_cpu else states}
-                if self.args.scores_student and self.model.training:
+                if self._scores_student and self.model.training:
                     student = self.accelerator.unwrap_model(self.model_wrapped)
                     scores = self._forward_redirection(
                         self.model_wrapped, student, self._student_scores, student, batch, own, states
@@ -372,15 +363,9 @@ class MiniLLMTrainer(DistillationTrainer):
         models = self._at(mask, student, states, teacher_states)
         return token_scores(*models, rows[-2][mask], *self._settings).by_row(mask)
 
-    def _at(
-        self, mask: Tensor, student, states: Tensor, teacher_states: Tensor
-    ) -> tuple[Tensor, LMHead, Tensor, LMHead]:
+    def _at(self, mask: Tensor, student, states: Tensor, teacher_states: Tensor) -> tuple:
         """Hidden states `(N, H)` of completion tokens, and heads, as `divergence.py` takes them."""
         return states[mask], lm_head(student, self.vocab_size), teacher_states[mask], self._teacher_head(student)
-
-    @property
-    def _settings(self) -> tuple[float, int]:
-        return self.temperature, self.args.loss_chunk_tokens
 
     def _with_teacher(self, method: Callable, *args):
         """Call `method(teacher, *args)` through the wrapper that gathers the teacher's parameters, if it has one."""
@@ -403,12 +388,8 @@ class MiniLLMTrainer(DistillationTrainer):
             credit = whiten(credit, mask, self.accelerator.reduce)  # which sums over processes
         weights = (old - sampling).exp()
         self._averages["train"].update(credit_metrics(rewards, credit, weights, mask, args.reward_clip))
-        return {
-            "old_per_token_logps": old,
-            "teacher_per_token_logps": teacher,
-            "sampling_per_token_logps": sampling,
-            "advantages": credit,
-        }
+        logps = {"old_per_token_logps": old, "teacher_per_token_logps": teacher, "sampling_per_token_logps": sampling}
+        return logps | {"advantages": credit}
 
     @timed("time/loss")
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):

@@ -28,7 +28,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import DynamicCache
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
@@ -48,34 +47,58 @@ class MixedRollout(NamedTuple):
 
 
 @contextmanager
-def _last_hidden_states(model) -> Iterator[list[Tensor]]:
+def last_hidden_states(model) -> Iterator[list[Tensor]]:
     """The last hidden states `(B, L, H)` of each forward of `model`, whose own head then makes logits of a few."""
     states: list[Tensor] = []
-    hook = backbone(model).register_forward_hook(lambda *call: states.append(call[-1][0]))
+    # Of the decoder, which OPT calls itself, going around the rest of its backbone
+    hook = backbone(model).get_decoder().register_forward_hook(lambda *call: states.append(call[-1][0]))
     try:
         yield states
     finally:
         hook.remove()
 
 
-class _Reader:
-    """A model with its own cache, which reads all tokens that it has not seen yet in one block."""
+class Reading(NamedTuple):
+    """What a model can do with its cache (`probe.py` finds out)."""
+
+    in_blocks: bool = True  # go on with several tokens at once, not with one after the other
+    drops_rows: bool = True  # forget the rows that have ended
+
+
+class Reader:
+    """A model with its own cache, which reads all tokens that it has not seen yet, in one block if it can."""
 
     def __init__(
-        self, model, vocab_size: int | None, context: Callable[[], AbstractContextManager], keeps_states: bool, shape
+        self,
+        model,
+        vocab_size: int | None,
+        context: Callable[[], AbstractContextManager],
+        reading: Reading,
+        keeps_states: bool,
+        shape,
     ):
         self.model = model
         self.vocab_size = vocab_size
         self.context = context
-        self.cache = DynamicCache(config=model.config.get_text_config())
+        self.in_blocks = reading.in_blocks
+        self.cache = None  # the model makes its own, of whatever class it reads
         self.seen = 0
         self.calls = 0
         self.accepts = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+        self.cache_name = "cache_params" if "cache_params" in self.accepts else "past_key_values"  # of Mamba
         self.keeps_states, self.shape, self.states = keeps_states, shape, None
 
     def read(self, ids: Tensor, mask: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """Logits `(b, V)` of the token after `ids` `(b, L)`, which hold tokens that this model has not seen."""
+        whole = self.in_blocks or not self.seen  # a prompt is one block for every model
+        for end in [ids.shape[1]] if whole else range(self.seen + 1, ids.shape[1] + 1):
+            logits = self._read_block(ids[:, :end], mask[:, :end], positions[:, :end], rows)
+        return logits
+
+    def _read_block(self, ids: Tensor, mask: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         inputs = {"input_ids": ids[:, self.seen :], "attention_mask": mask}
+        if self.cache_name == "cache_params":  # no keys of the past to hide
+            inputs["attention_mask"] = mask[:, self.seen :]
         if "position_ids" in self.accepts:
             inputs["position_ids"] = positions[:, self.seen :]
         if "logits_to_keep" in self.accepts:
@@ -83,13 +106,13 @@ class _Reader:
             # with a frozen head by copying the head once a row
             last = ids.shape[1] - self.seen - 1
             inputs["logits_to_keep"] = torch.arange(last, last + 1, device=ids.device)
-        kept = _last_hidden_states(self.model) if self.keeps_states else nullcontext([])
+        kept = last_hidden_states(self.model) if self.keeps_states else nullcontext([])
         with self.context(), kept as states:
-            logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
+            output = self.model(**inputs, **{self.cache_name: self.cache}, use_cache=True)
         if self.keeps_states:
             self._keep(states[0], rows)
-        self.seen, self.calls = ids.shape[1], self.calls + 1
-        return logits[:, : self.vocab_size].float()
+        self.cache, self.seen, self.calls = output[self.cache_name], ids.shape[1], self.calls + 1
+        return output.logits[:, -1, : self.vocab_size].float()
 
     def _keep(self, states: Tensor, rows: Tensor):
         prompt, steps = self.shape[1] - 1, self.shape[2]  # the last token of a prompt predicts the first drawn one
@@ -139,6 +162,7 @@ def mixed_generate(
     teacher_context: Callable[[], AbstractContextManager] = nullcontext,
     keeps_states: bool = False,
     draw_run: Callable[[list[list[int]], int], list[list[int]]] | None = None,
+    readings: tuple[Reading, Reading] = (Reading(), Reading()),
 ) -> MixedRollout:
     r"""
     Sample completions from $\tilde p = \alpha p + (1 - \alpha) q$, with teacher $p$ and student $q$.
@@ -174,13 +198,16 @@ def mixed_generate(
         draw_run (`Callable[[list[list[int]], int], list[list[int]]]`, *optional*):
             In place of `student`: samples up to so many tokens after each row of token ids, such as a server does. Its
             hidden states are not known.
+        readings (`tuple[Reading, Reading]`, *optional*):
+            What student and teacher can do with their caches. If one of them cannot drop rows, both keep them.
     """
     shape = (*input_ids.shape, max_new_tokens)
     readers = {}
     if draw_run is None:
-        readers[False] = _Reader(student, vocab_size, nullcontext, keeps_states, shape)
+        readers[False] = Reader(student, vocab_size, nullcontext, readings[0], keeps_states, shape)
     if alpha > 0:
-        readers[True] = _Reader(teacher, vocab_size, teacher_context, keeps_states, shape)
+        readers[True] = Reader(teacher, vocab_size, teacher_context, readings[1], keeps_states, shape)
+    drops_rows = all(readings[role].drops_rows for role in readers)
     coins = (torch.rand(max_new_tokens, generator=generator) < alpha).tolist()
     eos = torch.tensor(eos_token_ids, device=input_ids.device)
     ids, mask = input_ids, attention_mask
@@ -213,7 +240,7 @@ def mixed_generate(
         waiting = (~finished).sum()
         # Rows that have ended leave the batch, a quarter at a time so that the caches are seldom copied. One row stays
         # to take part in the collectives of the others.
-        leave = (waiting <= 0.75 * len(rows)) & (len(rows) > 1)
+        leave = (waiting <= 0.75 * len(rows)) & (len(rows) > 1 and drops_rows)
         signals = torch.stack([waiting, leave])
         if synced_gpus:
             dist.all_reduce(signals, op=dist.ReduceOp.MAX)
@@ -351,8 +378,9 @@ def roll_out(trainer, prompt_ids: list[list[int]], rollout_set: int) -> RolloutS
                     generator=torch.Generator().manual_seed(coins),
                     synced_gpus=sharded,
                     teacher_context=student.disable_adapter if base_teaches else nullcontext,
-                    keeps_states=args.keeps_states and training,
+                    keeps_states=trainer._keeps_states and training,
                     draw_run=engine,
+                    readings=trainer._readings,
                 )
             )
     lengths = _in_turn([rollout.lengths for rollout in rollouts]).tolist()

@@ -19,6 +19,7 @@ Of a large dataset only what is doubtful is tokenized: Arrow's offsets say how m
 token stands for less than a byte.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -270,6 +271,22 @@ def drop_long_prompts(
         raise ValueError(f"Every prompt of `{name}` is {reason}. Shorten the prompts or the completions.")
     logger.warning(f"Dropped {(~kept).sum()} of {len(kept)} rows of `{name}`: their prompts are {reason}.")
     return dataset.select(kept.nonzero()[0])
+
+
+def fit_datasets(trainer, models: list[PreTrainedModel]) -> int | None:
+    """Keep the rows of a trainer's datasets whose prompts leave room for an answer; how many tokens that is."""
+    corpus_length = trainer.args.lm_max_length * bool(trainer._corpus)
+    limit = longest_prompt(models, trainer.generation_config.max_new_tokens, corpus_length)
+    keep_fitting = partial(
+        drop_long_prompts,
+        tokenize=lambda prompts: trainer._tokenize_prompts(prompts, limit=math.inf)[0],
+        limit=limit,
+        bytes_grow=tokens_per_byte(trainer._tokenizer),
+    )
+    trainer.train_dataset = keep_fitting(trainer.train_dataset, "train_dataset")
+    trainer.eval_dataset = keep_fitting(trainer.eval_dataset, "eval_dataset")
+    check_prompts(trainer.train_dataset, "train_dataset", trainer._repeats["batch_size"])
+    return limit
 
 
 def longest_prompt(models: list[PreTrainedModel], max_new_tokens: int, corpus_length: int) -> int | None:
