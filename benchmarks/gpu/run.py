@@ -33,7 +33,7 @@ from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.gpu.correctness import DEVICE, correctness, options
 from benchmarks.laboratory import provenance, read_dolly, read_self_instruct, save, turn
-from benchmarks.smollm2 import SMOLLM2_SHAPE, prune, random_model, smollm2
+from benchmarks.smollm2 import SMOLLM2_SHAPE, prune, random_model, rank_layers, smollm2
 from benchmarks.speed import rollout, training_step
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.evaluation import evaluate_model
@@ -149,7 +149,8 @@ def quality(args, folder: Path) -> dict:
         chats = [tokenizer.apply_chat_template(r["prompt"] + r["completion"], return_dict=True) for r in rows[:12]]
         ids = [chat["input_ids"][:256] for chat in chats]
         layers = args.student_layers or (teacher.config.num_hidden_layers + 1) // 2
-        student, _ = prune(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids], layers)
+        order = rank_layers(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids])
+        student, _ = prune(teacher, order, layers)
         student.save_pretrained(keep / "student")
         tokenizer.save_pretrained(keep / "student")
     answers_file = args.output / "teacher_answers.json"

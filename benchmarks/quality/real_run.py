@@ -53,7 +53,7 @@ from benchmarks.laboratory import (
     train_quietly,
     training_arguments,
 )
-from benchmarks.smollm2 import NAME, prune, smollm2
+from benchmarks.smollm2 import NAME, prune, rank_layers, smollm2
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.generation import (
     batches_by_length,
@@ -265,7 +265,7 @@ def prepare(args) -> Start:
     if not (args.cache / "pruned").exists():
         shown = list(to_learn(rows[:16], [row["answer_ids"] for row in rows[:16]]))
         layers = args.student_layers or -(-2 * teacher.config.num_hidden_layers // 3)
-        pruned, facts["layers"] = prune(teacher, tokenizer, shown, layers)
+        pruned, facts["layers"] = prune(teacher, rank_layers(teacher, tokenizer, shown), layers)
         facts["parameters"] = {"teacher": teacher.num_parameters(), "student": pruned.num_parameters()}
         keep(pruned, tokenizer, args.cache / "pruned")
     if not (args.cache / "student").exists():
