@@ -147,9 +147,11 @@ def main(argv: list[str]) -> None:
     plan = plan_of(args, known_layers := args.teacher is None and not args.rank_layers)
     console.print(f"The teacher answers {len(train_rows)} training prompts and {len(test_rows)} held-out prompts.")
     with timed(seconds, "answers"):
-        teacher_answers(args, teacher, tokenizer, train_rows, test_rows, output / "teacher_answers.json")
-    say_left(console, plan, seconds)
+        kept = teacher_answers(args, teacher, tokenizer, train_rows, test_rows, output / "teacher_answers.json")
+    plan["answers"] *= not kept
     if args.student is None:
+        if not known_layers:
+            say_left(console, "Ranking the teacher's layers", plan, seconds)
         with timed(seconds, "pruning"):
             order = SMOLLM2_LAYERS if known_layers else rank_layers(teacher, tokenizer, train_rows[:12])
             student, kept = prune(teacher, order, args.student_layers or -(-2 * layers // 3))
@@ -162,13 +164,13 @@ def main(argv: list[str]) -> None:
     for stage, training in {"student": None, "sft": fine_tune, "minillm": distill}.items():
         if training is not None:
             console.rule(training.__doc__.partition(":")[0])
-            say_left(console, plan, seconds)
+            say_left(console, "Training", plan, seconds)
             with timed(seconds, stage):
                 student, curves[stage] = training(args, str(model_dir), teacher, tokenizer, train_rows)
         model_dir = output / stage
         student.to(args.dtype).save_pretrained(model_dir)
         tokenizer.save_pretrained(model_dir)
-        say_left(console, plan, seconds)
+        say_left(console, "Measuring the student", plan, seconds)
         with timed(seconds, f"measuring {stage}"):  # what was saved: the next stage and the reader get that, too
             student = load_teacher(str(model_dir), dtype=args.dtype).to(args.device)
             metrics[stage], answers[stage] = measure(args, student, teacher, tokenizer, test_rows)
@@ -237,12 +239,14 @@ def plan_of(args, known_layers: bool) -> dict[str, float]:
     }
 
 
-def say_left(console, plan: dict[str, float], seconds: dict[str, dict[str, float]]) -> None:
-    """Say how long the rest will take if it goes on as it went."""
-    done = plan.keys() & seconds.keys()
-    pace = sum(seconds[step]["wall"] for step in done) / sum(plan[step] for step in done)
-    minutes = pace * sum(cost for step, cost in plan.items() if step not in done) / 60
-    console.print(f"About {minutes:.1f} minutes left.")
+def say_left(console, step: str, plan: dict[str, float], seconds: dict[str, dict[str, float]]) -> None:
+    """Name a step, and how long it and the rest will take if they go on as it went. That is not known at first."""
+    done = [name for name in plan if name in seconds and plan[name]]
+    left = sum(cost for name, cost in plan.items() if name not in seconds)
+    if done:
+        minutes = left * sum(seconds[name]["wall"] for name in done) / sum(plan[name] for name in done) / 60
+        step += f": about {minutes:.1f} minutes to the end"
+    console.print(f"{step}.")
 
 
 def faster_dtype() -> torch.dtype:
@@ -296,11 +300,15 @@ def read_prompts(args, tokenizer) -> tuple[list[dict], list[dict]]:
     return train, test
 
 
-def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict], cache: Path) -> None:
-    """Give each row the teacher's answer, sampled on training prompts and greedy on held-out ones. Kept in a file."""
+def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict], cache: Path) -> bool:
+    """
+    Give each row the teacher's answer, sampled on training prompts and greedy on held-out ones. They are kept in a
+    file; returns whether they were there.
+    """
     settings = {name: getattr(args, name) for name in ("teacher", "system_prompt", "max_completion_length", "seed")}
     settings["questions"] = [row["question"] for row in [*train, *test]]
-    if cache.is_file() and (kept := json.loads(cache.read_text()))["settings"] == settings:
+    kept = json.loads(cache.read_text()) if cache.is_file() else {}
+    if found := kept.get("settings") == settings:
         answers = kept["answers"]
     else:
         shared = dict(max_new_tokens=args.max_completion_length, batch_size=32, return_completions=True)
@@ -313,6 +321,7 @@ def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict
         # Token ids, not texts: an answer that was cut at the length limit must not be taught to end there
         row["input_ids"], row["labels"] = row["prompt_ids"] + ids, [-100] * len(row["prompt_ids"]) + ids
         row["completion"] = text
+    return found
 
 
 def layers_of(model) -> tuple[str, nn.ModuleList]:

@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None):
             f"{args.output} was made with other settings: {results['settings']}. Choose another --output."
         )
     results["provenance"][-1]["command"] = ["benchmarks.quality.real_run"]  # its arguments are settings or paths
-    for name, empty in {"learning_rates": {}, "runs": []}.items():
+    for name, empty in {"clock": "processor time, 1 thread", "learning_rates": {}, "runs": []}.items():
         results.setdefault(name, empty)
 
     start = prepare(args)
