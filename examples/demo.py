@@ -100,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max_completion_length", type=int, default=32, help="Longest answer in tokens.")
     add("--batch_size", type=int, default=16, help="Answers in an optimizer step.")
     add("--sft_epochs", type=int, default=1, help="Passes over the teacher's answers.")
-    add("--sft_learning_rate", type=float, default=2e-4, help="Learning rate of SFT.")
+    add("--sft_learning_rate", type=float, default=4e-4, help="Learning rate of SFT.")
     add("--max_steps", type=int, default=12, help="Optimizer steps of MiniLLM.")
     add("--learning_rate", type=float, default=1.5e-4, help="Learning rate of MiniLLM.")
     add("--teacher_mix_alpha", type=float, default=0.2, help="Share of the teacher in MiniLLM's rollouts.")
@@ -153,7 +153,7 @@ def main(argv: list[str]) -> None:
         if not known_layers:
             say_left(console, "Ranking the teacher's layers", plan, seconds)
         with timed(seconds, "pruning"):
-            order = SMOLLM2_LAYERS if known_layers else rank_layers(teacher, tokenizer, train_rows[:12])
+            order = SMOLLM2_LAYERS if known_layers else rank_layers(teacher, tokenizer, train_rows[:48])
             student, kept = prune(teacher, order, args.student_layers or -(-2 * layers // 3))
         if not known_layers:
             console.print(f"The teacher's layers, the one that it misses least first: {order}.")
@@ -333,13 +333,13 @@ def layers_of(model) -> tuple[str, nn.ModuleList]:
 def rank_layers(teacher, tokenizer, rows: list[dict]) -> list[int]:
     """The teacher's layers, from the one without which it finds its own answers likeliest to the one it needs most."""
     name, layers = layers_of(teacher)
-    batch = DataCollatorForLanguageModeling(tokenizer.pad_token_id)(rows)
-    batch = {key: value.to(teacher.device) for key, value in batch.items()}
-    losses = []
+    collate, size, losses = DataCollatorForLanguageModeling(tokenizer.pad_token_id), 16, []
+    batches = [collate(rows[start : start + size]) for start in range(0, len(rows), size)]
+    batches = [{key: value.to(teacher.device) for key, value in batch.items()} for batch in batches]
     for left_out in tqdm(range(len(layers)), desc="Leaving out one layer", unit="layer"):
         teacher.set_submodule(name, nn.ModuleList(layer for i, layer in enumerate(layers) if i != left_out))
         with torch.no_grad():
-            losses.append(teacher(**batch, use_cache=False).loss.item())
+            losses.append(sum(teacher(**batch, use_cache=False).loss.item() for batch in batches))
     teacher.set_submodule(name, layers)
     return sorted(range(len(layers)), key=lambda i: losses[i])
 
@@ -394,7 +394,7 @@ def trainer_options(args, stage: str) -> dict:
     return dict(
         output_dir=str(Path(args.output_dir) / stage),
         per_device_train_batch_size=args.batch_size,
-        warmup_steps=4,
+        warmup_steps=2,
         bf16=str(args.dtype) == "torch.bfloat16",
         use_cpu=args.device == "cpu",
         dataloader_pin_memory=args.device != "cpu",
