@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def provenance() -> dict:
     }
 
 
-def save(results: dict, output: Path, indent: int = 1) -> None:
+def save(results: dict, output: Path, indent: int | None = 1) -> None:
     """Writes results so that a stop in the middle leaves the last ones whole."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")
@@ -155,6 +156,25 @@ def read_lines(path: Path) -> list[dict]:
     """Rows of a JSON Lines file, compressed or not."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+# Dolly comes without its passages, and a question about a passage cannot be answered
+PASSAGE = "passage paragraph text article context reference given following provided above below".replace(" ", "|")
+ABOUT_A_PASSAGE = re.compile(rf"\b({PASSAGE})\b", re.IGNORECASE)
+
+
+def read_dolly(folder: Path) -> list[tuple[str, str]]:
+    """Instructions that need no passage, and their responses, from `dolly_5900.jsonl.gz`."""
+    rows = [(row["instruction"], row["response"]) for row in read_lines(folder / "dolly_5900.jsonl.gz")]
+    return [(question, answer) for question, answer in rows if answer and not ABOUT_A_PASSAGE.search(question)]
+
+
+def read_self_instruct(folder: Path) -> list[tuple[str, str]]:
+    """The user-oriented instructions with their inputs, and their outputs, from `self_instruct_eval_252.jsonl.gz`."""
+    rows = [
+        (row["instruction"], row["instances"][0]) for row in read_lines(folder / "self_instruct_eval_252.jsonl.gz")
+    ]
+    return [(f"{instruction}\n\n{case['input']}".strip(), case["output"]) for instruction, case in rows]
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> Path:

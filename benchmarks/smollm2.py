@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from examples.demo import PROMPTS, prune, smollm2  # noqa: F401
+from examples.demo import PROMPTS, prune, rank_layers, smollm2  # noqa: F401
 
 
 NAME = "SmolLM2-135M-Instruct"
@@ -84,7 +84,7 @@ def save_pruned(teacher: str, folder: Path, rows: list[dict], layers: int) -> tu
         AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16),
         AutoTokenizer.from_pretrained(teacher),
     )
-    student, kept = prune(model, tokenizer, rows, layers)
+    student, kept = prune(model, rank_layers(model, tokenizer, rows), layers)
     student.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return kept, {"teacher": model.num_parameters(), "student": student.num_parameters()}

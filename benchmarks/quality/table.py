@@ -13,14 +13,17 @@
 # limitations under the License.
 
 """
-Prints the laboratory's results as Markdown: mean and standard deviation over seeds, one table a world.
+Prints results as Markdown. The laboratory's: mean and standard deviation over seeds, one table a world. Those of the
+real run: mean and 95 % interval over seeds, one table at equal processor time and one at equal samples.
 
     python -m benchmarks.quality.table benchmarks/results/quality.json
+    python -m benchmarks.quality.table benchmarks/results/quality_real_run.json
 """
 
+import math
 import statistics
 
-from benchmarks.laboratory import markdown, print_table
+from benchmarks.laboratory import markdown, mean, paired, print_table
 
 from .arms import ARMS, DEFAULT
 
@@ -89,5 +92,72 @@ def tables(results: dict) -> str:
     return "\n\n".join(table(world, results) for world in worlds)
 
 
+# Set of questions, score, heading, decimals
+SCORES = [
+    ("dolly", "reverse_kl", "reverse KL", 2),
+    ("dolly", "rouge_l", "Rouge-L, Dolly", 1),
+    ("self_instruct", "rouge_l", "Rouge-L, Self-Instruct", 1),
+]
+
+
+def against(points: dict[int, dict], baseline: dict[int, dict], test: str, score: str, decimals: int) -> str:
+    """Paired difference with its 95 % intervals over seeds and, in brackets, over questions."""
+    if points is baseline or not points.keys() & baseline.keys():
+        return ""
+    values = ({seed: point[test][score] for seed, point in found.items()} for found in (points, baseline))
+    difference, seeds, questions, _ = paired(*values).values()
+    spread = f"{seeds:.{decimals}f}" if seeds < math.inf else "?"
+    return f"{difference:+.{decimals}f} ± {spread} (± {questions:.{decimals}f})"
+
+
+def reached(results: dict, mark: str) -> dict[str, dict[int, dict]]:
+    """What each arm and seed was worth at a mark."""
+    found = {}
+    for run in results["runs"]:
+        for point in run["points"]:
+            if mark in point["reached"]:
+                found.setdefault(run["arm"], {})[run["seed"]] = point
+    return found
+
+
+def at_mark(results: dict, mark: str) -> str:
+    arms, rows = reached(results, mark), []
+    for name, point in results["before"].items():
+        scores = [cell for test, score, _, digits in SCORES for cell in (mean(point[test][score], 1, digits), "")]
+        rows.append([name, "", "", *scores, mean(point["dolly"]["length"], 1)])
+    for arm, points in arms.items():
+        cells = [mean((point[name] for point in points.values()), 1, 0) for name in ("samples", "cpu_seconds")]
+        for test, score, _, digits in SCORES:
+            cells.append(mean((statistics.mean(point[test][score]) for point in points.values()), 1, digits))
+            cells.append(against(points, arms.get("distillation", {}), test, score, digits))
+        cells.append(mean((statistics.mean(point["dolly"]["length"]) for point in points.values()), 1))
+        rows.append([f"{arm} ({len(points)} seeds)", *cells])
+    columns = [cell for *_, heading, _ in SCORES for cell in (heading, "minus distillation's")]
+    return f"After {mark}\n\n{markdown(['arm', 'samples', 'CPU s', *columns, 'length'], rows)}"
+
+
+def real_run(results: dict) -> str:
+    """Tables at the last mark of both kinds."""
+    models, settings = results["models"], results["settings"]
+    rates = ", ".join(
+        f"{family} {min(tried, key=lambda entry: entry['reverse_kl'])['learning_rate']:g}"
+        for family, tried in results["learning_rates"].items()
+    )
+    rows = models["rows"]
+    about = (
+        f"{settings['model']}: teacher {models['parameters']['teacher']:,} parameters, student "
+        f"{models['parameters']['student']:,}. {rows['train']:,} training prompts, {rows['dolly']} held-out ones of "
+        f"Dolly, {rows['self_instruct']} of Self-Instruct, answers of at most {settings['max_tokens']} tokens sampled "
+        f"at temperature 1. Learning rates: {rates}. Arms: mean ± 95 % interval over seeds; differences also over "
+        "questions, in brackets. Models before: ± over questions. KL in nats an answer."
+    )
+    marks = [f"{name} {max(settings[name]):g}" for name in ("cpu_seconds", "samples")]
+    return "\n\n".join([about, *(at_mark(results, mark) for mark in marks if reached(results, mark))])
+
+
+def show(results: dict) -> str:
+    return tables(results) if "worlds" in results else real_run(results)
+
+
 if __name__ == "__main__":
-    print_table(__doc__, tables, "quality")
+    print_table(__doc__, show, "quality")

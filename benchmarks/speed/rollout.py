@@ -28,7 +28,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.utils import logging
 
-from benchmarks.smollm2 import prune, smollm2
+from benchmarks.smollm2 import prune, rank_layers, smollm2
 from benchmarks.speed.measuring import finish, in_turns, make_parser, now, ratio, spread, use_one_clock
 from trl_distill.minillm.mixed_sampling import mixed_generate
 from trl_distill.models import load_teacher, load_teacher_tokenizer
@@ -64,7 +64,8 @@ def demo_models(name: str | None, layers: int, folder: str):
     teacher, tokenizer = load_teacher(path, dtype=torch.float32), load_teacher_tokenizer(path, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     ids = tokenizer(QUESTIONS)["input_ids"]
-    student, _ = prune(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids], layers)
+    order = rank_layers(teacher, tokenizer, [{"input_ids": row, "labels": row} for row in ids])
+    student, _ = prune(teacher, order, layers)
     return student.eval(), teacher, tokenizer
 
 

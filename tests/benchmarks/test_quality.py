@@ -12,21 +12,31 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The laboratory of MiniLLM: what its worlds claim, its sampled divergence, and a short run of each method."""
+"""
+The laboratory of MiniLLM: what its worlds claim, its sampled divergence, and a short run of each method. The real
+run on a model of random weights.
+"""
 
+import argparse
+import gzip
 import itertools
+import json
 import math
 import random
 from copy import deepcopy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.laboratory import EOS, build, word_tokenizer
+from benchmarks.quality import real_run
 from benchmarks.quality.arms import MINILLM, train
 from benchmarks.quality.measure import draw, measure, sequence_kl
 from benchmarks.quality.table import table
 from benchmarks.quality.worlds import WORLDS, TextWorld
+from benchmarks.smollm2 import random_model
+from benchmarks.table import show
 
 
 SIZE = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -153,3 +163,74 @@ def test_each_method_trains_and_is_measured(arm, tmp_path):
     runs = [{"world": "coins", "arm": arm, "seed": seed, **result, **measured} for seed in (0, 1)]
     printed = table("coins", {"worlds": {"coins": about}, "runs": runs})
     assert f"| {arm} | {measured['reverse_kl']:.2f} ± 0.00 |" in printed
+
+
+# -------------------------------------------------------------------------------------------------------- the real run
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Files of the names and columns of Dolly and Self-Instruct."""
+    dolly = [{"instruction": f"Say {n}", "response": f"{n} {n}"} for n in range(24)]
+    dolly += [
+        {"instruction": "Sum up this passage", "response": "It is not here"},
+        {"instruction": "Say", "response": ""},
+    ]
+    cases = [{"instruction": "Add one", "instances": [{"input": str(n), "output": str(n + 1)}]} for n in range(3)]
+    for name, rows in {"dolly_5900": dolly, "self_instruct_eval_252": cases}.items():
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return tmp_path
+
+
+def test_the_real_run_is_measured_on_its_way_and_goes_on_where_it_stopped(data, capsys):
+    output = data / "results.json"
+    command = ["--data", str(data), "--output", str(output), "--cache", str(data / "cache")]
+    command += ["--model", random_model(data, 1), "--dtype", "float32", "--learning_rates", "1e-3"]
+    command += "--batch_size 4 --max_tokens 8 --held_out 4 --validation 2 --samples 8 --cpu_seconds 0.05 0.2".split()
+    real_run.main([*command, "--arms", "sft", "--seeds", "0"])
+    first = json.loads(output.read_text())
+    weights = (data / "cache" / "student" / "model.safetensors").stat().st_mtime_ns
+    assert first["models"]["rows"] == {"train": 18, "validation": 2, "dolly": 4, "self_instruct": 3}
+    assert len(first["models"]["layers"]) == 3  # two thirds of four, rounded up
+
+    real_run.main([*command, "--seeds", "0", "1"])
+    results = json.loads(output.read_text())
+    assert (data / "cache" / "student" / "model.safetensors").stat().st_mtime_ns == weights
+    assert results["runs"][0] == first["runs"][0] and results["before"] == first["before"]
+    runs = [(run["arm"], run["seed"]) for run in results["runs"]]
+    assert runs == list(itertools.product(real_run.ARMS, (0, 1)))
+    assert set(results["learning_rates"]) == {"sft", "seqkd", "distillation", "minillm"}
+    for run in results["runs"]:
+        marks = [mark for point in run["points"] for mark in point["reached"]]
+        assert sorted(marks) == ["cpu_seconds 0.05", "cpu_seconds 0.2", "samples 8"]
+        for point in run["points"]:
+            passes = 4 if run["arm"].startswith("minillm") else 1
+            assert point["optimizer_steps"] * 4 == point["samples"] * passes
+            assert all(len(values) == 4 for values in point["dolly"].values())
+            assert all(len(values) == 3 for values in point["self_instruct"].values())
+    assert not any("Say" in text for text in output.read_text().split('"'))  # scores, and no text
+
+    printed = show(output)
+    for mark in ("cpu_seconds 0.2", "samples 8"):
+        part = printed.partition(f"After {mark}")[2]
+        assert all(f"| {arm} (2 seeds) |" in part for arm in real_run.ARMS)
+    with pytest.raises(SystemExit, match="other settings"):
+        real_run.main([*command, "--max_tokens", "9"])
+
+
+def test_the_real_divergence_is_that_of_the_answers(data, tmp_path):
+    """Against log-probabilities of whole logits, one answer at a time."""
+    folder = random_model(tmp_path, 1)
+    student, teacher = (AutoModelForCausalLM.from_pretrained(random_model(tmp_path, seed)) for seed in (1, 2))
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    rows = [{"prompt_ids": tokenizer(text)["input_ids"]} for text in ("ab", "a longer prompt", "c")]
+    args = argparse.Namespace(max_tokens=6, test_batch_size=2)
+    answers = real_run.draw(student, tokenizer, rows, args, seed=0)
+    found = real_run.log_ratios(student, teacher, tokenizer, rows, answers, args)
+    for row, answer, ratio in zip(rows, answers, found, strict=True):
+        ids = torch.tensor([row["prompt_ids"] + answer])
+        q, p = (model.double()(ids).logits[0, -len(answer) - 1 : -1].log_softmax(-1) for model in (student, teacher))
+        expected = sum((q - p)[t, token] for t, token in enumerate(answer))
+        student.float(), teacher.float()
+        assert ratio == pytest.approx(expected.item(), abs=2e-3)

@@ -218,16 +218,23 @@ def _one_pass(
 def _samples(
     seed: int,
     answers: dict[int, list[int]],
+    divergences: list[_Divergences],
     prompts: _Prompts,
     tokenizer: PreTrainedTokenizerBase,
     answer_checker: AnswerChecker | None,
 ) -> list[dict[str, Any]]:
     """The answers as text, each with the scores that it has alone."""
+    nats = {
+        int(i): {"reverse_kl_sequence": reverse.item(), "forward_kl_sequence": forward.item()}
+        for batch in divergences
+        for i, reverse, forward in zip(batch.rows, batch.reverse.sum(1), batch.forward.sum(1), strict=True)
+    }
     samples = []
     for i in prompts.kept:
         text = tokenizer.decode(answers[i], skip_special_tokens=True)
         sample = {"row": i, "seed": seed, "prompt": prompts.rows[i]["prompt"], "completion": text}
         sample["token_ids"] = answers[i]
+        sample |= nats.get(i, {})
         if i in prompts.references:
             sample["rougeL"] = rouge_l(text, prompts.references[i])
         if answer_checker is not None:
@@ -410,7 +417,7 @@ def evaluate_model(
             for pool, (_, batches) in zip(divergences, passes, strict=True):
                 pool += batches
             answers, on_student = passes[0]
-            seed_samples = _samples(seed, answers, prompts, tokenizer, answer_checker)
+            seed_samples = _samples(seed, answers, on_student, prompts, tokenizer, answer_checker)
             scores.append(_scores(seed_samples, on_student, configs[0].eos_token_id))
             if return_completions:
                 samples += seed_samples
