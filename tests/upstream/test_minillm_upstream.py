@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""`minillm/` as a pull request to TRL would bring it: with five files beside it, and nothing else of ours."""
+"""`minillm/` as a pull request to TRL would bring it: with four files beside it, and nothing else of ours."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.upstream.package import copy_as_upstream, run_as_upstream
 
 
-FILES = ["checkpoints.py", "divergence.py", "generation.py", "models.py", "text.py"]
+FILES = ["checkpoints.py", "divergence.py", "models.py", "text.py"]
 TRAIN = """
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
