@@ -263,7 +263,7 @@ def prepare(args) -> Start:
         save(facts, file)
     teacher = AutoModelForCausalLM.from_pretrained(args.cache / "teacher", dtype=getattr(torch, args.dtype))
     if not (args.cache / "pruned").exists():
-        shown = list(to_learn(rows[:16], [row["answer_ids"] for row in rows[:16]]))
+        shown = list(to_learn(rows[:48], [row["answer_ids"] for row in rows[:48]]))
         layers = args.student_layers or -(-2 * teacher.config.num_hidden_layers // 3)
         pruned, facts["layers"] = prune(teacher, rank_layers(teacher, tokenizer, shown), layers)
         facts["parameters"] = {"teacher": teacher.num_parameters(), "student": pruned.num_parameters()}
