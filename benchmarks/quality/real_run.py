@@ -267,6 +267,7 @@ def prepare(args) -> Start:
         layers = args.student_layers or -(-2 * teacher.config.num_hidden_layers // 3)
         pruned, facts["layers"] = prune(teacher, rank_layers(teacher, tokenizer, shown), layers)
         facts["parameters"] = {"teacher": teacher.num_parameters(), "student": pruned.num_parameters()}
+        save(facts, file)
         keep(pruned, tokenizer, args.cache / "pruned")
     if not (args.cache / "student").exists():
         facts["student_cpu_seconds"] = fine_tune(args.cache / "pruned", "student", tokenizer, rows, args)
