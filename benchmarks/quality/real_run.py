@@ -31,6 +31,7 @@ in `--cache` are made from Dolly. Results are saved as they come; started again,
 import argparse
 import copy
 import json
+import os
 import random
 import tempfile
 import time
@@ -195,6 +196,7 @@ class Progress(TrainerCallback):
         if reached:
             measured = time.process_time()
             point = {"reached": reached, "optimizer_steps": state.global_step, **done}
+            point["load"] = os.getloadavg()[1]  # processor time is worth less beside other work on the same cores
             self.points.append(point | self.measure(model.state_dict()))
             self.start += time.process_time() - measured
         control.should_training_stop = not (self.samples or self.cpu_seconds)
