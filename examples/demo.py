@@ -64,12 +64,12 @@ from trl_distill.training import user_errors
 
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
-# Of an answer in each step, and of a ranking, in answers of the teacher: processor seconds of docs/demo.md's run
-COSTS = {"ranking": 30.0, "greedy": 0.7, "sampled": 1.0, "sft": 1.0, "minillm": 2.0}
+# What each step takes for an answer, and a ranking as a whole, in answers of the teacher: one run of the defaults
+COSTS = {"ranking": 500.0, "greedy": 0.7, "sampled": 2.0, "sft": 1.7, "minillm": 2.8}
 # Layers of SmolLM2-135M-Instruct, the one that it misses least first: what `--rank_layers` prints
 SMOLLM2_LAYERS = [
-    *(17, 18, 19, 16, 14, 12, 20, 26, 5, 9, 7, 15, 13, 25, 10),
-    *(22, 4, 3, 6, 21, 27, 23, 24, 2, 8, 28, 11, 29, 1, 0),
+    *(17, 14, 12, 5, 19, 18, 16, 26, 4, 13, 25, 7, 9, 15, 20),
+    *(3, 22, 6, 10, 21, 27, 23, 24, 8, 2, 28, 29, 11, 1, 0),
 ]
 STAGES = {"student": "before", "sft": "after SFT", "minillm": "after MiniLLM"}  # folders, and names in the table
 METRICS = {
@@ -147,8 +147,8 @@ def main(argv: list[str]) -> None:
     plan = plan_of(args, known_layers := args.teacher is None and not args.rank_layers)
     console.print(f"The teacher answers {len(train_rows)} training prompts and {len(test_rows)} held-out prompts.")
     with timed(seconds, "answers"):
-        kept = teacher_answers(args, teacher, tokenizer, train_rows, test_rows, output / "teacher_answers.json")
-    plan["answers"] *= not kept
+        found = teacher_answers(args, teacher, tokenizer, train_rows, test_rows, output / "teacher_answers.json")
+    plan["answers"] *= not found
     if args.student is None:
         if not known_layers:
             say_left(console, "Ranking the teacher's layers", plan, seconds)

@@ -31,6 +31,7 @@ in `--cache` are made from Dolly. Results are saved as they come; started again,
 import argparse
 import copy
 import json
+import os
 import random
 import tempfile
 import time
@@ -195,6 +196,7 @@ class Progress(TrainerCallback):
         if reached:
             measured = time.process_time()
             point = {"reached": reached, "optimizer_steps": state.global_step, **done}
+            point["load"] = os.getloadavg()[1]  # processor time is worth less beside other work on the same cores
             self.points.append(point | self.measure(model.state_dict()))
             self.start += time.process_time() - measured
         control.should_training_stop = not (self.samples or self.cpu_seconds)
@@ -263,10 +265,11 @@ def prepare(args) -> Start:
         save(facts, file)
     teacher = AutoModelForCausalLM.from_pretrained(args.cache / "teacher", dtype=getattr(torch, args.dtype))
     if not (args.cache / "pruned").exists():
-        shown = list(to_learn(rows[:16], [row["answer_ids"] for row in rows[:16]]))
+        shown = list(to_learn(rows[:48], [row["answer_ids"] for row in rows[:48]]))
         layers = args.student_layers or -(-2 * teacher.config.num_hidden_layers // 3)
         pruned, facts["layers"] = prune(teacher, rank_layers(teacher, tokenizer, shown), layers)
         facts["parameters"] = {"teacher": teacher.num_parameters(), "student": pruned.num_parameters()}
+        save(facts, file)
         keep(pruned, tokenizer, args.cache / "pruned")
     if not (args.cache / "student").exists():
         facts["student_cpu_seconds"] = fine_tune(args.cache / "pruned", "student", tokenizer, rows, args)
