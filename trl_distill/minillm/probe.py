@@ -33,6 +33,7 @@ from transformers import GenerationConfig
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..divergence import LMHead, completion_states, lm_head
+from ..models import vocabulary_rows
 from .mixed_sampling import Reader, Reading, last_hidden_states
 
 
@@ -94,7 +95,7 @@ def _undisturbed(model, training: bool) -> Iterator[None]:
 
 def _silence(model, name: str):
     """Leave the training mode of a model that still has noise in it, with a warning."""
-    ids = torch.arange(8, device=model.device)[None]
+    ids = torch.arange(8, device=model.device)[None] % vocabulary_rows(model)
     passes = (model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(dim=-1) for _ in range(2))
     if _gap(*passes) < 5e-3:
         return
