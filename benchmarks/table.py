@@ -61,6 +61,8 @@ def times(ratio: dict | None) -> str:
 
 def rollout(result: dict) -> str:
     arms = list(dict.fromkeys(arm for row in result["rows"] for arm in row["ratio_to_student_only"]))[1:]
+    scored = list(result["rows"][0]["ratio_to_read_again"])
+    arms = [arm for arm in arms if "read again" not in arm and arm not in scored]
     rows = [
         [
             row["precision"],
@@ -69,6 +71,7 @@ def rollout(result: dict) -> str:
             f"{row['mean_length']:.0f}",
             f"{row['ms_per_token']['student only']['median']:.2f}",
             *(times(row["ratio_to_student_only"].get(arm)) for arm in arms),
+            *(times(row["ratio_to_read_again"][arm]) for arm in scored),
         ]
         for row in result["rows"]
     ]
@@ -76,9 +79,9 @@ def rollout(result: dict) -> str:
     about = (
         f"Teacher of {settings['teacher_layers']} layers, student of {settings['student_layers']}; at most "
         f"{settings['new_tokens']} tokens a row, alpha {settings['alpha']}. Cost of a token as a multiple of that of "
-        "a student-only rollout."
+        "a student-only rollout; with scoring, as a multiple of one that both models read again."
     )
-    heads = ["precision", "rows", "rows end", "mean length", "student only, ms a token", *arms]
+    heads = ["precision", "rows", "rows end", "mean length", "student only, ms a token", *arms, *scored]
     return f"{about}\n\n" + markdown(heads, rows)
 
 

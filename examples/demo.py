@@ -57,8 +57,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.evaluation import evaluate_model
-from trl_distill.generation import encode_prompts, end_token_ids
-from trl_distill.models import load_teacher, load_teacher_tokenizer, match_vocabulary
+from trl_distill.generation import encode_prompts
+from trl_distill.models import end_token_ids, load_teacher, load_teacher_tokenizer, match_vocabulary
 from trl_distill.scripts.arguments import split_arguments
 from trl_distill.training import user_errors
 

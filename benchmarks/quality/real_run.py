@@ -58,13 +58,13 @@ from benchmarks.smollm2 import NAME, prune, rank_layers, smollm2
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.generation import (
     batches_by_length,
-    end_token_ids,
     generate_ids,
     generating,
     generation_config,
     mean_logps,
     pad_ids,
 )
+from trl_distill.models import end_token_ids
 from trl_distill.text import rouge_l
 
 

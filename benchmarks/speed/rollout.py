@@ -14,8 +14,9 @@
 
 """
 What a teacher-mixed rollout costs: switching models by a coin, against the student alone and against both models at
-every token. The arms take turns in one process, and their times are divided by the tokens they made: all the same
-number where no row ever ends early, about half of it where each token ends its row with a probability near 5 %.
+every token; and a rollout with its scoring, by another pass of both models or by hidden states that they have kept.
+The arms take turns in one process, and their times are divided by the tokens they made: all the same number where no
+row ever ends early, about half of it where each token ends its row with a probability near 5 %.
 """
 
 import copy
@@ -30,12 +31,18 @@ from transformers.utils import logging
 
 from benchmarks.smollm2 import prune, rank_layers, smollm2
 from benchmarks.speed.measuring import finish, in_turns, make_parser, now, ratio, spread, use_one_clock
+from trl_distill.divergence import completion_states, lm_head, token_scores
 from trl_distill.minillm.mixed_sampling import mixed_generate
 from trl_distill.models import load_teacher, load_teacher_tokenizer
 
 
 PRECISIONS = ["float32", "bf16-mixed", "bfloat16"]
 STUDENT, MIXED, BOTH = "student only", "mixed", "both models at every token"
+READ_AGAIN, ALONE_SCORED, MIXED_SCORED = (
+    "student only, both models read again",
+    "student only by our sampler, scored from its states",
+    "mixed, scored from its states",
+)
 PER_TOKEN_CASTS = "student only, weights cast at every token (TRL)"
 NO_END = -1  # an end-of-sequence token that no model has
 QUESTIONS = [
@@ -116,6 +123,17 @@ def both_every_step(student, teacher, ids, mask, new_tokens, alpha):
     return torch.cat(completion, dim=1)
 
 
+def score(student, teacher, inputs, completion, ends, student_states=None, teacher_states=None):
+    """What credit needs of a rollout: log-probabilities under both models and the KL, from kept states or new ones."""
+    ended = torch.isin(completion, torch.tensor(ends, device=completion.device))  # (B, T)
+    mask = (ended.cumsum(1) - ended.int() == 0).long()
+    pairs = []
+    for model, states in ((student, student_states), (teacher, teacher_states)):
+        states = completion_states(model, *inputs, completion, mask) if states is None else states
+        pairs += [states[mask.bool()], lm_head(model)]
+    return token_scores(*pairs, completion[mask.bool()])
+
+
 def coins(repeat: int, alpha: float, new_tokens: int) -> torch.Generator:
     """Coins that choose the teacher exactly as often as is expected, so that no rollout is a lucky one."""
     for seed in range(1000 * (repeat + 1), 10**9):
@@ -145,24 +163,47 @@ def measure(args, student, teacher, tokenizer, precision: str, batch_size: int, 
         words = torch.randperm(teacher.config.vocab_size, generator=generator)
         ends = words[: len(words) // 20].tolist()
 
-    def mixed(repeat):
+    def switching(repeat, alpha=args.alpha, keeps_states=False):
         rollout = mixed_generate(
             student,
             teacher,
             *inputs,
-            alpha=args.alpha,
+            alpha=alpha,
             max_new_tokens=args.new_tokens,
             eos_token_ids=ends,
             pad_token_id=0,
             generator=coins(repeat, args.alpha, args.new_tokens),
+            keeps_states=keeps_states,
         )
+        if keeps_states:
+            states = rollout.student_states, rollout.teacher_states
+            score(student, teacher, inputs, rollout.completion_ids, ends, *states)
+        return rollout
+
+    def mixed(repeat):
+        rollout = switching(repeat)
         calls.append(rollout.teacher_calls / rollout.completion_ids.shape[1])
         return rollout.completion_ids
 
     def alone(repeat):
         return student_only(student, *inputs, args.new_tokens, ends)
 
-    arms = {STUDENT: alone, MIXED: mixed}
+    @torch.no_grad()
+    def read_again(repeat):
+        completion = alone(repeat)
+        score(student, teacher, inputs, completion, ends)
+        return completion
+
+    def from_states(alpha):
+        return torch.no_grad()(lambda repeat: switching(repeat, alpha, keeps_states=True).completion_ids)
+
+    arms = {
+        STUDENT: alone,
+        MIXED: mixed,
+        READ_AGAIN: read_again,
+        ALONE_SCORED: from_states(0.0),
+        MIXED_SCORED: from_states(args.alpha),
+    }
     if precision == "bf16-mixed":
         arms[PER_TOKEN_CASTS] = alone
     if rows_end == "never":
@@ -190,6 +231,7 @@ def measure(args, student, teacher, tokenizer, precision: str, batch_size: int, 
         "teacher_calls_per_step": sum(calls) / len(calls),
         "ms_per_token": {arm: spread(times) for arm, times in values.items()},
         "ratio_to_student_only": {arm: ratio(times, values[STUDENT]) for arm, times in values.items()},
+        "ratio_to_read_again": {arm: ratio(values[arm], values[READ_AGAIN]) for arm in (ALONE_SCORED, MIXED_SCORED)},
     }
 
 

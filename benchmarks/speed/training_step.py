@@ -53,7 +53,7 @@ ARMS = {
 
 
 def make_models(args, vocabulary: int):
-    """Student and teacher with random weights, fp32, the teacher in mixed precision bf16, as the trainers hold them."""
+    """Student and teacher with random weights, fp32, in mixed precision a bf16 teacher, as the trainers hold them."""
 
     def build(seed, hidden, layers):
         torch.manual_seed(seed)

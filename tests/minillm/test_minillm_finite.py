@@ -46,11 +46,11 @@ def weights(model):
 
 @pytest.mark.parametrize("settings", [{}, {"single_step_decomposition": False}, {"whiten_advantages": True}])
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_a_student_that_is_broken_from_the_start(make_trainer, tiny_model, prompts, alpha, settings):
+def test_a_student_that_is_broken_from_the_first_step(make_trainer, tiny_model, prompts, alpha, settings):
     student = tiny_model()
-    student.lm_head.weight.data[7] = NAN
     saving = dict(save_strategy="steps", save_steps=1)
     trainer = make_trainer(student, teacher_mix_alpha=alpha, eval_dataset=prompts, **saving, **settings)
+    student.lm_head.weight.data[7] = NAN
     before = weights(student)
     with pytest.raises(
         ValueError, match=r"log-probability is not finite at step 0, on the prompt 'Say .*no checkpoint"
@@ -60,6 +60,14 @@ def test_a_student_that_is_broken_from_the_start(make_trainer, tiny_model, promp
     assert list(Path(trainer.args.output_dir).glob("checkpoint-*")) == []
     with pytest.raises(ValueError, match="log-probability is not finite at step 0"):
         trainer.evaluate()
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_that_is_broken_before(make_trainer, tiny_model, role):
+    models = {"student": tiny_model(seed=0), "teacher": tiny_model(seed=1)}
+    models[role].lm_head.weight.data[7] = NAN
+    with pytest.raises(ValueError, match=f"The {role} .* gives log-probabilities that are not finite"):
+        make_trainer(*models.values())
 
 
 def test_the_last_checkpoint_from_before_is_named(make_trainer):
@@ -90,9 +98,10 @@ def test_a_teacher_that_forbids_a_token(make_trainer, tiny_model, alpha):
     """A logit of `-inf` makes the KL infinite wherever the student would draw that token."""
     teacher = tiny_model(seed=1)
     teacher.lm_head.bias = torch.nn.Parameter(torch.zeros(260))
+    trainer = make_trainer(teacher_model=teacher, teacher_mix_alpha=alpha)
     teacher.lm_head.bias.data[250] = -math.inf
     with pytest.raises(ValueError, match=r"(KL to the teacher is|teacher gives a log-probability that is) not finite"):
-        make_trainer(teacher_model=teacher, teacher_mix_alpha=alpha).train()
+        trainer.train()
 
 
 def test_a_gradient_alone(make_trainer):

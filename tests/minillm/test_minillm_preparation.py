@@ -123,10 +123,11 @@ class TestData:
     @pytest.mark.parametrize("alpha", [0.0, 0.5])
     def test_teacher_without_finite_logits(self, make_trainer, tiny_model, alpha):
         teacher = tiny_model(seed=1)
+        trainer = make_trainer(teacher_model=teacher, teacher_mix_alpha=alpha)
         with torch.no_grad():
             teacher.lm_head.weight.fill_(float("nan"))
         with pytest.raises(ValueError, match=r"not finite at step 0 \(micro-batch 0, row 0\), on the prompt 'Say"):
-            first_batch(make_trainer(teacher_model=teacher, teacher_mix_alpha=alpha))
+            first_batch(trainer)
 
     def test_context_is_shared_with_the_completion_and_the_corpus(self, make_trainer, tiny_model, corpus):
         limit = dict(model=tiny_model(max_position_embeddings=64))
