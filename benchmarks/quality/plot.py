@@ -13,9 +13,10 @@
 # limitations under the License.
 
 """
-Draws what happens in the world of modes: reverse KL and the share of hopeless starts against the samples seen.
+Draws what happens in the world of modes: reverse KL against the samples seen and against processor time, and the share
+of hopeless starts.
 
-    python -m benchmarks.quality.plot benchmarks/results/quality.json --output docs/images/laboratory_modes.png
+    python -m benchmarks.quality.plot benchmarks/results/quality_credit.json --output docs/images/laboratory_credit.png
 """
 
 import argparse
@@ -38,6 +39,9 @@ ARMS = {
     "minillm no-length-norm weight-in-clip": ("no length norm, weight inside the clip", "tab:purple"),
     "minillm no-length-norm whitened": ("no length norm, weight outside the clip, whitened", "tab:cyan"),
     "minillm no-length-norm": ("no length norm, weight outside the clip", "tab:blue"),
+    "minillm exact no-length-norm whitened": ("... whitened, exact credit", "tab:pink"),
+    "minillm exact no-length-norm": ("... not whitened, exact credit", "tab:brown"),
+    "minillm no-length-norm four-answers": ("... not whitened, four answers a prompt", "tab:gray"),
 }
 
 
@@ -48,22 +52,30 @@ def main():
     args = parser.parse_args()
     runs = json.loads(args.results.read_text())["runs"]
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True, layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     for arm, (label, color) in ARMS.items():
         curves = [run["curve"] for run in runs if run["world"] == "modes" and run["arm"] == arm]
         if not curves:
             continue
         points = list(zip(*curves, strict=True))  # seeds measure at the same steps
-        samples = [point[0]["samples"] for point in points]
-        for axis, key, factor in ((left, "reverse_kl", 1), (right, "hopeless", 100)):
+        for axis, x, key, factor in (
+            (left, "samples", "reverse_kl", 1),
+            (middle, "cpu_seconds", "reverse_kl", 1),
+            (right, "samples", "hopeless", 100),
+        ):
+            if x not in points[0][0]:
+                continue  # a result of before points had their processor time
+            places = [sum(measured[x] for measured in point) / len(point) for point in points]
             values = [[factor * measured[key] for measured in point] for point in points]
-            axis.plot(samples, [sum(v) / len(v) for v in values], color=color, label=label)
-            axis.fill_between(samples, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15)
-    left.axhline(0.693, color="gray", linestyle=":", label="best without the hopeless modes (log 2)")
+            axis.plot(places, [sum(v) / len(v) for v in values], color=color, label=label)
+            axis.fill_between(places, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15)
+    for axis in (left, middle):
+        axis.axhline(0.693, color="gray", linestyle=":", label="best without the hopeless modes (log 2)")
     left.set(ylabel="KL(student || teacher), nats a sequence", xlabel="samples seen")
+    middle.set(ylabel="KL(student || teacher), nats a sequence", xlabel="processor seconds of training")
     right.set(ylabel="samples in hopeless modes, %", xlabel="samples seen")
-    left.set_ylim(bottom=0)
-    right.set_ylim(bottom=0)
+    for axis in (left, middle, right):
+        axis.set_ylim(bottom=0)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     figure.suptitle("Two of the teacher's four modes are beyond the student (lines: mean of the seeds, bands: range)")
     args.output.parent.mkdir(parents=True, exist_ok=True)
