@@ -30,11 +30,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the command names this file
 
 from benchmarks.laboratory import markdown  # noqa: E402
+from examples.demo import METRICS, STAGES  # noqa: E402
 
 
 RESULTS = ROOT / "benchmarks" / "results"
 # Who prints what: module and function. A laboratory says itself what it was made with.
 TABLES = {
+    "demo": ("table", "demo"),
     "quality": ("quality.table", "tables"),
     "quality/real_run": ("quality.table", "real_run"),
     "rationales": ("rationales.table", "table"),
@@ -162,6 +164,26 @@ def similarity(result: dict) -> str:
     return markdown(
         ["pool", "candidates", "near copies", "index, s", "plain check, s a candidate", "times faster"], rows
     )
+
+
+def demo(result: dict) -> str:
+    seconds, settings = result["seconds"]["all, with imports"], result["settings"]
+    about = (
+        f"{settings['num_eval_prompts']} held-out prompts, ± standard error over them. {settings['dtype']}, "
+        f"{result['platform']}: {seconds['wall'] / 60:.1f} minutes, {seconds['processor'] / 60:.1f} of the processor, "
+        f"{result['peak_memory_gib']} GiB."
+    )
+    rows = [
+        [
+            label,
+            *(
+                f"{of_stage[key]['mean']:.2f} ± {of_stage[key]['error']:.2f}"
+                for of_stage in result["metrics"].values()
+            ),
+        ]
+        for key, label in METRICS.items()
+    ]
+    return f"{about}\n\n{markdown(['', *STAGES.values()], rows)}"
 
 
 def origin(result: dict) -> str:

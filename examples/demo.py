@@ -176,6 +176,7 @@ def main(argv: list[str]) -> None:
             metrics[stage], answers[stage] = measure(args, student, teacher, tokenizer, test_rows)
 
     results = {
+        "benchmark": "demo",
         "settings": vars(args) | {"dtype": str(args.dtype)},
         "metrics": metrics,
         "answers": [
