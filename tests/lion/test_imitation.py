@@ -333,7 +333,7 @@ class TestKilledTraining:
         pool = [Instruction(toy.task(0, i)) for i in range(6)]
         answers, _ = training_rows(pool, [Completion(f"right {item.text}") for item in pool])
         write_rows(rows, answers)
-        fields = FIELDS | {"max_steps": 60, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+        fields = FIELDS | {"max_steps": 240, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
         output = tmp_path / "training/student"
         output.parent.mkdir()
         process = self.start(fields, base, rows, output)
