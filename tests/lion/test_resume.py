@@ -361,7 +361,7 @@ class TestKill:
         draw, folder, answered = random.Random(), tmp_path / "run", set()
         store = folder / "calls.sqlite"
         server.reply = by_the_rules
-        server.delay = lambda body: draw.random() * 0.01
+        server.delay = lambda body: draw.random() * 0.04  # slow enough for the run to see every kill
         for _ in range(kills):
             before = len(server.requests)
             process = self.start(folder, server)
