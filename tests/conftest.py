@@ -43,9 +43,11 @@ def log_levels():
     """Commands set the levels of our loggers for a terminal. Undo it, so that no test depends on those before it."""
     loggers = [logging.getLogger(name) for name in ("trl_distill", "trl_distill.lion")]
     levels = [logger.level for logger in loggers]
+    disabled = logging.root.manager.disable
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+    logging.disable(disabled)  # which laboratories raise
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@
 # limitations under the License.
 
 import json
-import logging
 import math
 import re
 import subprocess
@@ -41,15 +40,6 @@ TINY = [
     *("--num_prompts", "8", "--num_eval_prompts", "3", "--batch_size", "4", "--max_completion_length", "6"),
     *("--sft_epochs", "1", "--max_steps", "4", "--eval_seeds", "1"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def loud():
-    """The demo silences our loggers for the rest of its process, which here has other tests to run."""
-    logger = logging.getLogger("trl_distill")
-    level = logger.level
-    yield
-    logger.setLevel(level)
 
 
 @pytest.fixture
