@@ -23,6 +23,7 @@ import peft
 import pytest
 import torch
 import trl
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from trl import DistillationConfig, DistillationTrainer, RewardTrainer, SFTConfig, SFTTrainer
@@ -111,6 +112,7 @@ def test_called_with_these_keywords():
         inspect.signature(unwrap_model_for_generation).parameters
     )
     assert VOCAB_CHUNK_SIZE == 32768, "the workspace quoted for `loss_chunk_tokens` is 8 bytes times this"
+    assert Dataset.from_dict({"prompt": ["a", "b"]}).select([1, 0])._indices is not None  # the order of stored rows
     assert DistillationConfig._VALID_DICT_FIELDS  # JSON strings of these fields are parsed for us
 
 
