@@ -17,10 +17,14 @@
 import json
 import logging
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -63,11 +67,20 @@ def newest_checkpoint(folder: str | Path, before: int | None = None) -> Path | N
     return None
 
 
+def first_decides(look: Callable[[], T]) -> T:
+    """What the first process finds on its disk, on all of them: machines need not see the same files, nor in time."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    found = [look() if PartialState().is_main_process else None]
+    return broadcast_object_list(found)[0]
+
+
 def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str | Path) -> str | bool | None:
-    """The argument of `Trainer.train`, with the newest whole checkpoint for `True`."""
+    """The argument of `Trainer.train`, with the newest whole checkpoint for `True`. All processes must call this."""
     if resume_from_checkpoint is not True:
         return resume_from_checkpoint
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = first_decides(lambda: newest_checkpoint(folder))
     if checkpoint is None:
         raise ValueError(f"nothing to resume: no checkpoint in {folder} that is whole.")
     return str(checkpoint)

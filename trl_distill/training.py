@@ -21,6 +21,7 @@ Commands and libraries stand on it. Nothing heavy is imported before it is used.
 
 import contextlib
 import os
+import platform
 import sys
 from argparse import Action
 from collections.abc import Callable, Iterator
@@ -42,12 +43,16 @@ LATEST = ("true", "latest")  # values of `resume_from_checkpoint`
 
 @contextlib.contextmanager
 def user_errors(prog: str) -> Iterator[None]:
-    """Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only."""
+    """
+    Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only. Of
+    several processes each says its own: a file may be missing on one machine only.
+    """
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("RANK", "0") == "0":  # one message, not one per process
-            sys.stderr.write(f"{prog}: error: {error}\n")
+        rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        where = f" in process {rank} of {processes}, on {platform.node()}" if processes > 1 else ""
+        sys.stderr.write(f"{prog}: error{where}: {error}\n")
         raise SystemExit(2) from error
 
 

@@ -176,6 +176,13 @@ def unknown_field(name: str, fields: set[str], source: str) -> str:
     return f"unknown field `{name}` {source}{hint}"
 
 
+def check_one_process(prog: str) -> None:
+    """Refuse to be one of several processes, which would pay for the same calls and write the same files."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        raise ValueError(f"this command runs in one process, but a launcher has started {processes}. Run `{prog}`.")
+
+
 def split_arguments(
     parser: ArgumentParser, argv: list[str], extra_fields: Container[str] = ()
 ) -> tuple[Namespace, dict, list[str]]:
@@ -188,12 +195,15 @@ def split_arguments(
         argv (`list[str]`):
             Arguments of the command, with or without `--config FILE`.
         extra_fields (`Container[str]`, *optional*):
-            Names that belong to `accelerate launch`: they are handed back instead of being an error.
+            Names that belong to `accelerate launch`: they are handed back instead of being an error. A command
+            without them runs in one process.
 
     Returns:
         `tuple[argparse.Namespace, dict, list[str]]`: Values of the parser's fields, and what the config file and the
         command line hold of `extra_fields`.
     """
+    if not extra_fields:
+        check_one_process(parser.prog)
     config, argv = read_config(argv)
     actions = strict(parser)._actions
     fields = {action.dest for action in actions} - {"help"}

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl_distill.files import whole_path
-from trl_distill.scripts.arguments import check_outputs, parse_strictly
+from trl_distill.scripts.arguments import check_one_process, check_outputs, parse_strictly
 from trl_distill.scripts.nce import NCEScriptArguments, load_nat_model
 from trl_distill.scripts.training import training_parser
 from trl_distill.training import load_splits, model_arguments, resolve, user_errors
@@ -90,6 +90,7 @@ def calibrate(script_args, training_args, model_args, dataset_args, nat_args, jo
 def run(argv: list[str]) -> None:
     prog = "trl-distill calibrate"
     with user_errors(prog):
+        check_one_process(prog)
         *args, calibrate_args = parse_strictly(make_parser(prog), argv)
         if calibrate_args.output_file is None:
             raise ValueError("no output: set `output_file`.")

@@ -34,7 +34,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from ...checkpoints import checkpoint_to_resume, newest_checkpoint
+from ...checkpoints import checkpoint_to_resume, first_decides, newest_checkpoint
 from ..data import PAPER, adapter_sha256, check_lora, check_rows, default_args, rows_with_label, whole_rows
 from .integration_unit import (
     NATLoraConfig,
@@ -247,10 +247,10 @@ class NegativeAssistedTrainer(SFTTrainer):
         folder, trainer, checkpoint = Path(self.args.output_dir), self.negative_trainer, resume_from_checkpoint
         of_negative = Path(trainer.args.output_dir)  # where its checkpoints are
         marker = folder / NEG / ADAPTER_CONFIG_NAME  # PEFT writes it last
-        finished = bool(checkpoint) and marker.is_file()
+        finished = bool(checkpoint) and first_decides(marker.is_file)
         if checkpoint is True:
             where = folder if finished else of_negative
-            checkpoint = newest_checkpoint(where)
+            checkpoint = first_decides(lambda: newest_checkpoint(where))
             if not finished and checkpoint is None:
                 raise ValueError(f"Nothing to resume: no checkpoint in {of_negative} or {folder}.")
         elif checkpoint and Path(checkpoint).resolve().parent == of_negative.resolve():
