@@ -101,6 +101,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"`{next(iter(changes))}=.*changes the base model"):
             make_trainer(peft_config=student_lora(**changes))
 
+    def test_kd_under_fsdp(self, make_trainer, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ValueError, match="`objective='kd'` has not been verified with FSDP"):
+            make_trainer("a model that is not loaded")
+
     @pytest.mark.parametrize(
         "settings, message",
         [

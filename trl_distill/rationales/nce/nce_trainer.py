@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
@@ -131,12 +131,13 @@ class NCETrainer(SFTTrainer):
                 "`objective='weighted_ce'` has no teacher. Remove `teacher_model`, or set `objective='kd'`."
             )
         if args.objective == "kd":
-            check_adapters(model if teacher_model is None else teacher_model)
-            if args.distributed_state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            # `distributed_state` says "FSDP" only once there is an accelerator
+            if args.fsdp or args.deepspeed_plugin is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"):
                 raise ValueError(
                     "`objective='kd'` has not been verified with FSDP or DeepSpeed. Use DDP (`--accelerate_config "
                     "ddp`), with `load_in_4bit` if memory is short, or `objective='weighted_ce'`."
                 )
+            check_adapters(model if teacher_model is None else teacher_model)
         if isinstance(model, PeftModel) and "nat" in model.peft_config:
             check_student_config(model, peft_config)
             set_seed(args.seed)  # as SFTTrainer does before it draws an adapter
