@@ -16,7 +16,7 @@
 Draws what happens in the world of modes: reverse KL against the samples seen and against processor time, and the share
 of hopeless starts.
 
-    python -m benchmarks.quality.plot benchmarks/results/quality_credit.json --output docs/images/laboratory_credit.png
+    python -m benchmarks.quality.plot
 """
 
 import argparse
@@ -29,25 +29,27 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from .arms import DEFAULT  # noqa: E402
+
 
 ARMS = {
     "distillation": ("TRL DistillationTrainer (beta=1)", "black"),
     "minillm released": ("MiniLLM, released code's setting", "tab:red"),
     "minillm paper": ("MiniLLM, paper's setting", "tab:orange"),
     "minillm": ("length norm, weight outside the clip", "tab:olive"),
-    "minillm whitened": ("... and whitening", "tab:green"),
+    "minillm exact whitened": ("... whitened, exact credit", "tab:green"),
     "minillm no-length-norm weight-in-clip": ("no length norm, weight inside the clip", "tab:purple"),
-    "minillm no-length-norm whitened": ("no length norm, weight outside the clip, whitened", "tab:cyan"),
-    "minillm no-length-norm": ("no length norm, weight outside the clip", "tab:blue"),
-    "minillm exact no-length-norm whitened": ("... whitened, exact credit", "tab:pink"),
-    "minillm exact no-length-norm": ("... not whitened, exact credit", "tab:brown"),
-    "minillm no-length-norm four-answers": ("... not whitened, four answers a prompt", "tab:gray"),
+    "minillm no-length-norm whitened": ("no length norm, weight outside, whitened (default)", "tab:cyan"),
+    "minillm exact no-length-norm whitened": ("... exact credit", "tab:pink"),
+    "minillm no-length-norm": ("no length norm, weight outside, not whitened", "tab:blue"),
+    "minillm exact no-length-norm": ("... exact credit", "tab:brown"),
+    "minillm no-length-norm four-answers": ("... four answers a prompt", "tab:gray"),
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results/quality.json"))
+    parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results/quality_credit.json"))
     parser.add_argument("--output", type=Path, default=Path("docs/images/laboratory_modes.png"))
     args = parser.parse_args()
     runs = json.loads(args.results.read_text())["runs"]
@@ -63,11 +65,10 @@ def main():
             (middle, "cpu_seconds", "reverse_kl", 1),
             (right, "samples", "hopeless", 100),
         ):
-            if x not in points[0][0]:
-                continue  # a result of before points had their processor time
             places = [sum(measured[x] for measured in point) / len(point) for point in points]
             values = [[factor * measured[key] for measured in point] for point in points]
-            axis.plot(places, [sum(v) / len(v) for v in values], color=color, label=label)
+            thick = {"linewidth": 3} if arm == DEFAULT else {}
+            axis.plot(places, [sum(v) / len(v) for v in values], color=color, label=label, **thick)
             axis.fill_between(places, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15)
     for axis in (left, middle):
         axis.axhline(0.693, color="gray", linestyle=":", label="best without the hopeless modes (log 2)")
@@ -79,7 +80,7 @@ def main():
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     figure.suptitle("Two of the teacher's four modes are beyond the student (lines: mean of the seeds, bands: range)")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output, dpi=120)
+    figure.savefig(args.output, dpi=150)
     print(args.output)
 
 

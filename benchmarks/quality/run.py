@@ -112,13 +112,13 @@ def main():
     for count, (task, result, left) in enumerate(work, start=1):
         results["runs"].append(result | {"provenance": len(results["provenance"]) - 1})
         results["runs"].sort(key=lambda run: (run["world"], run["seed"], arms.index(run["arm"])))
-        save(results, args.output)
+        save(results, args.output, indent=None)
         print(
             f"{count}/{len(todo)} {task.world}, {task.arm}, seed {task.seed}: reverse KL {result['reverse_kl']:.2f}, "
             f"{result.get('seconds', 0):.0f} s. About {left:.0f} min left.",
             flush=True,
         )
-    save(results, args.output)
+    save(results, args.output, indent=None)
 
 
 if __name__ == "__main__":

@@ -248,10 +248,11 @@ class TestConfig:
         assert config.steps_per_generation == config.gradient_accumulation_steps == 1
 
     def test_defaults_of_the_laboratory(self, tmp_path):
-        """To change one takes a new laboratory table (benchmarks/results/quality.json) and a line in the docs."""
+        """To change one takes a new table of the laboratory (`results/quality_credit.json`) and a line in the docs."""
         config = MiniLLMConfig(str(tmp_path), bf16=False, use_cpu=True)
         assert (config.length_normalization, config.whiten_advantages, config.return_mode) == (False, True, "auto")
         assert config.clip_importance_weight is False and config.inclusive_returns is False
+        assert (config.credit, config.num_generations, config.num_iterations) == ("sampled", 1, 4)
 
 
 class TestGeneration:

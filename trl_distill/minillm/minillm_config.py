@@ -62,7 +62,7 @@ class MiniLLMConfig(DistillationConfig):
             Discount of later rewards, in `[0, 1]`. The paper has none; `0.0` leaves only the single-step term.
         length_normalization (`bool`, *optional*, defaults to `False`):
             Whether to divide each credit by the number of rewards it sums, Eq. (6). The paper does; in the laboratory
-            (`benchmarks/results/quality.json`) this gives most of the long-term gain away.
+            (`benchmarks/results/quality_credit.json`) this gives most of the long-term gain away.
         whiten_advantages (`bool`, *optional*, defaults to `True`):
             Whether to shift and scale credits to mean 0 and variance 1 over the tokens of the whole rollout set. Not
             in the paper; without length normalization it keeps answers from growing short in the laboratory.
