@@ -63,6 +63,7 @@ MINILLM = {
     "minillm exact no-length-norm four-answers": EXACT | FREE | {"num_generations": 4},
     "minillm no-length-norm no-single-step four-answers": FREE
     | {"single_step_decomposition": False, "num_generations": 4},
+    "minillm no-long-term four-answers": {"gamma": 0.0, "num_generations": 4},
     "minillm no-length-norm whitened one-pass": FREE | WHITENED | {"num_iterations": 1},
     "minillm paper": {"clip_importance_weight": True},
     "minillm released": WHITENED | {"return_mode": "inclusive", "gamma": 0.95, "clip_importance_weight": True},
