@@ -15,10 +15,13 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 
 
+# What starts a script as two processes of this machine
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 CPU = dict(bf16=False, use_cpu=True, report_to="none", save_strategy="no")
 
 

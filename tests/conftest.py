@@ -19,7 +19,6 @@ import logging
 import os
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 
@@ -30,6 +29,8 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from tests.commands import TWO_PROCESSES
 
 
 CHAT_TEMPLATE = (
@@ -147,9 +148,8 @@ def on_one_and_two_processes(tmp_path):
 
     def results(script, folder):
         output = tmp_path / "two.json"
-        launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
         program = Path(__file__).with_name("two_processes.py")
-        command = [sys.executable, "-m", *launcher, program, script, folder, output]
+        command = [*TWO_PROCESSES, program, script, folder, output]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         one, two = runpy.run_path(str(script))["run"](folder, processes=1), json.loads(output.read_text())

@@ -50,7 +50,7 @@ def user_errors(prog: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        rank, processes = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
         where = f" in process {rank} of {processes}, on {platform.node()}" if processes > 1 else ""
         sys.stderr.write(f"{prog}: error{where}: {error}\n")
         raise SystemExit(2) from error

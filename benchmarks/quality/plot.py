@@ -67,8 +67,8 @@ def main():
         ):
             places = [sum(measured[x] for measured in point) / len(point) for point in points]
             values = [[factor * measured[key] for measured in point] for point in points]
-            thick = {"linewidth": 3} if arm == DEFAULT else {}
-            axis.plot(places, [sum(v) / len(v) for v in values], color=color, label=label, **thick)
+            width = 3 if arm == DEFAULT else 1.5
+            axis.plot(places, [sum(v) / len(v) for v in values], color=color, label=label, linewidth=width)
             axis.fill_between(places, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15)
     for axis in (left, middle):
         axis.axhline(0.693, color="gray", linestyle=":", label="best without the hopeless modes (log 2)")

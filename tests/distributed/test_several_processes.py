@@ -16,12 +16,11 @@
 import importlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.commands import CPU, error_of, write_rows
+from tests.commands import CPU, TWO_PROCESSES, error_of, write_rows
 from trl_distill import cli
 
 
@@ -51,12 +50,11 @@ def test_what_is_wrong_in_another_process_is_said_and_ends_all(tmp_path, tiny_mo
     tokenizer.save_pretrained(tmp_path / "model")
     values = {"model_name_or_path": tmp_path / "model", "dataset_name": "rows.jsonl", "output_dir": "out"} | CPU
     flags = [argument for name, value in values.items() for argument in (f"--{name}", str(value))]
-    in_own_folder = "import os, runpy; os.chdir(os.environ['RANK'])"
     (tmp_path / "start.py").write_text(
-        f"{in_own_folder}; runpy.run_module('trl_distill.scripts.sft', run_name='__main__')"
+        "import os, runpy; os.chdir(os.environ['RANK'])\n"
+        "runpy.run_module('trl_distill.scripts.sft', run_name='__main__')\n"
     )
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
-    command = [sys.executable, "-m", *launcher, tmp_path / "start.py", *flags]
+    command = [*TWO_PROCESSES, tmp_path / "start.py", *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode != 0
     [error] = [line for line in done.stderr.splitlines() if line.startswith("trl-distill sft: error")]

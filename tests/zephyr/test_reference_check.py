@@ -17,7 +17,6 @@
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
-from tests.commands import stops
+from tests.commands import TWO_PROCESSES, stops
 from trl_distill.scripts import dpo
 from trl_distill.zephyr.reference_check import WrongReferenceError, wrong_reference
 
@@ -140,8 +139,7 @@ class TestWrongReference:
         save_model("right"), save_model("wrong", seed=1)
         pairs.to_json(tmp_path / "pairs.jsonl")
         script = Path(__file__).parent / "run_dpo.py"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        done = subprocess.run([*launcher, str(script), str(tmp_path)], capture_output=True, timeout=300)
+        done = subprocess.run([*TWO_PROCESSES, str(script), str(tmp_path)], capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr.decode()[-3000:]
         seen = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
         assert [result["processes"] for result in seen] == [2, 2]
