@@ -144,12 +144,12 @@ def prompts():
 
 @pytest.fixture
 def on_one_and_two_processes(tmp_path):
-    """What `run` of a script gives in this process, and on two CPU processes (gloo, DDP)."""
+    """What `run` of a script gives in this process, and on two CPU processes (gloo) under DDP, ZeRO or FSDP2."""
 
-    def results(script, folder):
+    def results(script, folder, mode="ddp"):
         output = tmp_path / "two.json"
-        program = Path(__file__).with_name("two_processes.py")
-        command = [*TWO_PROCESSES, program, script, folder, output]
+        program = Path(__file__).parent / "distributed/two_processes.py"
+        command = [*TWO_PROCESSES, program, script, folder, output, mode]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         one, two = runpy.run_path(str(script))["run"](folder, processes=1), json.loads(output.read_text())

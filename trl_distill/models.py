@@ -14,6 +14,7 @@
 
 """Models on the disk and in memory: load, place, match, quantize and merge them."""
 
+import copy
 import json
 import logging
 import shutil
@@ -83,6 +84,28 @@ def load_teacher(
         if getattr(teacher.base_model.model, "quantization_method", None) is None:
             teacher = teacher.merge_and_unload()
     return teacher.eval().requires_grad_(False)
+
+
+def shard(model: PreTrainedModel, accelerator) -> PreTrainedModel:
+    """
+    Shard a frozen model over the processes of FSDP2, layer by layer, so that no process ever holds it whole.
+
+    The weights are those of the first process. The others may have theirs on the device `meta`, if the launcher's
+    config asks for `fsdp_cpu_ram_efficient_loading`.
+    """
+    from accelerate.utils import fsdp2_prepare_model
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    of_trained = accelerator.state.fsdp_plugin
+    plugin = copy.copy(of_trained)  # its layers are of the trained model's classes
+    plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = transformer_auto_wrap_policy, None
+    accelerator.state.fsdp_plugin = plugin
+    try:
+        model = fsdp2_prepare_model(accelerator, model)
+    finally:
+        accelerator.state.fsdp_plugin = of_trained
+    model.set_reshard_after_forward(True)  # root and head would wait for a backward with what they have gathered
+    return model
 
 
 def load_teacher_tokenizer(teacher: str | PreTrainedModel, **kwargs) -> PreTrainedTokenizerBase | None:

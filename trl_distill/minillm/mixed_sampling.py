@@ -22,7 +22,6 @@ import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -356,10 +355,10 @@ def roll_out(trainer, prompt_ids: list[list[int]], rollout_set: int) -> RolloutS
         if trainer.state.global_step != trainer._last_loaded_step:  # as the parent class does
             trainer.vllm_generation.sync_weights()
             trainer._last_loaded_step = trainer.state.global_step
-    ready = partial(_ready_to_generate, accelerator=accelerator, backend=backend, args=args)
-    teacher_ready = nullcontext() if base_teaches or alpha == 0 else ready(trainer.teacher_model)
+    # A sharded teacher gathers a layer at a time, never as a whole: it may be larger than a device
+    teacher = None if base_teaches else accelerator.unwrap_model(trainer.teacher_model)
     rollouts = []
-    with ready(trainer.model_wrapped) as student, teacher_ready as teacher:
+    with _ready_to_generate(trainer.model_wrapped, accelerator, backend, args) as student:
         for copy in range(copies):
             prompts = [torch.tensor(ids, device=accelerator.device) for ids in prompt_ids[copy::copies]]
             coins = random.Random(f"{args.seed}, {rollout_set}, {stream}" + f", {copy}" * (copy > 0)).getrandbits(32)

@@ -47,6 +47,7 @@ from ..models import (
     load_teacher,
     load_teacher_tokenizer,
     match_vocabulary,
+    shard,
     vocabulary_rows,
 )
 from .metrics import HAS_ROUGE
@@ -90,10 +91,13 @@ def prepare_teacher(teacher_model, student, tokenizer, args: MiniLLMConfig, acce
         return None, vocabulary_rows(student)
     if isinstance(teacher_model, str):
         init_kwargs = dict(args.teacher_model_init_kwargs or {})
-        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
-            # Each process holds its own teacher; a quantized one must be placed while it is loaded
+        if accelerator.distributed_type in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
+            # A quantized teacher is whole in each process and must be placed while it is loaded
             quantized = init_kwargs.get("quantization_config") is not None
-            init_kwargs["device_map"] = {"": args.distributed_state.device} if quantized else None
+            init_kwargs["device_map"] = {"": accelerator.device} if quantized else None
+            efficient = accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.cpu_ram_efficient_loading
+            if efficient and not (quantized or accelerator.is_main_process):
+                init_kwargs["device_map"] = {"": "meta"}  # the first process hands out the weights
         init_kwargs.setdefault("revision", args.teacher_model_revision)
         init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         teacher_model = load_teacher(teacher_model, **init_kwargs)
@@ -105,12 +109,17 @@ def prepare_teacher(teacher_model, student, tokenizer, args: MiniLLMConfig, acce
                 "in 4 bit, or shard it with `accelerate launch` (FSDP2, ZeRO-3)."
             )
     shared = match_vocabulary(tokenizer, None, student, teacher_model)
-    student_rows, teacher_rows = vocabulary_rows(student), vocabulary_rows(teacher_model)
-    if is_zero3 and student_rows != teacher_rows:
-        raise ValueError(
-            f"The LM heads have {student_rows} (student) and {teacher_rows} (teacher) rows. Under DeepSpeed ZeRO-3 "
-            "they cannot be cut. Call `resize_token_embeddings` on one model first, or use FSDP2."
-        )
+    student_rows = vocabulary_rows(student)
+    if is_zero3:
+        # A partitioned head cannot be cut where it is used, and the teacher's can be cut for good
+        if student_rows > shared:
+            raise ValueError(
+                f"The student's LM head has {student_rows} rows, {student_rows - shared} more than the teacher's. "
+                "Under DeepSpeed ZeRO-3 it cannot be cut. Call `resize_token_embeddings` on the student first, or use "
+                "FSDP2."
+            )
+        if vocabulary_rows(teacher_model) > shared:
+            teacher_model.resize_token_embeddings(shared)
     if args.use_vllm and student_rows > shared:
         raise ValueError(
             f"The student's LM head has {student_rows} rows, {student_rows - shared} more than the teacher's, and "
@@ -118,7 +127,9 @@ def prepare_teacher(teacher_model, student, tokenizer, args: MiniLLMConfig, acce
         )
     if accelerator.distributed_type == "DEEPSPEED":
         return prepare_deepspeed(teacher_model, accelerator), shared
-    # Under FSDP accelerate leaves the placement to the sharding, which a frozen model does not get
+    if accelerator.is_fsdp2 and getattr(teacher_model, "quantization_method", None) is None:
+        return shard(teacher_model, accelerator), shared
+    # Under FSDP accelerate leaves the placement to the sharding, which this model does not get
     return accelerator.prepare_model(teacher_model, device_placement=True, evaluation_mode=True), shared
 
 
