@@ -17,11 +17,14 @@
 import os
 from dataclasses import fields
 
+import pytest
 import torch
 
 
 # To transformers, FSDP and DeepSpeed are nothing for a run on CPUs
 SHARDED = "ACCELERATE_USE_FSDP" in os.environ or "ACCELERATE_USE_DEEPSPEED" in os.environ
+# What two processes can be started as: the fast suite has one method under all of them
+MODES = ["ddp", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("zero2", "zero3", "fsdp2"))]
 TINY_RUN = dict(
     per_device_train_batch_size=4,
     learning_rate=1e-2,
@@ -53,3 +56,10 @@ def history(trainer):
 def assert_same_weights(a, b):
     for (name, first), (other, second) in zip(a.named_parameters(), b.named_parameters(), strict=True):
         assert name == other and first.dtype == second.dtype and torch.equal(first, second), name
+
+
+def assert_same_logits(load, *folders):
+    """The models that `load` makes of two folders compute the same."""
+    ids = torch.arange(5, 25)[None]
+    first, second = (load(folder).eval()(ids).logits for folder in folders)
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)

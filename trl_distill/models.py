@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -106,6 +107,18 @@ def shard(model: PreTrainedModel, accelerator) -> PreTrainedModel:
         accelerator.state.fsdp_plugin = of_trained
     model.set_reshard_after_forward(True)  # root and head would wait for a backward with what they have gathered
     return model
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter without gradient, whole where FSDP2 or ZeRO-3 has sharded it: a collective for all processes."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor()
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach()
 
 
 def load_teacher_tokenizer(teacher: str | PreTrainedModel, **kwargs) -> PreTrainedTokenizerBase | None:

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
 from tests.commands import TWO_PROCESSES, stops
+from tests.runs import MODES, assert_same_logits
 from trl_distill.scripts import dpo
 from trl_distill.zephyr.reference_check import WrongReferenceError, wrong_reference
 
@@ -146,6 +147,21 @@ class TestWrongReference:
         assert seen[0]["wrong"] == seen[1]["wrong"]
         assert "mean log-ratio" in seen[0]["wrong"]
         assert [result["right"] for result in seen] == [None, None]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_give_the_loss_of_one(mode, on_one_and_two_processes, save_model, pairs, tmp_path):
+    save_model("right")
+    pairs.to_json(tmp_path / "pairs.jsonl")
+    one, two = on_one_and_two_processes(Path(__file__).with_name("run_modes.py"), tmp_path, mode)
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=1e-4), name
+    for name, loader in (
+        ("sft", AutoModelForCausalLM),
+        ("dpo", AutoModelForCausalLM),
+        ("dpo_lora", AutoPeftModelForCausalLM),
+    ):
+        assert_same_logits(loader.from_pretrained, *(tmp_path / f"{name}-{n}" for n in (1, 2)))
 
 
 class TestDecision:

@@ -29,6 +29,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig
 from trl.trainer.utils import get_config_model_id
 
+from ..models import whole
+
 
 logger = get_logger(__name__)
 
@@ -199,10 +201,20 @@ def log_means(trainer: Trainer, totals: dict[str, tuple[Tensor, Tensor]]) -> Non
             metrics[name].append(total / count)
 
 
+def adapter_state(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    """Tensors of an adapter by their names in the model, whole on every process. All processes must call this."""
+    parameters = {name: tensor for name, tensor in model.named_parameters() if adapter in name.split(".")}
+    return {name: whole(tensor) for name, tensor in parameters.items()}
+
+
 def adapter_sha256(model: PeftModel, adapter: str) -> str:
-    """Hash of an adapter's tensors by the names they are saved under, the same in bf16 and in fp32."""
+    """
+    Hash of an adapter's tensors by the names they are saved under, the same in bf16 and in fp32. All processes must
+    call this.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(get_peft_model_state_dict(model, adapter_name=adapter).items()):
+    state = get_peft_model_state_dict(model, adapter_state(model, adapter), adapter_name=adapter)
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -41,6 +41,7 @@ def run(folder: Path, processes: int) -> dict:
         eval_dataset=Dataset.from_list(rows[11:]),  # seven rows: the last batch of two processes is filled up
     )
     trainer.train()
+    trainer.save_model(str(folder / f"trained-{processes}"))
     history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     result = {name: [entry[name] for entry in history] for name in ("loss", "grad_norm", "accuracy", "right")}
     metrics = trainer.evaluate()

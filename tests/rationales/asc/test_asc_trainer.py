@@ -33,7 +33,7 @@ from transformers import (
 )
 from trl import RewardTrainer
 
-from tests.runs import TINY_RUN, assert_same_weights, history, make
+from tests.runs import MODES, TINY_RUN, assert_same_logits, assert_same_weights, history, make
 from trl_distill.rationales.asc import ASCRankerConfig, ASCRankerTrainer, load_ranker, score_rationales
 from trl_distill.rationales.asc.scoring import collate_rationales, encode_rationale, ranker_loss, ranking_metrics
 
@@ -360,10 +360,14 @@ def test_settings_that_cannot_work(make_trainer, tiny_ranker, tokenizer, rows):
         score_rationales(tiny_ranker(pad_token_id=None), tokenizer, rows)
 
 
-def test_two_processes_give_the_loss_of_one(on_one_and_two_processes, tmp_path, tiny_ranker, tokenizer):
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_give_the_loss_of_one(mode, on_one_and_two_processes, tmp_path, tiny_ranker, tokenizer):
     tiny_ranker().save_pretrained(tmp_path / "ranker")
     tokenizer.save_pretrained(tmp_path / "ranker")
-    one, two = on_one_and_two_processes(Path(__file__).with_name("run_distributed.py"), tmp_path)
+    one, two = on_one_and_two_processes(Path(__file__).with_name("run_distributed.py"), tmp_path, mode)
     assert len(one["loss"]) == 4
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-4), name
+    assert_same_logits(
+        AutoModelForSequenceClassification.from_pretrained, *(tmp_path / f"trained-{n}" for n in (1, 2))
+    )

@@ -19,7 +19,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.runs import TINY_RUN
+from tests.runs import SHARDED, TINY_RUN
 from trl_distill import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedConfig, NegativeAssistedTrainer
 
 
@@ -39,7 +39,7 @@ def arguments(folder: Path, output: Path, config, processes: int = 1, **settings
     )
     return dict(
         model=AutoModelForCausalLM.from_pretrained(folder),
-        args=config(str(output), **(values | settings)),
+        args=config(**{"output_dir": str(output)} | values | settings),
         train_dataset=Dataset.from_dict(ROWS),
         processing_class=AutoTokenizer.from_pretrained(folder),
         peft_config=LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
@@ -52,21 +52,38 @@ def history(trainer) -> list[dict]:
     return [{name: entry[name] for name in names if name in entry} for entry in entries]
 
 
+def train_stages(folder: Path, output: Path, processes: int, **settings) -> tuple:
+    """The trainers of both stages, which sharded models need two runs for."""
+    settings = dict(integration_width=4, save_strategy="steps", save_steps=2) | settings
+    evaluated = {"eval_dataset": Dataset.from_dict(ROWS)}
+    where = folder, output, NegativeAssistedConfig, processes
+    if not SHARDED:
+        trainer = NegativeAssistedTrainer(**arguments(*where, **settings), **evaluated)
+        trainer.train()
+        return trainer.negative_trainer, trainer
+    values = arguments(*where, **settings | {"stages": "negative", "output_dir": str(output / "negative")})
+    negative = NegativeAssistedTrainer(**values | {"negative_peft_config": values.pop("peft_config")})
+    negative.train()
+    negative.save_model(str(output))
+    negative.accelerator.wait_for_everyone()
+    settings |= {"stages": "positive", "negative_adapter_path": str(output)}
+    trainer = NegativeAssistedTrainer(**arguments(*where, **settings), **evaluated)
+    trainer.train()
+    return negative, trainer
+
+
 def run(folder: Path, processes: int) -> dict:
     """Both stages of NAT and the two baselines with a loss of their own."""
     output = folder.with_name(str(processes))
-    trainer = NegativeAssistedTrainer(
-        **arguments(folder, output / "nat", NegativeAssistedConfig, processes, integration_width=4),
-        eval_dataset=Dataset.from_dict(ROWS),
-    )
-    trainer.train()
+    negative, trainer = train_stages(folder, output / "nat", processes)
     trainer.save_model()
-    result = {
-        "processes": trainer.accelerator.num_processes,
-        "negative": history(trainer.negative_trainer),
-        "positive": history(trainer),
-        "eval_loss": trainer.evaluate()["eval_loss"],
-    }
+    result = {"negative": history(negative), "positive": history(trainer)}
+    result["eval_loss"] = trainer.evaluate()["eval_loss"]
+    path = dict(stages="positive", negative_adapter_path=str(output / "nat"), integration_width=4)
+    where = folder, output / "resumed", NegativeAssistedConfig, processes
+    resumed = NegativeAssistedTrainer(**arguments(*where, **path))
+    resumed.train(resume_from_checkpoint=str(output / "nat/checkpoint-2"))
+    result["resumed"] = history(resumed)
     for objective in ("nt", "ul"):
         settings = dict(objective=objective, negative_weight=0.5)
         baseline = LabeledSFTTrainer(**arguments(folder, output / objective, LabeledSFTConfig, processes, **settings))

@@ -27,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tests.rationales.nat.adapters import TARGETS, Snapshot, assert_loads, logits, trained_adapters
 from tests.rationales.nat.adapters import lora as plain_lora
-from tests.runs import assert_same_weights, history, losses
+from tests.runs import MODES, assert_same_logits, assert_same_weights, history, losses
 from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer, load_nat
 
 
@@ -353,16 +353,19 @@ class TestBestModel:
         assert trained_adapters(trainer.model) == {"nat"}
 
 
-def test_two_processes_give_the_loss_of_one(on_one_and_two_processes, base_folder, tmp_path, tiny_model):
-    one, two = on_one_and_two_processes(Path(__file__).with_name("run_nat.py"), base_folder)
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_give_the_loss_of_one(mode, on_one_and_two_processes, base_folder, tmp_path, tiny_model):
+    one, two = on_one_and_two_processes(Path(__file__).with_name("run_nat.py"), base_folder, mode)
+    assert two["resumed"] == two["positive"]
     assert one.pop("eval_loss") == pytest.approx(two.pop("eval_loss"), rel=1e-4)
-    steps = {"negative": 2, "positive": 4, "nt": 6, "ul": 6}
+    steps = {"negative": 2, "positive": 4, "resumed": 4, "nt": 6, "ul": 6}
     for run, entries in one.items():
         assert len(entries) == steps[run]
         for first, second in zip(entries, two[run], strict=True):
             assert first == pytest.approx(second, rel=1e-4), run
-    models = [load_nat(tiny_model(), str(tmp_path / name / "nat")) for name in ("1", "2")]
-    torch.testing.assert_close(*map(logits, models), rtol=1e-3, atol=1e-4)
+    for folder in ("nat", "nat/checkpoint-4"):
+        folders = (str(tmp_path / name / folder) for name in ("1", "2"))
+        assert_same_logits(lambda path: load_nat(tiny_model(), path), *folders)
 
 
 class TestBadInput:

@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
-from tests.runs import assert_same_weights, history
+from tests.runs import MODES, assert_same_logits, assert_same_weights, history
 from trl_distill.divergence import LMHead, token_divergence
 from trl_distill.rationales.nce import calibration_weights
 from trl_distill.rationales.nce.nce_trainer import nce_token_loss
@@ -404,13 +404,17 @@ class TestFiles:
         assert trainer.evaluate()["eval_ce"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_two_processes_give_the_loss_of_one(
-    on_one_and_two_processes, make_nat, tiny_model, weighed, tokenizer, tmp_path
+    mode, on_one_and_two_processes, make_nat, tiny_model, weighed, tokenizer, tmp_path
 ):
     tiny_model().save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     make_nat().save_pretrained(tmp_path / "nat")
     weighed.to_json(tmp_path / "rows.jsonl")
-    one, two = on_one_and_two_processes(Path(__file__).with_name("run_distributed.py"), tmp_path)
-    for name, values in one.items():
-        assert two[name] == pytest.approx(values, rel=1e-4), name
+    one, two = on_one_and_two_processes(Path(__file__).with_name("run_distributed.py"), tmp_path, mode)
+    assert two.keys() == one.keys() or mode != "ddp" and two.keys() == {name for name in one if "kd/" not in name}
+    for name, values in two.items():
+        assert values == pytest.approx(one[name], rel=1e-4), name
+    folders = (tmp_path / f"student-{n}" for n in (1, 2))
+    assert_same_logits(lambda folder: PeftModel.from_pretrained(tiny_model(), folder), *folders)

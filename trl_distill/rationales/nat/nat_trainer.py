@@ -13,6 +13,7 @@
 # limitations under the License.
 
 import copy
+import json
 import os
 from pathlib import Path
 
@@ -35,7 +36,16 @@ from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from ...checkpoints import checkpoint_to_resume, first_decides, newest_checkpoint
-from ..data import PAPER, adapter_sha256, check_lora, check_rows, default_args, rows_with_label, whole_rows
+from ..data import (
+    PAPER,
+    adapter_sha256,
+    adapter_state,
+    check_lora,
+    check_rows,
+    default_args,
+    rows_with_label,
+    whole_rows,
+)
 from .integration_unit import (
     NATLoraConfig,
     add_nat,
@@ -237,8 +247,10 @@ class NegativeAssistedTrainer(SFTTrainer):
             self._add_positive_adapter()
         set_seed(self.args.seed)  # so that a stage does not depend on what ran before it
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint and NAT in self.model.peft_config:
+            self._check_negative(checkpoint)
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        if NAT in self.model.peft_config and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if NAT in self.model.peft_config:
             assert adapter_sha256(self.model, NEG) == self._negative_sha256, "`neg` was trained"
         return output
 
@@ -276,17 +288,27 @@ class NegativeAssistedTrainer(SFTTrainer):
 
     # Checkpoints: PEFT keeps named adapters in sub-folders
 
+    def _check_negative(self, checkpoint: str) -> None:
+        """Raise if the positive adapter in a checkpoint was trained beside another negative adapter."""
+        file = Path(checkpoint, NAT, ADAPTER_CONFIG_NAME)
+        config = first_decides(lambda: json.loads(file.read_text()) if file.is_file() else None)
+        if config is None:  # with FSDP's sharded state dictionaries there are no folders of adapters
+            logger.warning(f"It cannot be checked whether {checkpoint} belongs to this negative adapter.")
+        elif (found := config["nat_config"]["neg_sha256"]) != self._negative_sha256:
+            raise ValueError(
+                f"The negative adapter in {checkpoint} is not the one of this run (hash {found[:12]} instead of "
+                f"{self._negative_sha256[:12]}). Resume with the `negative_adapter_path` of that run."
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.is_deepspeed_enabled and NAT in self.model.peft_config:
+            # What ZeRO-3 has gathered, for the process that writes, leaves out the adapter that is not trained
+            state_dict = (state_dict or {}) | adapter_state(self.model, NEG)
+        super()._save(output_dir, state_dict)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._cast_adapters()  # PEFT loads bf16 adapters into fp32
-        if NAT not in self.model.peft_config:
-            return
-        found = adapter_sha256(self.model, NEG)
-        if found != self._negative_sha256:
-            raise ValueError(
-                f"The negative adapter in {resume_from_checkpoint} is not the one of this run (hash {found[:12]} "
-                f"instead of {self._negative_sha256[:12]}). Resume with the `negative_adapter_path` of that run."
-            )
 
     def _load_best_model(self) -> None:
         # The parent looks for an adapter at the top of the checkpoint only, and would go on with the last weights
