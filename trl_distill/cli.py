@@ -26,9 +26,9 @@ import subprocess
 import sys
 
 from trl_distill import __version__
-from trl_distill.scripts.arguments import launch_fields, raise_error, split_arguments, strict
+from trl_distill.scripts.arguments import raise_error, split_arguments, strict
 from trl_distill.text import closest
-from trl_distill.training import accelerate_config_path, user_errors
+from trl_distill.training import accelerate_config_path, launch_fields, launch_flags, user_errors
 
 
 TRAINING = {
@@ -95,16 +95,9 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
         else:
             script_argv.append(argument)
 
-    # The launcher's values from the file come first, so that flags win.
-    launch_argv = []
-    for name, value in config.items():
-        if launch_fields()[name].nargs != 0:
-            launch_argv += [f"--{name}", str(value)]
-        elif value:
-            launch_argv.append(f"--{name}")
     names = strict(argparse.ArgumentParser(add_help=False))
     names.add_argument("--accelerate_config", "--accelerate-config")
-    known, launch_argv = names.parse_known_args(launch_argv + flags)
+    known, launch_argv = names.parse_known_args(launch_flags(config) + flags)  # those of the file first: flags win
     if known.accelerate_config is not None:
         launch_argv = ["--config_file", accelerate_config_path(known.accelerate_config), *launch_argv]
 
@@ -116,6 +109,8 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
 
 def launch(command: str, argv: list[str]) -> int:
     from accelerate.commands.launch import launch_command
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     with user_errors(f"trl-distill {command}"):
         args = launch_arguments(command, argv)
@@ -123,6 +118,15 @@ def launch(command: str, argv: list[str]) -> int:
         launch_command(args)
     except subprocess.CalledProcessError as error:  # the script has said why
         return error.returncode
+    except ChildFailedError as error:  # so has the first one of several processes that has failed
+        return max(error.get_first_failure()[1].exitcode, 1)
+    except DistError as error:
+        with user_errors(f"trl-distill {command}"):
+            raise ValueError(
+                f"machine {args.machine_rank} of {args.num_machines} has not found the others at "
+                f"{args.main_process_ip}:{args.main_process_port}. Start each machine with a `machine_rank` of its "
+                f"own and with the address of machine 0. ({error})"
+            ) from error
     return 0
 
 

@@ -20,10 +20,11 @@ Commands and libraries stand on it. Nothing heavy is imported before it is used.
 """
 
 import contextlib
+import functools
 import os
 import platform
 import sys
-from argparse import Action
+from argparse import Action, Namespace
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -83,6 +84,40 @@ def accelerate_config_path(name: str) -> str:
     if name not in files:
         raise ValueError(f"accelerate config {name!r} is neither a file nor one of {', '.join(sorted(files))}.")
     return files[name]
+
+
+@functools.cache
+def launch_fields() -> dict[str, Action]:
+    """Flags of `accelerate launch` by name, and TRL's `accelerate_config`, which the command line resolves."""
+    from accelerate.commands.launch import launch_command_parser
+
+    launcher = launch_command_parser()
+    launcher.add_argument("--accelerate_config")
+    flags = launcher._option_string_actions.items()
+    return {flag[2:].replace("-", "_"): action for flag, action in flags if flag.startswith("--") and flag != "--help"}
+
+
+def launch_flags(values: dict[str, Any]) -> list[str]:
+    """Values of `accelerate launch` by their names, as its arguments."""
+    flags: list[str] = []
+    for name, value in values.items():
+        if launch_fields()[name].nargs != 0:
+            flags += [f"--{name}", str(value)]
+        elif value:
+            flags.append(f"--{name}")
+    return flags
+
+
+def check_launcher(values: Namespace) -> None:
+    """Refuse fields of a training that contradict how it was launched."""
+    for name, field in {"FSDP": "fsdp", "DeepSpeed": "deepspeed"}.items():
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() != "true":
+            continue
+        if getattr(values, "use_cpu", False):
+            raise ValueError(f"`use_cpu` is set, but the launcher's config asks for {name}, which shards over GPUs.")
+        other = {"fsdp": "deepspeed", "deepspeed": "fsdp"}[field]
+        if getattr(values, other, None):
+            raise ValueError(f"`{other}` is set, but the launcher's config asks for {name}. Leave one of them out.")
 
 
 def resolve(

@@ -265,11 +265,25 @@ class TestTraining:
         return found
 
     def test_how_it_is_launched(self, commands, tmp_path):
-        training = Training({"learning_rate": 1e-4}, accelerate_config="ddp", num_processes=2)
+        training = Training(
+            {"learning_rate": 1e-4},
+            accelerate_config="ddp",
+            launch={"num_processes": 2, "quiet": True, "debug": False, "main_process_port": 29501},
+        )
         training("base", tmp_path / "rows.jsonl", tmp_path / "training/student")
         config = tmp_path / "training/sft.yaml"
         launch = ["accelerate.commands.launch", "--quiet", "--config_file", accelerate_config_path("ddp")]
-        launch += ["--num_processes", "2", "--module", "trl_distill.sft", "--config", str(config)]
+        launch += [
+            "--num_processes",
+            "2",
+            "--quiet",
+            "--main_process_port",
+            "29501",
+            "--module",
+            "trl_distill.sft",
+            "--config",
+            str(config),
+        ]
         assert commands == [[sys.executable, "-m", *launch]]
         assert yaml.safe_load(config.read_text()) == {
             "model_name_or_path": "base",

@@ -259,6 +259,12 @@ class TestMistakes:
             ({"training": {"hub_token": "x"}}, "train", "must not be in a file"),
             ({"training": {"learning_rate": "high"}}, "train", "`learning_rate` must be of type float, got 'high'"),
             ({"accelerate_config": "tpus"}, "train", "accelerate config 'tpus' is neither a file nor one of"),
+            (
+                {"launch": {"num_proceses": 2}},
+                "train",
+                "`launch` holds the unknown field `num_proceses`. Did you",
+            ),
+            ({"launch": {"num_processes": "two"}}, "train", "`launch`: `num_processes` must be of type int, got"),
         ],
     )
     def test_what_is_refused_before_the_first_call(self, settings, without, said, tmp_path):

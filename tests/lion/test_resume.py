@@ -239,7 +239,7 @@ class TestChanges:
         runs = Runs(world)
         runs.run(kill=("generator", 1))
         runs.settings = dict(max_attempts_factor=9, max_calls=10**6, student_batch_size=3)
-        runs.settings |= dict(num_processes=2, accelerate_config="ddp")
+        runs.settings |= dict(launch={"num_processes": 2}, accelerate_config="ddp")
         assert runs.run().status == "finished" and set(runs.answered.values()) == {1}
         assert results(tmp_path / "run") == whole[0]
 

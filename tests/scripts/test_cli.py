@@ -25,8 +25,8 @@ import yaml
 from tests.commands import CPU, error_of
 from trl_distill import cli
 from trl_distill.scripts import dpo, minillm, sft
-from trl_distill.scripts.arguments import launch_fields, parse_strictly, present_day, read_config
-from trl_distill.training import accelerate_config_path
+from trl_distill.scripts.arguments import parse_strictly, present_day, read_config
+from trl_distill.training import accelerate_config_path, launch_fields
 
 
 SCRIPTS = {"minillm": minillm, "sft": sft, "dpo": dpo}

@@ -18,6 +18,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from argparse import Action
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import IO, Any
 
 from ..checkpoints import damage
 from ..text import closest
-from ..training import accelerate_config_path, check_value
+from ..training import accelerate_config_path, check_value, launch_fields, launch_flags
 
 
 try:
@@ -42,20 +43,23 @@ def check_training(training: dict[str, Any]) -> None:
     """Raise `ValueError` unless all are fields of `trl-distill sft` that may be set here, each of its type."""
     from trl.scripts.sft import make_parser
 
-    parser = make_parser()
-    known = {action.dest: action for action in parser._actions if action.dest != "help"}
-    for name, value in training.items():
+    for name in training:
         if name in _SET_BY_THE_LOOP:
             raise ValueError(f"`training` holds `{name}`, which the loop sets in each round. Remove it.")
         if name == "hub_token":
             raise ValueError(f"`training` holds `{name}`, which must not be in a file. Put it into `HF_TOKEN`.")
+    known = {action.dest: action for action in make_parser()._actions if action.dest != "help"}
+    _check_fields("training", training, known, "See `trl-distill sft --help`.")
+
+
+def _check_fields(where: str, values: dict[str, Any], known: dict[str, Action], help_text: str) -> None:
+    for name, value in values.items():
         if name not in known:
-            hint = closest(name, known) or "See `trl-distill sft --help`."
-            raise ValueError(f"`training` holds the unknown field `{name}`. {hint}")
+            raise ValueError(f"`{where}` holds the unknown field `{name}`. {closest(name, known) or help_text}")
         try:
             check_value(known[name], value)
         except ValueError as error:
-            raise ValueError(f"`training`: {error}") from error
+            raise ValueError(f"`{where}`: {error}") from error
 
 
 class Training:
@@ -66,8 +70,8 @@ class Training:
     Args:
         training (`dict[str, Any]`), merge (`bool`, *optional*, defaults to `True`):
             Fields of `trl-distill sft`, and whether an adapter is merged into its base when it is trained.
-        accelerate_config (`str`, *optional*), num_processes (`int`, *optional*):
-            How the training is launched.
+        accelerate_config (`str`, *optional*), launch (`dict[str, Any]`, *optional*):
+            How the training is launched: a config by name or as a file, and flags of `accelerate launch`.
     """
 
     def __init__(
@@ -75,14 +79,14 @@ class Training:
         training: dict[str, Any],
         merge: bool = True,
         accelerate_config: str | None = None,
-        num_processes: int | None = None,
+        launch: dict[str, Any] | None = None,
     ):
         check_training(training)
+        _check_fields("launch", launch or {}, launch_fields(), "See `accelerate launch --help`.")
         self.training, self.merge, self._launch = training, merge, ["--quiet"]
         if accelerate_config is not None:
             self._launch += ["--config_file", accelerate_config_path(accelerate_config)]
-        if num_processes is not None:
-            self._launch += ["--num_processes", str(num_processes)]
+        self._launch += launch_flags(launch or {})
 
     def __call__(self, model: str, rows: Path, output: Path) -> None:
         """

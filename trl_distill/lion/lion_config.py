@@ -23,7 +23,7 @@ from .pools import partition
 
 # What may be another value when a run goes on: how far it goes, what it may cost, and how it is computed.
 _MAY_CHANGE = ("output_dir", "rounds", "max_calls", "budget_usd", "dry_run", "restart_from", "max_attempts_factor")
-_HARDWARE = ("student_batch_size", "accelerate_config", "num_processes")
+_HARDWARE = ("student_batch_size", "accelerate_config", "launch")
 # Of a model's entry: how it is reached, paid and run, not which model it is. If it has moved, the call store asks.
 _ACCESS = ("base_url", "api_key_env", "concurrency", "max_attempts", "timeout", "backoff", "max_consecutive_failures")
 _ACCESS += ("prompt_price", "completion_price", "max_tokens_parameter", "device", "batch_size")
@@ -84,8 +84,9 @@ class LionConfig:
         adapter_rounds (`str`, *optional*, defaults to `"merge"`):
             With `use_peft`. `"merge"`: each round's adapter is merged, and the next one starts a new one on the merged
             model. `"continue"`: one adapter is trained through all rounds.
-        accelerate_config (`str`, *optional*), num_processes (`int`, *optional*):
-            How the training is launched, as for `trl-distill sft`.
+        accelerate_config (`str`, *optional*), launch (`dict[str, Any]`, *optional*):
+            How the training is launched, as for `trl-distill sft`: the name of an accelerate config or a file, and
+            flags of `accelerate launch`, such as `{"num_processes": 8}`.
 
         > Discrimination
 
@@ -177,7 +178,9 @@ class LionConfig:
     accelerate_config: str | None = field(
         default=None, metadata={"help": "Accelerate config of the training: a name or a file."}
     )
-    num_processes: int | None = field(default=None, metadata={"help": "Processes of the training."})
+    launch: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Flags of accelerate launch for the training, such as num_processes."}
+    )
 
     strategy: Literal["adversarial", "random"] = field(
         default="adversarial", metadata={"help": "New instructions from hard and easy ones, or from any (control)."}

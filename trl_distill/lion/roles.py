@@ -73,7 +73,7 @@ class Roles:
         self.generator = generator or (teacher if teacher and not config.generator else config.make("generator"))
         self.student = student or self._local_student
         self.train = train or Training(
-            config.training, config.adapter_rounds == "merge", config.accelerate_config, config.num_processes
+            config.training, config.adapter_rounds == "merge", config.accelerate_config, config.launch
         )
 
     def _local_student(self, folder: Path) -> BaseChatModel:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..text import closest
-from ..training import check_value
+from ..training import check_launcher, check_value, launch_fields
 
 
 if TYPE_CHECKING:
@@ -117,17 +117,6 @@ def strict(parser: ArgumentParser) -> ArgumentParser:
     parser.allow_abbrev = False
     parser.error = raise_error
     return parser
-
-
-@functools.cache
-def launch_fields() -> dict[str, Action]:
-    """Flags of `accelerate launch` by name, and TRL's `accelerate_config`, which the command line resolves."""
-    from accelerate.commands.launch import launch_command_parser
-
-    launcher = launch_command_parser()
-    launcher.add_argument("--accelerate_config")
-    flags = launcher._option_string_actions.items()
-    return {flag[2:].replace("-", "_"): action for flag, action in flags if flag.startswith("--") and flag != "--help"}
 
 
 def read_config(argv: list[str]) -> tuple[dict, list[str]]:
@@ -230,6 +219,7 @@ def parse_strictly(parser: "TrlParser", argv: list[str]) -> tuple:
     values, _, launch_argv = split_arguments(parser, argv, launch_fields())
     if launch_argv:
         raise ValueError(f"{launch_argv[0]} belongs to `accelerate launch`: put it before `-m`.")
+    check_launcher(values)  # before the dataclasses, which set up a device
     try:
         return parser.parse_dict(vars(values))
     except TypeError as error:  # such as an unknown key in an entry of `datasets`
