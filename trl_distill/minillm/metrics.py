@@ -196,6 +196,20 @@ def reference_metrics(
     return metrics
 
 
+def rollout_metrics(
+    rollouts: dict[str, Tensor], rows: list[dict[str, Any]], tokenizer, mode: str, answer_checker: Callable | None
+) -> dict[str, tuple[float, int]]:
+    """What is seen of the completions to the dataset's `rows`, which are the first ones, as tokens and as texts."""
+    ids, mask = rollouts["completion_ids"].cpu(), rollouts["completion_mask"].bool().cpu()
+    completions = [row[own].tolist() for row, own in zip(ids, mask, strict=True)][: len(rows)]
+    metrics = completion_metrics(completions)
+    if mode == "eval":
+        # Row by row: `batch_decode` turns an empty list into one text
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+        metrics |= reference_metrics(texts, rows, answer_checker)
+    return metrics
+
+
 class FiniteCheck:
     """
     What must be finite in the steps of a trainer.

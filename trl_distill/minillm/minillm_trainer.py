@@ -45,12 +45,11 @@ from .metrics import (
     Averages,
     FiniteCheck,
     check_teacher_logps,
-    completion_metrics,
     credit_metrics,
     known_means,
     long_term_metrics,
     real_rows,
-    reference_metrics,
+    rollout_metrics,
     score_metrics,
     split_rollouts,
     timed,
@@ -315,14 +314,8 @@ class MiniLLMTrainer(DistillationTrainer):
         rollouts |= without_idle_rows(rollouts, self._tokenizer.eos_token_id, real)
         rollouts |= self._score(rollouts, [row["prompt"] for row in inputs])
 
-        ids, mask = rollouts["completion_ids"].cpu(), rollouts["completion_mask"].bool().cpu()
-        completions = [row[own].tolist() for row, own in zip(ids, mask, strict=True)][:real]
-        averages = self._averages[self._mode]
-        averages.update(completion_metrics(completions))
-        if self._mode == "eval":
-            # Row by row: `batch_decode` turns an empty list into one text
-            texts = [self.processing_class.decode(ids, skip_special_tokens=True) for ids in completions]
-            averages.update(reference_metrics(texts, inputs[:real], self.answer_checker))
+        metrics = rollout_metrics(rollouts, inputs[:real], self.processing_class, self._mode, self.answer_checker)
+        self._averages[self._mode].update(metrics)
         return rollouts
 
     @timed("time/scoring")
