@@ -57,6 +57,7 @@ SIGNATURES = {
     DistillationTrainer._set_signature_columns_if_needed: "",
     DistillationTrainer._get_grad_norm: "model grad_norm",
     DistillationTrainer.save_model: "output_dir _internal_call",
+    DistillationTrainer._save_checkpoint: "model trial",
     DistributedBackend.summon_full_params: "module kwargs",
     DistillationTrainer.log: "logs start_time",
     SFTTrainer._prepare_dataset: "dataset processing_class args packing formatting_func dataset_name",

@@ -18,7 +18,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,32 @@ def check_same_tokens(
             *(len(foreign), min(foreign, default=None), len(unknown), min(unknown, default=None)),
         )
     return {index for _, index in foreign}
+
+
+def check_same_reading(
+    tokenizer: PreTrainedTokenizerBase, read: Callable[[Sequence[str]], list[list[int]]]
+) -> set[int]:
+    """
+    [`check_same_tokens`] for a teacher whose tokenizer can only be asked: `read` gives the ids of texts, without the
+    first one of each and without special tokens around them.
+    """
+    extra = sorted(_extra_tokens(tokenizer))
+    texts = [*_PROBES, *(f"a{token}" for token in extra)]
+    ours = [tokenizer(text, add_special_tokens=False)["input_ids"][1:] for text in texts]
+    differing = [index for index, theirs in enumerate(read(texts)) if theirs != ours[index]]
+    if differing and differing[0] < len(_PROBES):
+        raise ValueError(
+            f"The teacher's tokenizer encodes {texts[differing[0]]!r} in another way than the student's, and both are "
+            f"compared token by token. {_WAY_OUT}"
+        )
+    unknown = [extra[index - len(_PROBES)] for index in differing]
+    if unknown:
+        logger.warning(
+            "The teacher does not know %d of the student's added or special tokens, such as %s: a prompt with one of "
+            "them is an error.",
+            *(len(unknown), unknown[0]),
+        )
+    return set(tokenizer.convert_tokens_to_ids(unknown))
 
 
 def match_vocabulary(

@@ -32,7 +32,7 @@ def make_trainer(tiny_model, tokenizer, prompts, tmp_path):
             length_normalization=True,  # the paper's credit; whitening would need a student pass of its own
             whiten_advantages=False,
         )
-        if teacher_model is None and not values.get("teacher_is_base"):
+        if teacher_model is None and not (values.get("teacher_is_base") or values.get("teacher_model_server_url")):
             teacher_model = tiny_model(seed=1)
         model = tiny_model(seed=0) if model is None else model
         models = dict(model=model, teacher_model=teacher_model)

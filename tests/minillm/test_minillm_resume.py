@@ -95,6 +95,7 @@ OTHER_VALUES = dict(
     lm_kd_ratio=0.5,
     lm_max_length=64,
     teacher_is_base=True,
+    teacher_model_server_url="http://localhost:8001",
     teacher_states_on_cpu=True,
     loss_chunk_tokens=7,
 )
@@ -132,9 +133,11 @@ def test_every_field_of_the_config_has_been_thought_of():
 @pytest.mark.parametrize("name", OTHER_VALUES | VALUES_OF_PARENTS)
 def test_a_changed_field_is_refused_or_may_change(tmp_path, name):
     value = (OTHER_VALUES | VALUES_OF_PARENTS)[name]
-    truncated = {"teacher_mix_alpha": 0.0} if name in ("top_p", "top_k", "min_p", "repetition_penalty") else {}
-    before = settings_of(tmp_path, **truncated)
-    now = settings_of(tmp_path, **truncated, **{name: value})
+    needed = {"teacher_mix_alpha": 0.0} if name in ("top_p", "top_k", "min_p", "repetition_penalty") else {}
+    if name == "teacher_model_server_url":
+        needed = {"teacher_mix_alpha": 0.0, "single_step_decomposition": False}
+    before = settings_of(tmp_path, **needed)
+    now = settings_of(tmp_path, **needed, **{name: value})
     checkpoint = saved_checkpoint(tmp_path, before)
     check_resumable(checkpoint, before)
     if name in MAY_CHANGE:

@@ -29,6 +29,7 @@ from trl_distill.scripts.arguments import parse_strictly, present_day, read_conf
 from trl_distill.training import accelerate_config_path, launch_fields
 
 
+SERVED = {"single_step_decomposition": False, "teacher_mix_alpha": 0.0}
 SCRIPTS = {"minillm": minillm, "sft": sft, "dpo": dpo}
 
 
@@ -281,6 +282,14 @@ class TestScripts:
             ({}, "exactly one teacher"),
             ({"model_name_or_path": None, "teacher_is_base": True}, "no student"),
             ({"teacher_is_base": True}, "no adapter"),
+            (
+                {"teacher_model_server_url": "http://localhost:1"},
+                "Set `single_step_decomposition=False`, `teacher_mix",
+            ),
+            (
+                {"teacher_model_server_url": "http://localhost:1"} | SERVED,
+                "No answer from http://localhost:1/v1/models",
+            ),
             ({"teacher_mix_alpha": 1.5}, "`teacher_mix_alpha` must be in [0, 1), got 1.5"),
             ({"dataset_train_split": "learn"}, "the data have no split 'learn', only train"),
             ({"answer_checker": "spelling"}, "`answer_checker` must be one of math, got 'spelling'"),

@@ -30,7 +30,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
-from ..divergence import TokenScores
+from ..divergence import TokenScores, token_divergence, token_scores
 from .minillm_config import MiniLLMConfig
 
 
@@ -143,13 +143,27 @@ def credit_metrics(rewards: Tensor, advantages: Tensor, weights: Tensor, mask: T
     return metrics
 
 
+def evaluate_tokens(models: tuple, inputs: dict[str, Tensor], mask: Tensor, settings: tuple[float, int]):
+    """
+    Loss, scores and forward KL of the N completion tokens of a micro-batch: the loss is their exact reverse KL, or the
+    sampled one if nothing but the teacher's log-probabilities of these tokens is known.
+    """
+    scores = token_scores(*models, inputs["completion_ids"][mask], *settings)
+    if "teacher_logps" in inputs:  # of a server
+        scores = scores._replace(kl=None, teacher_logps=inputs["teacher_logps"][mask])
+        return (scores.student_logps - scores.teacher_logps).sum(), scores, {}
+    forward_kl, _ = token_divergence(*models, 0.0, *settings)
+    return scores.kl.sum(), scores, {"kl/forward": (forward_kl.sum(), len(forward_kl))}
+
+
 def score_metrics(scores: TokenScores, mask: Tensor, training: bool) -> dict[str, tuple[Tensor, Tensor | int]]:
     """Reverse KL of the N tokens of a micro-batch: sampled, and exact where both models' vocabularies were seen."""
-    tokens = len(scores.student_logps)
-    metrics = {"kl/sampled": ((scores.student_logps - scores.teacher_logps).sum(), tokens)}
+    tokens, answers = len(scores.student_logps), mask.any(dim=1).sum()
+    sampled = (scores.student_logps - scores.teacher_logps).sum()
+    metrics = {"kl/sampled": (sampled, tokens), "kl/sampled_sequence": (sampled, answers)}
     if scores.kl is not None:
         total = scores.kl.sum()
-        metrics |= {"kl": (total, tokens), "kl/sequence": (total, mask.any(dim=1).sum())}
+        metrics |= {"kl": (total, tokens), "kl/sequence": (total, answers)}
         if training:
             metrics["loss/single"] = (total, tokens)
     return metrics
@@ -193,6 +207,20 @@ def reference_metrics(
         # `None`, no answer found, is no right answer: otherwise a model that falls silent would score higher
         checks = [bool(answer_checker(text, row)) for text, row in zip(completions, rows, strict=True)]
         metrics["accuracy"] = (sum(checks), len(checks))
+    return metrics
+
+
+def rollout_metrics(
+    rollouts: dict[str, Tensor], rows: list[dict[str, Any]], tokenizer, mode: str, answer_checker: Callable | None
+) -> dict[str, tuple[float, int]]:
+    """What is seen of the completions to the dataset's `rows`, which are the first ones, as tokens and as texts."""
+    ids, mask = rollouts["completion_ids"].cpu(), rollouts["completion_mask"].bool().cpu()
+    completions = [row[own].tolist() for row, own in zip(ids, mask, strict=True)][: len(rows)]
+    metrics = completion_metrics(completions)
+    if mode == "eval":
+        # Row by row: `batch_decode` turns an empty list into one text
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+        metrics |= reference_metrics(texts, rows, answer_checker)
     return metrics
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from trl import DistillationConfig
 
@@ -93,6 +94,11 @@ class MiniLLMConfig(DistillationConfig):
 
         teacher_is_base (`bool`, *optional*, defaults to `False`):
             Whether the teacher is the student's own base model with the adapter disabled. Needs a PEFT student.
+        teacher_model_server_url (`str`, *optional*):
+            Address of a vLLM server of the teacher (`vllm serve`), such as `"http://localhost:8000"`, in place of a
+            teacher in memory. It gives the log-probability of each sampled token at temperature 1 and no more, which
+            is what the plain policy gradient takes: `single_step_decomposition=False`, `teacher_mix_alpha=0.0`, and a
+            baseline, by `whiten_advantages` or by `num_generations` above `1`.
         teacher_states_on_cpu (`bool`, *optional*, defaults to `False`):
             Whether to keep the teacher's hidden states in host memory between the passes over a rollout set.
         loss_chunk_tokens (`int`, *optional*, defaults to `256`):
@@ -180,6 +186,9 @@ class MiniLLMConfig(DistillationConfig):
     teacher_is_base: bool = field(
         default=False, metadata={"help": "Whether the teacher is the PEFT student with its adapter disabled."}
     )
+    teacher_model_server_url: str | None = field(
+        default=None, metadata={"help": "Address of a vLLM server of the teacher, such as http://localhost:8000."}
+    )
     teacher_states_on_cpu: bool = field(
         default=False, metadata={"help": "Whether to keep the teacher's hidden states in host memory between passes."}
     )
@@ -264,8 +273,37 @@ class MiniLLMConfig(DistillationConfig):
             )
         if self.teacher_is_base and not self.disable_dropout:
             raise ValueError("`teacher_is_base=True` needs `disable_dropout=True`: the teacher runs in the student.")
+        if self.teacher_model_server_url is not None:
+            self._require_sampled_scores()
         if self.teacher_mix_alpha > 0.0:
             self._require_plain_sampling()
+
+    # A server gives no distribution over the vocabulary, draws nothing for us, and its `temperature` is about tokens
+    # that it draws: those that it is sent are scored at 1
+    def _require_sampled_scores(self):
+        url = urlsplit(self.teacher_model_server_url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
+            raise ValueError(
+                "`teacher_model_server_url` must look like http://localhost:8000, without a user and a query, got "
+                f"{self.teacher_model_server_url!r}."
+            )
+        needed = dict(
+            single_step_decomposition=False,
+            teacher_mix_alpha=0.0,
+            credit="sampled",
+            lm_kd_ratio=0.0,
+            temperature=1.0,
+            teacher_is_base=False,
+            teacher_model_name_or_path=None,
+        )
+        changes = [f"`{name}={value!r}`" for name, value in needed.items() if getattr(self, name) != value]
+        if not (self.whiten_advantages or self.num_generations > 1):
+            changes.append("`whiten_advantages=True` or `num_generations` above 1, for a baseline")
+        if changes:
+            raise ValueError(
+                "The teacher at `teacher_model_server_url` gives the log-probability of each sampled token at "
+                f"temperature 1 and no more. Set {', '.join(changes)}."
+            )
 
     def _changed_sampling(self) -> dict[str, tuple[Any, Any]]:
         """Settings that change the distribution which completions are drawn from, and what leaves it as it is."""

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import json
 import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,14 +28,12 @@ from trl import DistillationTrainer
 from trl.trainer.utils import get_config_model_id, repeat_iterable_dataset
 
 from ..divergence import (
-    LMHead,
     TokenScores,
     backbone_states,
     completion_states,
     lm_head,
     pad_states,
     policy_loss,
-    token_divergence,
     token_scores,
 )
 from ..models import neutral_generation_configs
@@ -45,12 +42,12 @@ from .metrics import (
     Averages,
     FiniteCheck,
     check_teacher_logps,
-    completion_metrics,
     credit_metrics,
+    evaluate_tokens,
     known_means,
     long_term_metrics,
     real_rows,
-    reference_metrics,
+    rollout_metrics,
     score_metrics,
     split_rollouts,
     timed,
@@ -62,13 +59,14 @@ from .preparation import (
     check_datasets,
     check_readable,
     check_teacher,
+    connect_teacher,
     fit_datasets,
     generate_for_both,
     prepare_teacher,
     prepare_tokenizers,
     tokenized,
 )
-from .resume import RESUME_FILE, ResumableRepeatSampler, check_resumable, resume_settings
+from .resume import ResumableRepeatSampler, check_resumable, resume_settings, write_settings
 
 
 _ROWS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -106,7 +104,7 @@ class MiniLLMTrainer(DistillationTrainer):
             Teacher: a model id or folder of a full model or of a PEFT adapter (loaded with
             `args.teacher_model_init_kwargs`, which may hold a `quantization_config`), or a loaded model. Defaults to
             `args.teacher_model_name_or_path`. It must share the student's tokenizer; LM heads padded to different
-            sizes are cut to the smaller one. Leave it out when `args.teacher_is_base` is set.
+            sizes are cut to the smaller one. Leave it out with `teacher_is_base` or `teacher_model_server_url`.
         args ([`MiniLLMConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -177,6 +175,7 @@ class MiniLLMTrainer(DistillationTrainer):
         check_teacher(teacher_model, args, has_adapter=peft_config is not None or isinstance(model, PeftModel))
         check_datasets(train_dataset, eval_dataset, lm_dataset, args)
         tokenizers = prepare_tokenizers(processing_class, model, teacher_model, args)
+        self._server, tokenizers = connect_teacher(args, tokenizers)
 
         super().__init__(
             model=model,
@@ -195,9 +194,12 @@ class MiniLLMTrainer(DistillationTrainer):
         self._averages = {"train": Averages(), "eval": Averages()}
         self._finite = FiniteCheck(self)
         self._settings = self.temperature, args.loss_chunk_tokens
-        self.teacher_model, self.vocab_size = prepare_teacher(
-            teacher_model, self.model, self.processing_class, args, self.accelerator, self._dist.is_zero3
-        )
+        if self._server is None:
+            self.teacher_model, self.vocab_size = prepare_teacher(
+                teacher_model, self.model, self.processing_class, args, self.accelerator, self._dist.is_zero3
+            )
+        else:
+            self.vocab_size = self._server.attach(self)
         generate_for_both(self, tokenizers)
         self._foreign = tokenizers.foreign(self.vocab_size)
         self.lm_coef = 0.0 if lm_dataset is None else 1.0 if args.lm_coef is None else args.lm_coef
@@ -211,7 +213,7 @@ class MiniLLMTrainer(DistillationTrainer):
         # Without them the parent class draws. With vLLM, only the teacher's side of a set is known from its rollout
         self._keeps_states = args.score_from == "rollout" and self._readings is not None
         known = self._keeps_states and not args.use_vllm
-        self._scores_student = args.has_long_term and (known or not args.first_pass_scores)
+        self._scores_student = args.has_long_term and (known or self._server is not None or not args.first_pass_scores)
         self._longest_prompt = fit_datasets(self, models)
         # Of student and teacher, from the sampler to `_score`: in between, TRL makes tensors of token ids alone
         self._sampled_states: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -309,37 +311,37 @@ class MiniLLMTrainer(DistillationTrainer):
         return self.accelerator.autocast()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with nullcontext() if self._server is None else self._server.checkpoint_on_failure(self):
+            return self._rollouts(inputs)
+
+    def _rollouts(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with neutral_generation_configs([self.accelerator.unwrap_model(self.model)]):
             rollouts = super()._generate_and_score_completions(inputs)
         real = len(inputs) if self.model.training else real_rows(self.accelerator, len(inputs))
         rollouts |= without_idle_rows(rollouts, self._tokenizer.eos_token_id, real)
         rollouts |= self._score(rollouts, [row["prompt"] for row in inputs])
 
-        ids, mask = rollouts["completion_ids"].cpu(), rollouts["completion_mask"].bool().cpu()
-        completions = [row[own].tolist() for row, own in zip(ids, mask, strict=True)][:real]
-        averages = self._averages[self._mode]
-        averages.update(completion_metrics(completions))
-        if self._mode == "eval":
-            # Row by row: `batch_decode` turns an empty list into one text
-            texts = [self.processing_class.decode(ids, skip_special_tokens=True) for ids in completions]
-            averages.update(reference_metrics(texts, inputs[:real], self.answer_checker))
+        metrics = rollout_metrics(rollouts, inputs[:real], self.processing_class, self._mode, self.answer_checker)
+        self._averages[self._mode].update(metrics)
         return rollouts
 
     @timed("time/scoring")
     @torch.no_grad()
     def _score(self, rollouts: dict[str, Tensor], prompts: list) -> dict[str, Tensor]:
-        """The teacher's hidden states `(B, T, H_t)`, and credit `(B, T)` unless the first pass can make it."""
+        """The teacher's states `(B, T, H_t)`, or its scores, and credit `(B, T)` unless the first pass can make it."""
         size, mask = self.args.per_device_train_batch_size, rollouts["completion_mask"]
         sampled, self._sampled_states = self._sampled_states, (None, None)
+        served = {} if self._server is None else {"teacher_logps": self._server.completion_logps(rollouts)}
         parts = []
         for first in range(0, len(prompts), size):
             rows = slice(first, first + size)
             batch = [rollouts[key][rows] for key in _ROWS]
             own, states = (pad_states(known, rows, mask.shape[1]) for known in sampled)
             with self.compute_loss_context_manager():
-                if states is None:
-                    states = self._with_teacher(completion_states, *batch)
-                part = {"teacher_hidden_states": states.cpu() if self.args.teacher_states_on_cpu else states}
+                part = {}
+                if not served:
+                    states = self._with_teacher(completion_states, *batch) if states is None else states
+                    part["teacher_hidden_states"] = states.cpu() if self.args.teacher_states_on_cpu else states
                 if self._scores_student and self.model.training:
                     student = self.accelerator.unwrap_model(self.model_wrapped)
                     scores = self._forward_redirection(
@@ -347,8 +349,8 @@ class MiniLLMTrainer(DistillationTrainer):
                     )
                     part |= scores._asdict()
             parts.append(part)
-        scores = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        if self.args.teacher_states_on_cpu and torch.cuda.is_available():
+        scores = {key: torch.cat([part[key] for part in parts]) for key in parts[0]} | served
+        if self.args.teacher_states_on_cpu and torch.cuda.is_available() and not served:
             scores["teacher_hidden_states"] = scores["teacher_hidden_states"].pin_memory()
         if "student_logps" in scores:
             check_teacher_logps(scores["teacher_logps"], prompts, size, self.state.global_step)
@@ -363,9 +365,15 @@ class MiniLLMTrainer(DistillationTrainer):
         models = self._at(mask, student, states, teacher_states)
         return token_scores(*models, rows[-2][mask], *self._settings).by_row(mask)
 
-    def _at(self, mask: Tensor, student, states: Tensor, teacher_states: Tensor) -> tuple:
-        """Hidden states `(N, H)` of completion tokens, and heads, as `divergence.py` takes them."""
-        return states[mask], lm_head(student, self.vocab_size), teacher_states[mask], self._teacher_head(student)
+    def _at(self, mask: Tensor, student, states: Tensor, teacher_states: Tensor | None) -> tuple:
+        """States `(N, H)` of completion tokens, and heads, as `divergence.py` takes them; none of a served teacher."""
+        models = states[mask], lm_head(student, self.vocab_size)
+        if teacher_states is None:
+            return *models, None, None
+        # The adapter never touches the head, so a base teacher shares the student's
+        teacher = student if self.teacher_model is None else self.accelerator.unwrap_model(self.teacher_model)
+        teacher_states = teacher_states.to(mask.device, non_blocking=True)
+        return *models, teacher_states[mask], lm_head(teacher, self.vocab_size)
 
     def _with_teacher(self, method: Callable, *args):
         """Call `method(teacher, *args)` through the wrapper that gathers the teacher's parameters, if it has one."""
@@ -400,15 +408,12 @@ class MiniLLMTrainer(DistillationTrainer):
             states, corpus_states = self._corpus.states(unwrapped_student, rows, inputs["corpus_ids"])
         else:
             states = completion_states(unwrapped_student, *rows)
-        teacher_states = inputs["teacher_hidden_states"].to(mask.device, non_blocking=True)
-        models = self._at(mask, unwrapped_student, states, teacher_states)
+        models = self._at(mask, unwrapped_student, states, inputs.get("teacher_hidden_states"))
         if training:
             loss, scores = self._policy_loss(models, inputs, mask)
         else:
-            scores = token_scores(*models, inputs["completion_ids"][mask], *self._settings)
-            loss = scores.kl.sum()
-            forward_kl, _ = token_divergence(*models, 0.0, *self._settings)
-            averages.add("kl/forward", forward_kl.sum(), len(forward_kl))
+            loss, scores, metrics = evaluate_tokens(models, inputs, mask, self._settings)
+            averages.update(metrics)
         self._finite.watch(scores, inputs)
         averages.update(score_metrics(scores, mask, training))
         loss = loss / (mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
@@ -450,11 +455,6 @@ class MiniLLMTrainer(DistillationTrainer):
             scores = scores._replace(kl=None, teacher_logps=inputs["teacher_per_token_logps"][mask])
         return loss, scores
 
-    def _teacher_head(self, unwrapped_student) -> LMHead:
-        # The adapter never touches the head, so a base teacher shares the student's
-        model = unwrapped_student if self.teacher_model is None else self.accelerator.unwrap_model(self.teacher_model)
-        return lm_head(model, self.vocab_size)
-
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
@@ -469,8 +469,9 @@ class MiniLLMTrainer(DistillationTrainer):
         # Put into the result here, under the name of this dataset: `log` knows only the prefix "eval_"
         metrics = known_means(self._metrics["eval"]) | self._averages["eval"].pop()
         self._metrics["eval"].clear()
-        if "kl" in metrics:
-            metrics["loss"] = metrics["kl"]  # over tokens; the loop averages over batches
+        if "kl/sampled" in metrics:
+            # Over tokens; the loop averages over batches
+            metrics["loss"] = metrics.get("kl", metrics["kl/sampled"])
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -495,6 +496,5 @@ class MiniLLMTrainer(DistillationTrainer):
         self._finite.check_weights()
         # First, so that no kill and no push to the Hub sees a checkpoint without it
         if _internal_call and output_dir is not None and self.args.should_save:
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            Path(output_dir, RESUME_FILE).write_text(json.dumps(self._resume_settings(), indent=2))
+            write_settings(Path(output_dir), self._resume_settings())
         super().save_model(output_dir, _internal_call)

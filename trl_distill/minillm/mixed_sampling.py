@@ -344,7 +344,7 @@ def roll_out(trainer, prompt_ids: list[list[int]], rollout_set: int) -> RolloutS
     args, accelerator, backend, config = trainer.args, trainer.accelerator, trainer._dist, trainer.generation_config
     training = trainer.model.training
     alpha = args.teacher_mix_alpha if training else 0.0
-    base_teaches = trainer.teacher_model is None
+    base_teaches = args.teacher_is_base
     # A sharded model makes each forward a collective, and then all processes must call the same model
     sharded = accelerator.num_processes > 1 and (backend.is_zero3 or backend.is_fsdp)
     stream = 0 if sharded else accelerator.process_index

@@ -62,10 +62,14 @@ _UNICODE_GROWTH = 11  # at most, of a normal form in bytes: U+FDFA has 3, and 33
 
 def check_teacher(teacher_model: str | PreTrainedModel | None, args: MiniLLMConfig, has_adapter: bool):
     """Refuse what is not exactly one teacher. `has_adapter` is about the student."""
+    if args.teacher_model_server_url is not None:
+        if teacher_model is not None:
+            raise ValueError("You passed a `teacher_model` beside `teacher_model_server_url`. Set only one of them.")
+        return
     if args.teacher_is_base == (teacher_model is not None):
         raise ValueError(
             "MiniLLMTrainer needs exactly one teacher. Pass `teacher_model` (or set `teacher_model_name_or_path`), "
-            "or set `teacher_is_base=True` to learn from the student's own base model."
+            "or set `teacher_is_base=True` to learn from the student's own base model, or `teacher_model_server_url`."
         )
     if isinstance(teacher_model, PreTrainedModel | PeftModel) and args.teacher_model_init_kwargs is not None:
         raise ValueError("You passed `teacher_model_init_kwargs`, but `teacher_model` is already instantiated.")
@@ -172,6 +176,16 @@ def prepare_tokenizers(tokenizer, student, teacher, args: MiniLLMConfig) -> Toke
             "does. Pass the teacher as a path to have it checked."
         )
     return Tokenizers(tokenizer)
+
+
+def connect_teacher(args: MiniLLMConfig, tokenizers: Tokenizers):
+    """The [`TeacherServer`] of a run, `None` without one, and what is known of the tokenizers then."""
+    if args.teacher_model_server_url is None:
+        return None, tokenizers
+    from .teacher_server import connect  # few runs need it
+
+    server, unknown = connect(args, tokenizers.student)
+    return server, tokenizers._replace(unknown=unknown)
 
 
 def generate_for_both(trainer, tokenizers: Tokenizers):
@@ -288,6 +302,8 @@ def fit_datasets(trainer, models: list[PreTrainedModel]) -> int | None:
     """Keep the rows of a trainer's datasets whose prompts leave room for an answer; how many tokens that is."""
     corpus_length = trainer.args.lm_max_length * bool(trainer._corpus)
     limit = longest_prompt(models, trainer.generation_config.max_new_tokens, corpus_length)
+    if trainer._server is not None:
+        limit = trainer._server.longest_prompt(trainer.generation_config.max_new_tokens, limit)
     keep_fitting = partial(
         drop_long_prompts,
         tokenize=lambda prompts: trainer._tokenize_prompts(prompts, limit=math.inf)[0],

@@ -33,6 +33,7 @@ MAY_CHANGE = {
     "lm_kd_ratio",
     "lm_max_length",
     "learning_rate",  # the optimizer and the schedule of the checkpoint hold it
+    "teacher_model_server_url",  # a server may move
     "loss_chunk_tokens",  # how much is computed at a time
     "teacher_states_on_cpu",  # where it is kept
 }
@@ -59,6 +60,11 @@ def resume_settings(args: MiniLLMConfig, corpus_blocks: int | None, lm_coef: flo
         settings["corpus"] = {"blocks": corpus_blocks, "lm_max_length": args.lm_max_length}
         settings["corpus"] |= {"lm_coef": lm_coef, "lm_kd_ratio": args.lm_kd_ratio}
     return json.loads(json.dumps(settings))
+
+
+def write_settings(checkpoint: Path, settings: dict[str, Any]):
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / RESUME_FILE).write_text(json.dumps(settings, indent=2))
 
 
 def check_resumable(checkpoint: Path, settings: dict[str, Any]):
