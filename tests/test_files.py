@@ -50,6 +50,23 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_runs_do_not_write_one_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.with_name("rows.jsonl.new").write_text("left behind by a run that was killed")
+    with whole_file(path) as file:
+        file.write("first\n")
+        with (
+            pytest.raises(OSError, match=r"rows\.jsonl\.new is being written by another run"),
+            whole_file(path) as other,
+        ):
+            other.write("second\n")
+        file.write("still first\n")
+    assert path.read_text() == "first\nstill first\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+    write_rows(path, ROWS)
+    assert list(read_rows(path)) == ROWS
+
+
 def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "report.json"
     write_json(path, {"a": "é"})

@@ -24,6 +24,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -41,21 +46,35 @@ def whole_path(path: str | PathLike) -> Iterator[Path]:
             The file. It is replaced when the one beside it is complete and on the disk.
 
     Raises:
-        `OSError`: If it cannot be written.
+        `OSError`: If it cannot be written, or another run is writing it.
     """
     path = Path(path)
     new = path.with_name(f"{path.name}.new")
     try:
-        yield new
-        with open(new, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        with _held(new):
+            try:
+                yield new
+                with open(new, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(new, path)
+            finally:
+                new.unlink(missing_ok=True)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(new)):
             raise  # about another file
         raise OSError(f"{path} cannot be written: {error}. Repair that, and run the same command again.") from error
-    finally:
-        new.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a file that is being written, which a killed run may have left behind, against other runs."""
+    with open(path, "ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(f"{path} is being written by another run. Wait for it, or name another file.") from None
+        yield
 
 
 @contextlib.contextmanager

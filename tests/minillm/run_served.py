@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from tests.minillm.run_distributed import FixedCompletions
+from tests.distributed.run_minillm import FixedCompletions
 from tests.runs import TINY_RUN, history
 from trl_distill import MiniLLMConfig
 from trl_distill.minillm.teacher_server import TeacherServerError
