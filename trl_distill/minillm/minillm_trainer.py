@@ -288,8 +288,10 @@ class MiniLLMTrainer(DistillationTrainer):
 
     @timed("time/rollout")
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
-        with self.accelerator.autocast():  # one for all tokens: it casts fp32 weights once and not at every token
-            if self._readings is not None and (self.model.training or not self.use_vllm):
+        draws = self._readings is not None and (self.model.training or not self.use_vllm)
+        # One for all tokens: it casts fp32 weights once and not at every token. vLLM is called outside, as TRL does
+        with self.accelerator.autocast() if draws or not self.use_vllm else nullcontext():
+            if draws:
                 completion_ids = self._roll_out(prompt_ids)
             else:
                 completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
@@ -484,7 +486,11 @@ class MiniLLMTrainer(DistillationTrainer):
         if isinstance(checkpoint, str):
             check_resumable(Path(checkpoint), self._resume_settings())
         self._buffered_inputs = None  # a second call samples its own rollouts
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            # What vLLM draws with next may be the best checkpoint, or be numbered from step 0 again
+            self._last_loaded_step = -1
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
