@@ -73,6 +73,33 @@ def naive_loss(student, teacher, inputs, args):
     return total / tokens
 
 
+class Engine:
+    """What we and the parent class call of TRL's vLLM engine, with `generate` of transformers in its place."""
+
+    max_completion_length = 8
+
+    def __init__(self, trainer):
+        self.trainer, self.synced, self.autocast = trainer, [], []
+
+    def sync_weights(self):
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+        self.synced.append(self.trainer.state.global_step)
+        self.model = copy.deepcopy(self.trainer.model).eval()
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+        rows = [self.model.generate(torch.tensor([ids]), max_new_tokens=self.max_completion_length) for ids in prompts]
+        return prompts, [row[0, len(ids) :].tolist() for row, ids in zip(rows, prompts, strict=True)], None, None
+
+
+def give_engine(trainer):
+    trainer.use_vllm = trainer.args.use_vllm = True
+    trainer.vllm_generation, trainer._last_loaded_step = Engine(trainer), -1
+    if not trainer.args.samples_plainly:
+        trainer._readings = None  # as if it had been made with the engine
+    return trainer.vllm_generation
+
+
 class TestMiniLLMTrainer:
     def test_trains_every_parameter_and_logs_its_metrics(self, make_trainer, prompts):
         trainer = make_trainer(eval_dataset=prompts, reward_clip=1.0)
@@ -282,27 +309,7 @@ class TestMiniLLMTrainer:
         sets = dict(num_iterations=2, steps_per_generation=2, max_steps=8)
         trainer = make_trainer(teacher_mix_alpha=0.5, **sets)
 
-        class Engine:
-            max_completion_length, synced = 8, []
-
-            def sync_weights(self):
-                self.synced.append(trainer.state.global_step)
-                self.model = copy.deepcopy(trainer.model).eval()
-
-            def generate(self, prompts, images, num_generations):
-                rows = [
-                    self.model.generate(torch.tensor([ids]), max_new_tokens=self.max_completion_length)
-                    for ids in prompts
-                ]
-                return (
-                    prompts,
-                    [row[0, len(ids) :].tolist() for row, ids in zip(rows, prompts, strict=True)],
-                    None,
-                    None,
-                )
-
-        trainer.use_vllm = trainer.args.use_vllm = True
-        trainer.vllm_generation, trainer._last_loaded_step = Engine(), -1
+        engine = give_engine(trainer)
         first_batch(trainer)
         (inputs, _), rows = trainer._buffered_inputs, 4
         again = trainer._score(inputs, [None] * rows)
@@ -311,8 +318,26 @@ class TestMiniLLMTrainer:
             torch.testing.assert_close(inputs[name][mask], again[name][mask], rtol=1e-5, atol=1e-5)
         trainer._buffered_inputs = None
         trainer.train()
-        assert trainer.vllm_generation.synced == [0, 4]  # two sets, of two passes with two steps each
+        assert engine.synced == [0, 4]  # two sets, of two passes with two steps each
         assert 0 < trainer.state.log_history[0]["mix/student_calls"] < 8
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    def test_an_engine_has_new_weights_in_every_run(self, make_trainer, alpha):
+        """Step 0 of a second run has not the weights of step 0 of the first."""
+        trainer = make_trainer(teacher_mix_alpha=alpha, num_iterations=2, max_steps=2)
+        engine = give_engine(trainer)
+        trainer.train()
+        trainer.train()
+        assert engine.synced == [0, 0]
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    def test_an_engine_is_called_outside_autocast(self, make_trainer, prompts, alpha):
+        """Its weights have their own type: float32 ones would be multiplied with states in bfloat16."""
+        trainer = make_trainer(teacher_mix_alpha=alpha, bf16=True, max_steps=1, eval_dataset=prompts.select(range(4)))
+        engine = give_engine(trainer)
+        trainer.train()
+        trainer.evaluate()
+        assert len(engine.autocast) >= 4 and not any(engine.autocast)
 
     def test_answers_to_one_prompt_are_adjacent_in_a_set(self, make_trainer, prompts):
         trainer = make_trainer(num_generations=4, per_device_train_batch_size=8, num_iterations=2, max_steps=8)

@@ -15,7 +15,6 @@
 import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,7 +65,7 @@ from .preparation import (
     prepare_tokenizers,
     tokenized,
 )
-from .resume import ResumableRepeatSampler, check_resumable, resume_settings, write_settings
+from .resume import ResumableRepeatSampler, checkpoint_to_go_on_from, resume_settings, write_settings
 
 
 _ROWS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -290,8 +289,10 @@ class MiniLLMTrainer(DistillationTrainer):
 
     @timed("time/rollout")
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
-        with self.accelerator.autocast():  # one for all tokens: it casts fp32 weights once and not at every token
-            if self._readings is not None and (self.model.training or not self.use_vllm):
+        draws = self._readings is not None and (self.model.training or not self.use_vllm)
+        # One for all tokens: it casts fp32 weights once and not at every token. vLLM is called outside, as TRL does
+        with self.accelerator.autocast() if draws or not self.use_vllm else nullcontext():
+            if draws:
                 completion_ids = self._roll_out(prompt_ids)
             else:
                 completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
@@ -344,10 +345,8 @@ class MiniLLMTrainer(DistillationTrainer):
                     part["teacher_hidden_states"] = states.cpu() if self.args.teacher_states_on_cpu else states
                 if self._scores_student and self.model.training:
                     student = self.accelerator.unwrap_model(self.model_wrapped)
-                    scores = self._forward_redirection(
-                        self.model_wrapped, student, self._student_scores, student, batch, own, states
-                    )
-                    part |= scores._asdict()
+                    call = self.model_wrapped, student, self._student_scores, student, batch, own, states
+                    part |= self._forward_redirection(*call)._asdict()
             parts.append(part)
         scores = {key: torch.cat([part[key] for part in parts]) for key in parts[0]} | served
         if self.args.teacher_states_on_cpu and torch.cuda.is_available() and not served:
@@ -470,8 +469,7 @@ class MiniLLMTrainer(DistillationTrainer):
         metrics = known_means(self._metrics["eval"]) | self._averages["eval"].pop()
         self._metrics["eval"].clear()
         if "kl/sampled" in metrics:
-            # Over tokens; the loop averages over batches
-            metrics["loss"] = metrics.get("kl", metrics["kl/sampled"])
+            metrics["loss"] = metrics.get("kl", metrics["kl/sampled"])  # over tokens; the loop averages over batches
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -479,13 +477,14 @@ class MiniLLMTrainer(DistillationTrainer):
         return resume_settings(self.args, None if self._corpus is None else len(self._corpus.blocks), self.lm_coef)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        from ..checkpoints import checkpoint_to_resume
-
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        if isinstance(checkpoint, str):
-            check_resumable(Path(checkpoint), self._resume_settings())
+        where = resume_from_checkpoint, self.args.output_dir
+        checkpoint = checkpoint_to_go_on_from(*where, self._resume_settings())
         self._buffered_inputs = None  # a second call samples its own rollouts
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            # What vLLM draws with next may be the best checkpoint, or be numbered from step 0 again
+            self._last_loaded_step = -1
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -496,5 +495,5 @@ class MiniLLMTrainer(DistillationTrainer):
         self._finite.check_weights()
         # First, so that no kill and no push to the Hub sees a checkpoint without it
         if _internal_call and output_dir is not None and self.args.should_save:
-            write_settings(Path(output_dir), self._resume_settings())
+            write_settings(output_dir, self._resume_settings())
         super().save_model(output_dir, _internal_call)

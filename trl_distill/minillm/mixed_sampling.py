@@ -351,9 +351,11 @@ def roll_out(trainer, prompt_ids: list[list[int]], rollout_set: int) -> RolloutS
     copies = args.num_generations if alpha > 0 else 1
     engine = None
     if args.use_vllm:
-        engine = VLLMStudent(trainer.vllm_generation)
+        # The engine runs in this process, and autocast would reach into its kernels, whose types are its own
+        apart = torch.autocast(accelerator.device.type, enabled=False)
+        engine = apart(VLLMStudent(trainer.vllm_generation))
         if trainer.state.global_step != trainer._last_loaded_step:  # as the parent class does
-            trainer.vllm_generation.sync_weights()
+            apart(trainer.vllm_generation.sync_weights)()
             trainer._last_loaded_step = trainer.state.global_step
     # A sharded teacher gathers a layer at a time, never as a whole: it may be larger than a device
     teacher = None if base_teaches else accelerator.unwrap_model(trainer.teacher_model)

@@ -62,9 +62,9 @@ def resume_settings(args: MiniLLMConfig, corpus_blocks: int | None, lm_coef: flo
     return json.loads(json.dumps(settings))
 
 
-def write_settings(checkpoint: Path, settings: dict[str, Any]):
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / RESUME_FILE).write_text(json.dumps(settings, indent=2))
+def write_settings(checkpoint: str, settings: dict[str, Any]):
+    Path(checkpoint).mkdir(parents=True, exist_ok=True)
+    Path(checkpoint, RESUME_FILE).write_text(json.dumps(settings, indent=2))
 
 
 def check_resumable(checkpoint: Path, settings: dict[str, Any]):
@@ -83,6 +83,18 @@ def check_resumable(checkpoint: Path, settings: dict[str, Any]):
             f"{checkpoint} was made with other settings: {', '.join(changed)}; {first}. Resume with the old settings, "
             "or start a new run with this checkpoint as `model`."
         )
+
+
+def checkpoint_to_go_on_from(
+    resume_from_checkpoint: str | bool | None, output_dir: str, settings: dict[str, Any]
+) -> str | bool | None:
+    """The argument of `Trainer.train`: the newest whole checkpoint for `True`, and none that has other settings."""
+    from ..checkpoints import checkpoint_to_resume
+
+    checkpoint = checkpoint_to_resume(resume_from_checkpoint, output_dir)
+    if isinstance(checkpoint, str):
+        check_resumable(Path(checkpoint), settings)
+    return checkpoint
 
 
 class ResumableRepeatSampler(RepeatSampler):
