@@ -358,7 +358,7 @@ def roll_out(trainer, prompt_ids: list[list[int]], rollout_set: int) -> RolloutS
             apart(trainer.vllm_generation.sync_weights)()
             trainer._last_loaded_step = trainer.state.global_step
     # A sharded teacher gathers a layer at a time, never as a whole: it may be larger than a device
-    teacher = None if base_teaches else accelerator.unwrap_model(trainer.teacher_model)
+    teacher = accelerator.unwrap_model(trainer.teacher_model) if alpha > 0 and not base_teaches else None
     rollouts = []
     with _ready_to_generate(trainer.model_wrapped, accelerator, backend, args) as student:
         for copy in range(copies):
