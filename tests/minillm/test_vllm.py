@@ -13,14 +13,22 @@
 # limitations under the License.
 
 """
-`use_vllm` with vLLM itself, on a CPU and in this process. CONTRIBUTING.md says how to make its environment.
+`use_vllm` with vLLM itself, on a CPU and in this process, and a teacher on its server.
 
-Every token that the engine draws is compared with what the student's weights of that moment say.
+CONTRIBUTING.md says how to make its environment. Every token that the engine draws is compared with what the student's
+weights of that moment say.
 """
 
+import contextlib
 import itertools
 import math
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from functools import partial
 
 import pytest
@@ -29,7 +37,7 @@ from peft import LoraConfig
 from trl.generation import vllm_generation
 
 from tests.minillm.test_mixed_sampling import assert_drawn_from, count
-from tests.runs import losses
+from tests.runs import history, losses
 from trl_distill.divergence import backbone_states
 from trl_distill.minillm.mixed_sampling import roll_out
 
@@ -247,3 +255,43 @@ def test_answers_end_where_either_model_ends_one(engine_trainer, tokenizer):
     assert all(token not in trainer.eos_token_ids for output in drawn for token in output.token_ids[:-1])
     stopped = [output for output in drawn if output.finish_reason == "stop"]
     assert stopped and all(output.token_ids[-1] in trainer.eos_token_ids for output in stopped)
+
+
+@pytest.fixture
+def teacher_server(vllm_on_cpu, tiny_model, tokenizer, tmp_path):
+    """Address of a server of a tiny teacher in float32, and the teacher."""
+    teacher = tiny_model(seed=1, hidden_size=64, num_attention_heads=1, num_key_value_heads=1)
+    for part in (teacher, tokenizer):
+        part.save_pretrained(tmp_path / "served")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # In place of `vllm serve`, which asks for the version of a package that the build for CPUs has another name for
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path / "served")]
+    command += ["--port", str(port), "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            time.sleep(1)
+            assert server.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+        yield url, teacher
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+def test_a_teacher_on_a_server_of_vllm_is_the_teacher_in_memory(teacher_server, make_trainer):
+    url, teacher = teacher_server
+    settings = dict(single_step_decomposition=False, whiten_advantages=True, teacher_mix_alpha=0.0, max_steps=4)
+    runs = []
+    for place in ({"teacher_model": teacher}, {"teacher_model_server_url": url}):
+        trainer = make_trainer(**place, **settings)
+        trainer.train()
+        runs.append(history(trainer))
+    assert len(runs[0]) == 4
+    torch.testing.assert_close(*runs, atol=1e-5, rtol=1e-4)
