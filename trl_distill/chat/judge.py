@@ -372,7 +372,9 @@ class Judge:
             return f"failed call: {answer.error}"
         cut_off = answer.finish_reason in CUT_OFF
         try:
-            return parse_scores(answer.text, question.labels, self.scale, question.aspect.optional, cut_off)
+            shown = [question.item.answers[i] for i in question.shown]
+            optional = question.aspect.optional
+            return parse_scores(answer.text, question.labels, self.scale, optional, cut_off, shown)
         except ValueError as error:
             return f"cut off: the reply ends by {answer.finish_reason}" if cut_off else str(error)
 
