@@ -40,6 +40,7 @@ FOUNDATIONS = {
     "evaluation",
     "training",
     "sft",
+    "sft_trainer",
 }
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .training import first_row, load_splits, run_training, set_model_init_kwargs
+from .training import first_row, load_splits, quantization_config, run_training, set_model_init_kwargs
 
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ def without_text_prompt(rows: "Dataset", text_field: str) -> "Dataset":
 
 def load_model(training_args: "SFTConfig", model_args: "ModelConfig") -> dict[str, Any]:
     """What the trainer is given as model: a name for it to load, or an adapter on its base, whose training goes on."""
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_peft_config
 
     from .models import adapter_config
 
-    name, quantization_config = model_args.model_name_or_path, get_quantization_config(model_args)
+    name = model_args.model_name_or_path
+    quantization = quantization_config(model_args, training_args.trust_remote_code)
     if not Path(name).is_dir() or adapter_config(name) is None:
-        peft_config = get_peft_config(model_args)
-        return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
+        return {"model": name, "quantization_config": quantization, "peft_config": get_peft_config(model_args)}
     if model_args.use_peft:
         raise ValueError(
             f"{name} is an adapter. Leave `use_peft` out to go on training it; for a new one on top of it, put it "
@@ -57,7 +57,7 @@ def load_model(training_args: "SFTConfig", model_args: "ModelConfig") -> dict[st
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
-    kwargs = training_args.model_init_kwargs | {"quantization_config": quantization_config}
+    kwargs = training_args.model_init_kwargs | {"quantization_config": quantization}
     training_args.model_init_kwargs = None  # the trainer has nothing to load
     model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **kwargs)
     return {"model": model, "processing_class": AutoTokenizer.from_pretrained(name)}
@@ -69,11 +69,11 @@ def build_trainer(
     model_args: "ModelConfig",
     dataset_args: "DatasetMixtureConfig",
 ) -> "SFTTrainer":
-    from trl import SFTTrainer
+    from .sft_trainer import CountingSFTTrainer
 
     set_model_init_kwargs(training_args, model_args)
     splits = load_splits(script_args, training_args, dataset_args)
-    return SFTTrainer(
+    return CountingSFTTrainer(
         args=training_args,
         **load_model(training_args, model_args),
         **{name: without_text_prompt(rows, training_args.dataset_text_field) for name, rows in splits.items()},

@@ -26,6 +26,7 @@ import platform
 import sys
 from argparse import Action, Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from .files import data_errors, file_format
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import Trainer, TrainingArguments
+    from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 LATEST = ("true", "latest")  # values of `resume_from_checkpoint`
@@ -193,17 +194,35 @@ def set_model_init_kwargs(training_args: "TrainingArguments", model_args: "Model
     } | (training_args.model_init_kwargs or {})
 
 
+def quantization_config(model_args: "ModelConfig", trust_remote_code: bool = False) -> "BitsAndBytesConfig | None":
+    """What [`trl.get_quantization_config`] makes, which has no data type to compute in where `dtype` is `auto`."""
+    from trl import get_quantization_config
+
+    if model_args.dtype == "auto" and model_args.load_in_4bit:
+        from transformers import AutoConfig
+
+        from .models import adapter_config
+
+        name, revision = model_args.model_name_or_path, model_args.model_revision
+        if adapter := adapter_config(name, revision):
+            name, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+        settings = {"revision": revision, "trust_remote_code": trust_remote_code}
+        of_checkpoint = AutoConfig.from_pretrained(name, **settings).dtype
+        model_args = replace(model_args, dtype=str(of_checkpoint or "float32").removeprefix("torch."))
+    return get_quantization_config(model_args)
+
+
 def model_arguments(
     training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model"
 ) -> dict[str, Any]:
     """What each trainer is given beside its data."""
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_peft_config
 
     set_model_init_kwargs(training_args, model_args, role)
     return {
         "model": model_args.model_name_or_path,
         "args": training_args,
-        "quantization_config": get_quantization_config(model_args),
+        "quantization_config": quantization_config(model_args, training_args.trust_remote_code),
         "peft_config": get_peft_config(model_args),
     }
 

@@ -368,6 +368,66 @@ class TestData:
         assert "nothing is left. Raise `max_length`" in message
 
 
+class TestLongRows:
+    """Rows 1, 3 and 4 have a prompt of more than 100 tokens; row 4 answers once before it, row 5 has a long answer."""
+
+    ANSWER = {"role": "assistant", "content": "yes"}
+
+    @pytest.fixture
+    def rows(self, dialogues):
+        question = {"role": "user", "content": "long " * 30}
+        talk = [*dialogues[4]["messages"], question, self.ANSWER]
+        answer = [dialogues[5]["messages"][0], {"role": "assistant", "content": "yes " * 30}]
+        long = {1: [question, self.ANSWER], 3: [question, self.ANSWER], 4: talk, 5: answer}
+        return [{"messages": long.get(i, row["messages"])} for i, row in enumerate(dialogues[:8])]
+
+    @pytest.mark.parametrize("packing", [False, True])
+    @pytest.mark.parametrize("form", ["messages", "assistant_only_loss", "prompt and completion"])
+    def test_answers_beyond_the_limit_are_counted_and_named(
+        self, form, packing, rows, save_model, arguments, tmp_path, caplog
+    ):
+        flags = ["--max_steps=1", "--max_length=90", f"--packing={packing}"]
+        if form == "assistant_only_loss":
+            flags.append("--assistant_only_loss=true")
+        elif form == "prompt and completion":
+            rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows]
+        write_rows(tmp_path / "rows.jsonl", rows)
+        train(sft, arguments(save_model(), "out", f"--dataset_name={tmp_path / 'rows.jsonl'}", *flags))
+        (said,) = [record.getMessage() for record in caplog.records if record.name == "trl_distill.sft_trainer"]
+        assert "4 of 8 rows of the train dataset are longer than `max_length` (90)" in said
+        # The last answer of row 4 alone is its completion
+        lost = "3 of them the whole answer lies beyond it (rows 1, 3, 4)"
+        assert (
+            lost if form == "prompt and completion" else "2 of them the whole answer lies beyond it (rows 1, 3)"
+        ) in said
+
+    def test_nothing_is_said_where_all_fits(self, rows, save_model, arguments, tmp_path, caplog):
+        write_rows(tmp_path / "rows.jsonl", rows)
+        flags = [f"--dataset_name={tmp_path / 'rows.jsonl'}", "--max_steps=1", "--max_length=512"]
+        train(sft, arguments(save_model(), "out", *flags))
+        assert not [record for record in caplog.records if record.name == "trl_distill.sft_trainer"]
+
+    @pytest.mark.parametrize("packing", [False, True])
+    def test_no_answer_that_fits_is_an_error(self, packing, rows, save_model, arguments, tmp_path, capsys):
+        write_rows(tmp_path / "rows.jsonl", rows)
+        flags = [f"--dataset_name={tmp_path / 'rows.jsonl'}", "--max_length=4", f"--packing={packing}"]
+        assert stops(sft.run, *arguments(save_model(), "out", *flags)) == 2
+        assert "8 of 8 rows" in (said := capsys.readouterr().err) and "Raise `max_length`" in said
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_4bit_in_the_type_of_the_checkpoint(
+    dtype, expected, save_model, chat_tokenizer, dialogues, arguments, tmp_path
+):
+    write_rows(tmp_path / "rows.jsonl", dialogues)
+    model = str(tmp_path / "bfloat16")
+    AutoModelForCausalLM.from_pretrained(save_model(), dtype="bfloat16").save_pretrained(model)
+    chat_tokenizer.save_pretrained(model)
+    flags = [f"--dataset_name={tmp_path / 'rows.jsonl'}", "--max_steps=1", *LORA, "--load_in_4bit=true"]
+    trainer = train(sft, arguments(model, "out", *flags, f"--dtype={dtype}"))
+    assert trainer.model.config.quantization_config.bnb_4bit_compute_dtype == expected
+
+
 # The chat template of the recipes (A7)
 
 
