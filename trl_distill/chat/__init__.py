@@ -33,6 +33,7 @@ from .models import (
 from .samples import Samples, draw_samples, read_samples, samples_to_file
 from .settings import chat_model
 from .store import BudgetReached, CallStore, Missing, StoredChatModel
+from .vllm_engine import VLLMChatModel
 
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "Samples",
     "Sampling",
     "StoredChatModel",
+    "VLLMChatModel",
     "chat_model",
     "draw_samples",
     "judge_report",

@@ -168,18 +168,18 @@ class LocalChatModel(BaseChatModel):
 
     @cached_property
     def _loaded(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
-        from ..models import load_teacher, placement
-
         other = LocalChatModel._in_memory
         if other is not None:
             other.close()
-        if self._load is not None:
-            loaded = self._load()
-        else:
-            kwargs = placement(self.dtype, self.device, self.load_in_4bit, self.trust_remote_code)
-            loaded = load_teacher(str(self._folder), **kwargs), None
+        loaded = self._open() if self._load is None else self._load()
         LocalChatModel._in_memory = self
         return loaded
+
+    def _open(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
+        from ..models import load_teacher, placement
+
+        kwargs = placement(self.dtype, self.device, self.load_in_4bit, self.trust_remote_code)
+        return load_teacher(str(self._folder), **kwargs), None
 
     @property
     def _model(self) -> "PreTrainedModel":
@@ -187,14 +187,20 @@ class LocalChatModel(BaseChatModel):
 
     def close(self) -> None:
         with _generating:
-            if self.__dict__.pop("_loaded", None) is None:
+            loaded = self.__dict__.pop("_loaded", None)
+            if loaded is None:
                 return
             LocalChatModel._in_memory = None
+            self._shut(loaded[0])
+            del loaded
             import torch
 
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _shut(self, model: Any) -> None:
+        """What is to be done before a model is given up."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -255,31 +261,38 @@ class LocalChatModel(BaseChatModel):
             return self._generate(batch)
 
     def _generate(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
-        import torch
-
-        from ..generation import generate_ids, generating, generation_config, mean_logps, pad_ids
-        from ..models import end_token_ids
-
-        tokenizer, sampling, ids = self._tokenizer, batch[0].sampling, self._encode(batch)
+        sampling, ids = batch[0].sampling, self._encode(batch)
         no_room = f"leaves no room for `max_tokens` ({sampling.max_tokens}) in the context of {self._context} tokens."
         answers: list[Any] = [FailedCall(f"The prompt of {len(prompt)} tokens {no_room}") for prompt in ids]
         fits = [i for i, request in enumerate(batch) if self._fits(ids[i], request)]
         if not fits:
             return answers
 
-        model = self._model
-        ends = end_token_ids(model, tokenizer)
-        config = generation_config(tokenizer, ends, sampling.max_tokens, sampling.temperature, sampling.top_p)
-        prompt = pad_ids([ids[i] for i in fits], config.pad_token_id, "left", model.device)  # (B, P) each
-        with generating([model]), torch.no_grad():
-            torch.manual_seed(_seed([batch[i] for i in fits]))
-            tokens = generate_ids(model, *prompt, config)
-            logps = mean_logps(model, prompt, tokens, config.pad_token_id) if sampling.logprobs else [None] * len(fits)
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        tokens, ends, logps = self._draw([batch[i] for i in fits], [ids[i] for i in fits])
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
         for i, text, of_one, logp in zip(fits, texts, tokens, logps, strict=True):
             reason = "stop" if of_one[-1] in ends else "length"
             answers[i] = Completion(text, reason, len(ids[i]), len(of_one), mean_logp=logp)
         return answers
+
+    def _draw(
+        self, batch: Sequence[ChatRequest], ids: Sequence[list[int]]
+    ) -> tuple[list[list[int]], list[int], Sequence[float | None]]:
+        """Tokens of the answers, each with its end, the tokens that end one, and mean log-probabilities if asked."""
+        import torch
+
+        from ..generation import generate_ids, generating, generation_config, mean_logps, pad_ids
+        from ..models import end_token_ids
+
+        model, tokenizer, sampling = self._model, self._tokenizer, batch[0].sampling
+        ends = end_token_ids(model, tokenizer)
+        config = generation_config(tokenizer, ends, sampling.max_tokens, sampling.temperature, sampling.top_p)
+        prompt = pad_ids(ids, config.pad_token_id, "left", model.device)  # (B, P) each
+        with generating([model]), torch.no_grad():
+            torch.manual_seed(_seed(batch))
+            tokens = generate_ids(model, *prompt, config)
+            logps = mean_logps(model, prompt, tokens, config.pad_token_id) if sampling.logprobs else [None] * len(ids)
+        return tokens, ends, logps
 
 
 def _seed(batch: Sequence[ChatRequest]) -> int:

@@ -21,6 +21,7 @@ from ..text import closest
 from .endpoint import EndpointChatModel
 from .local import LocalChatModel
 from .models import BaseChatModel
+from .vllm_engine import VLLMChatModel
 
 
 _KINDS = {"model": EndpointChatModel, "model_name_or_path": LocalChatModel}  # by the key that names the model
@@ -34,7 +35,7 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
     Args:
         settings (`dict[str, Any]`):
             Parameters of [`EndpointChatModel`], with `model` among them, or of [`LocalChatModel`], with
-            `model_name_or_path`.
+            `model_name_or_path`; with `engine: vllm` those of [`VLLMChatModel`].
 
     Raises:
         `ValueError`: If the entry names no model or two, holds a key that its kind of model does not have, or a value
@@ -57,7 +58,11 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
             "A chat model needs either `model` (at a server) or `model_name_or_path` (a local one), got "
             f"{', '.join(map(str, settings)) or 'an empty entry'}."
         )
-    kind = _KINDS[kinds[0]]
+    kind, settings = _KINDS[kinds[0]], dict(settings)
+    if kind is LocalChatModel and (engine := settings.pop("engine", "transformers")) != "transformers":
+        if engine != "vllm":
+            raise ValueError(f"`engine` of a local model must be `transformers` or `vllm`, got {engine!r}.")
+        kind = VLLMChatModel
     hints = typing.get_type_hints(kind.__init__)
     parameters = {name: hint for name, hint in hints.items() if name not in _FOR_PROGRAMS}
     for key, value in settings.items():
