@@ -41,6 +41,7 @@ FOUNDATIONS = {
     "training",
     "sft",
     "sft_trainer",
+    "hardware",
 }
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}

@@ -28,7 +28,7 @@ from .training import first_row, load_splits, quantization_config, run_training,
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser
 
 PROG = "trl-distill sft"
 
@@ -80,10 +80,16 @@ def build_trainer(
     )
 
 
+def make_parser(prog: str | None = None) -> "TrlParser":
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+
+    from .sft_trainer import SFTConfig
+
+    return TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig), prog=prog)
+
+
 def run(argv: list[str]) -> None:
     """Train as `argv` says, read by TRL's own parser."""
-    from trl.scripts.sft import make_parser
-
     run_training(PROG, lambda: make_parser(prog=PROG).parse_args_and_config(argv), build_trainer)
 
 

@@ -12,13 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""TRL's `SFTTrainer`, which says what `max_length` takes away."""
+"""TRL's `SFTTrainer`, which says what `max_length` takes away, and its config, with the precision of the machine."""
 
 import copy
+from dataclasses import dataclass
 
+import trl
 from accelerate.logging import get_logger
 from datasets import Dataset
-from trl import SFTTrainer
+
+from .hardware import choose_precision
 
 
 logger = get_logger(__name__)
@@ -26,7 +29,16 @@ logger = get_logger(__name__)
 _NAMED = 5  # rows
 
 
-class CountingSFTTrainer(SFTTrainer):
+@dataclass
+class SFTConfig(trl.SFTConfig):
+    """[`~trl.SFTConfig`] whose precision is, by default, that of the machine."""
+
+    def __post_init__(self):
+        choose_precision(self)
+        super().__post_init__()
+
+
+class CountingSFTTrainer(trl.SFTTrainer):
     """
     [`~trl.SFTTrainer`] that counts and names the rows whose answer lies beyond `max_length`. The parent leaves out
     those of them that have nothing else to learn, and trains on the prompts of the others, without a word.

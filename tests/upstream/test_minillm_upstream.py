@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.upstream.package import copy_as_upstream, run_as_upstream
 
 
-FILES = ["checkpoints.py", "divergence.py", "models.py", "text.py"]
+FILES = ["checkpoints.py", "divergence.py", "hardware.py", "models.py", "text.py"]
 TRAIN = """
 from datasets import Dataset
 from transformers import AutoModelForCausalLM

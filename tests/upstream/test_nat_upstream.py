@@ -19,7 +19,7 @@ import json
 from tests.upstream.package import copy_as_upstream, run_as_upstream
 
 
-FILES = ["models.py", "checkpoints.py", "rationales/data.py", "rationales/nat"]
+FILES = ["hardware.py", "models.py", "checkpoints.py", "rationales/data.py", "rationales/nat"]
 TRAIN = """
 import json
 from datasets import Dataset

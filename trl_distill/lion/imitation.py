@@ -41,7 +41,7 @@ _SET_BY_THE_LOOP = ("model_name_or_path", "dataset_name", "output_dir", "resume_
 
 def check_training(training: dict[str, Any]) -> None:
     """Raise `ValueError` unless all are fields of `trl-distill sft` that may be set here, each of its type."""
-    from trl.scripts.sft import make_parser
+    from ..sft import make_parser
 
     for name in training:
         if name in _SET_BY_THE_LOOP:

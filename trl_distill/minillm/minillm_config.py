@@ -219,6 +219,9 @@ class MiniLLMConfig(DistillationConfig):
         return self.steps_per_generation == 1 or (one_step and not spans)
 
     def __post_init__(self):
+        from ..hardware import choose_precision  # here, so that an import of this file loads little
+
+        choose_precision(self)
         super().__post_init__()
         if self.steps_per_generation is None:
             self.steps_per_generation = self.gradient_accumulation_steps

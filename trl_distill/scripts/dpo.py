@@ -24,7 +24,7 @@ accelerate launch -m trl_distill.scripts.dpo --config recipes/zephyr/ddpo_qlora.
 import sys
 from typing import TYPE_CHECKING
 
-from trl_distill.scripts.training import run_command
+from trl_distill.scripts.training import run_command, training_parser
 from trl_distill.training import first_row, load_splits, model_arguments, user_errors
 
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 
 def make_parser(prog: str | None = None):
-    from trl.scripts.dpo import make_parser
+    from trl_distill.zephyr.dpo_config import DPOConfig
 
-    return make_parser(prog=prog)
+    return training_parser(prog, DPOConfig)
 
 
 def refuse_adapter(model_name_or_path: str, revision: str | None) -> None:

@@ -27,13 +27,7 @@ accelerate launch -m trl_distill.scripts.sft --config recipes/zephyr/dsft_qlora.
 import sys
 
 from trl_distill.scripts.training import run_command
-from trl_distill.sft import build_trainer
-
-
-def make_parser(prog: str | None = None):
-    from trl.scripts.sft import make_parser
-
-    return make_parser(prog=prog)
+from trl_distill.sft import build_trainer, make_parser
 
 
 def run(argv: list[str]) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
+from ...hardware import choose_precision
+
 
 @dataclass
 class ASCRankerConfig(RewardConfig):
@@ -50,6 +52,7 @@ class ASCRankerConfig(RewardConfig):
     )
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
         if self.center_rewards_coefficient is not None:
             raise ValueError(

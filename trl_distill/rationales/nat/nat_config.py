@@ -17,6 +17,8 @@ from typing import Literal
 
 from trl import SFTConfig
 
+from ...hardware import choose_precision
+
 
 @dataclass
 class NegativeAssistedConfig(SFTConfig):
@@ -78,6 +80,7 @@ class NegativeAssistedConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
         allowed = {"stages": ("both", "negative", "positive"), "integration_value": ("mlp", "identity")}
         for name, choices in allowed.items():
@@ -133,6 +136,7 @@ class LabeledSFTConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
         if self.objective not in ("cot_kd", "mix", "nt", "ul"):
             raise ValueError(f"`objective` must be one of cot_kd, mix, nt, ul, got {self.objective!r}.")

@@ -17,6 +17,8 @@ from typing import Literal
 
 from trl import SFTConfig
 
+from ...hardware import choose_precision
+
 
 @dataclass
 class NCEConfig(SFTConfig):
@@ -81,6 +83,7 @@ class NCEConfig(SFTConfig):
         return self.kd_weight is None
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
 
         def require(condition: bool, name: str, rule: str):
