@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .checkpoints import checkpoint_to_resume
 from .files import data_errors, file_format
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
+T = TypeVar("T")
 LATEST = ("true", "latest")  # values of `resume_from_checkpoint`
 
 
@@ -72,14 +73,32 @@ def check_value(action: Action, value: object) -> None:
         raise ValueError(f"`{action.dest}` must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
 
 
+def recipe_folder() -> Path:
+    """Where the recipes are: in an installed package or in a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def shipped(value: T) -> T:
+    """
+    A path `recipes/...` that leads nowhere from here, as that of the recipe which came with the package. What is in a
+    dictionary or a list is looked at, too; other values stay.
+    """
+    if isinstance(value, dict):
+        return {key: shipped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shipped(inner) for inner in value]
+    if isinstance(value, str) and value.startswith("recipes/") and not Path(value).exists():
+        file = recipe_folder() / value.removeprefix("recipes/")
+        return str(file) if file.exists() else value
+    return value
+
+
 def accelerate_config_path(name: str) -> str:
     """Path of an accelerate config: a file as it is, a name among ours, then among TRL's."""
     if Path(name).is_file():
         return name
-    ours = Path(__file__).parent / "accelerate_configs"  # in a wheel
-    if not ours.is_dir():
-        ours = Path(__file__).parents[1] / "recipes" / "accelerate_configs"  # in a checkout
-    folders = (Path(str(resources.files("trl") / "accelerate_configs")), ours)
+    folders = (Path(str(resources.files("trl") / "accelerate_configs")), recipe_folder() / "accelerate_configs")
     files = {file.stem: str(file) for folder in folders for file in folder.glob("*.yaml")}
     files["ddp"] = files["multi_gpu"]  # as TRL calls it
     if name not in files:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..text import closest
-from ..training import check_launcher, check_value, launch_fields
+from ..training import check_launcher, check_value, launch_fields, shipped
 
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def read_config(argv: list[str]) -> tuple[dict, list[str]]:
 
     import yaml
 
-    with open(known.config, encoding="utf-8") as file:
+    with open(shipped(known.config), encoding="utf-8") as file:
         try:
             config = yaml.safe_load(file)
         except yaml.YAMLError as error:
@@ -149,7 +149,7 @@ def read_config(argv: list[str]) -> tuple[dict, list[str]]:
     if not isinstance(env, dict):
         raise ValueError(f"`env` in {known.config} must hold `NAME: value` lines, got {env!r}.")
     os.environ.update({name: str(value) for name, value in env.items()})
-    return config, rest
+    return shipped(config), rest
 
 
 def unknown_field(name: str, fields: set[str], source: str) -> str:
