@@ -65,10 +65,12 @@ class ChatServer:
     """
     Serves on loopback what `reply(body, attempt, headers)` says, and echoes the last message without one.
 
-    A reply is the JSON of an answer, or a tuple `(status, body, headers)`; `CUT` breaks the connection in the middle.
+    A reply is the JSON of an answer, or a tuple `(status, body, headers)`; `CUT` breaks the connection in the middle,
+    `DRIP` and `DRIP_HEAD` send a byte of the body or of the head now and then, for ten seconds.
     """
 
     CUT = "the connection is cut"
+    DRIP, DRIP_HEAD = "the body drips", "the head drips"
 
     def __init__(self):
         self.reply, self.delay = None, 0.0
@@ -122,13 +124,30 @@ class ChatServer:
         if content is self.CUT:
             status, content, headers = 200, json.dumps(echo), {"Content-Length": "100000"}
             handler.close_connection = True
+        slow = content in (self.DRIP, self.DRIP_HEAD)
+        if slow:
+            content = " " * 500 + json.dumps(echo) if content is self.DRIP else echo
+        if slow and not isinstance(content, str):
+            self._drip(handler, b"HTTP/1.1 200 OK\r\nX-Wait: " + b"x" * 500 + b"\r\n")
+            return
         content = content if isinstance(content, str) else json.dumps(content)
         handler.send_response(status)
         all_headers = {"Content-Type": "application/json", "Content-Length": str(len(content.encode()))} | headers
         for name, value in all_headers.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(content.encode())
+        if slow:
+            self._drip(handler, content.encode())
+        else:
+            handler.wfile.write(content.encode())
+
+    @staticmethod
+    def _drip(handler, content):
+        for byte in content[:500]:
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            time.sleep(0.02)
+        handler.wfile.write(content[500:])
 
     def prompts(self):
         """The last message of each request, in order of arrival."""
