@@ -348,8 +348,9 @@ def test_the_longest_answer_has_another_name_and_is_never_left_out(meter, store,
     model = store.model(connect(), "teacher")
     model.complete(ask(3, max_tokens=9))
     assert [body.get("max_completion_tokens") for body in meter.server.requests] == [None, 9, 9, 9]
-    meter.serve(lambda *_: (400, {"error": {"message": "max_tokens is too large: 9"}}, {}))
-    [answer] = model.complete(ask(1, start=3, max_tokens=9))
+    large = 400, {"error": {"message": "max_tokens is too large: 9"}}, {}
+    meter.serve(lambda body, *_: large if "max_tokens" in body else said("without end"))
+    [answer] = store.model(connect("other"), "teacher").complete(ask(1, max_tokens=9))
     assert "too large" in answer.error and len(meter.server.requests) == 5
 
 

@@ -56,7 +56,8 @@ PRAGMA user_version = {_FORMAT};
 """
 _KNOWN = ", ".join(f"'{word}'" for word in (*FINISH_REASONS, "unknown"))  # which stands where a server gave none
 _RENAMED = "".join(
-    f"UPDATE calls SET finish_reason = '{reason}' WHERE LOWER(finish_reason) = '{word}';"
+    f"UPDATE calls SET finish_reason = '{reason}' "
+    f"WHERE LOWER(finish_reason) = '{word}' AND finish_reason <> '{reason}';"
     for word, reason in FINISH_REASONS.items()
 )
 _UPGRADES = {  # what brings a file of each older format to the next one
