@@ -346,6 +346,8 @@ class TestLedger:
 
     def test_a_dry_run_leaves_nothing(self, world, tmp_path):
         planned = world(dry_run=True).estimate()
+        with pytest.raises(ValueError, match="`dry_run` is set"):
+            world(dry_run=True).run()
         assert planned == world("other").estimate() and not (tmp_path / "run").exists()
         with pytest.raises(BudgetReached):
             world(max_calls=9).run()
