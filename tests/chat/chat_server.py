@@ -20,7 +20,9 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from trl_distill.chat import FunctionChatModel, Prices
+import pytest
+
+from trl_distill.chat import FunctionChatModel, Prices, read_ledger
 
 
 class Rule(FunctionChatModel):
@@ -156,3 +158,54 @@ class ChatServer:
     def stop(self):
         self._server.shutdown()
         self._server.server_close()
+
+
+PRICES = dict(prompt_price=3.0, completion_price=15.0)
+USAGE = {"prompt_tokens": 11, "completion_tokens": 5}
+
+
+class Meter:
+    """A server with a script, which counts the tokens that it bills."""
+
+    def __init__(self, server):
+        self.server, self.tokens, self._lock = server, Counter(), threading.Lock()
+
+    def serve(self, reply):
+        def counted(body, attempt, headers):
+            said = reply(body, attempt, headers)
+            content = said[1] if isinstance(said, tuple) else said
+            usage = content.get("usage") if isinstance(content, dict) else None
+            with self._lock:
+                self.tokens.update(usage or {})
+            return said
+
+        self.server.reply = counted
+
+    def check(self, path):
+        """The ledger of a store is the server's count."""
+        rows = read_ledger(path)
+        assert sum(row.calls + row.retries for row in rows) == len(self.server.requests)
+        bill = [self.tokens["prompt_tokens"], self.tokens["completion_tokens"]]
+        assert [sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)] == bill
+        cost = (PRICES["prompt_price"] * bill[0] + PRICES["completion_price"] * bill[1]) / 1e6
+        assert sum(row.cost_usd for row in rows) == pytest.approx(cost)
+
+
+def said(content, reason="stop", **fields):
+    """An answer that bills `USAGE`. More fields go into the message."""
+    body = completion_body(content, reason) | {"usage": dict(USAGE)}
+    body["choices"][0]["message"] |= fields
+    return body
+
+
+def refuses(*names, status=400, body=None):
+    """A server that refuses a request with one of these fields, and says so in its own way."""
+
+    def reply(request, attempt, headers):
+        for name in names:
+            if name in request:
+                text = {"error": {"message": f"Unsupported parameter: '{name}' is not supported with this model."}}
+                return status, body(name) if body else text, {}
+        return said("fine")
+
+    return reply
