@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
@@ -50,14 +51,21 @@ def encode_prompts(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenize
         prompt = row["prompt"]
         if is_conversational({"prompt": prompt}):
             goes_on = prompt[-1]["role"] == "assistant"
-            ids = tokenizer.apply_chat_template(
-                prompt,
-                add_generation_prompt=not goes_on,
-                continue_final_message=goes_on,
-                tokenize=True,
-                return_dict=True,
-                **(row.get("chat_template_kwargs") or {}),
-            )["input_ids"]
+            try:
+                ids = tokenizer.apply_chat_template(
+                    prompt,
+                    add_generation_prompt=not goes_on,
+                    continue_final_message=goes_on,
+                    tokenize=True,
+                    return_dict=True,
+                    **(row.get("chat_template_kwargs") or {}),
+                )["input_ids"]
+            except TemplateError as error:
+                roles = ", ".join(message["role"] for message in prompt)
+                raise ValueError(
+                    f"The chat template does not take the prompt of row {number}, with the roles {roles}: {error}. "
+                    "Change or remove such rows."
+                ) from error
         else:
             ids = tokenizer(prompt)["input_ids"]
         if not ids:

@@ -20,7 +20,9 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from trl_distill.chat import FunctionChatModel, Prices
+import pytest
+
+from trl_distill.chat import FunctionChatModel, Prices, read_ledger
 
 
 class Rule(FunctionChatModel):
@@ -65,10 +67,12 @@ class ChatServer:
     """
     Serves on loopback what `reply(body, attempt, headers)` says, and echoes the last message without one.
 
-    A reply is the JSON of an answer, or a tuple `(status, body, headers)`; `CUT` breaks the connection in the middle.
+    A reply is the JSON of an answer, or a tuple `(status, body, headers)`; `CUT` breaks the connection in the middle,
+    `DRIP` and `DRIP_HEAD` send a byte of the body or of the head now and then, for ten seconds.
     """
 
     CUT = "the connection is cut"
+    DRIP, DRIP_HEAD = "the body drips", "the head drips"
 
     def __init__(self):
         self.reply, self.delay = None, 0.0
@@ -122,13 +126,30 @@ class ChatServer:
         if content is self.CUT:
             status, content, headers = 200, json.dumps(echo), {"Content-Length": "100000"}
             handler.close_connection = True
+        slow = content in (self.DRIP, self.DRIP_HEAD)
+        if slow:
+            content = " " * 500 + json.dumps(echo) if content is self.DRIP else echo
+        if slow and not isinstance(content, str):
+            self._drip(handler, b"HTTP/1.1 200 OK\r\nX-Wait: " + b"x" * 500 + b"\r\n")
+            return
         content = content if isinstance(content, str) else json.dumps(content)
         handler.send_response(status)
         all_headers = {"Content-Type": "application/json", "Content-Length": str(len(content.encode()))} | headers
         for name, value in all_headers.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(content.encode())
+        if slow:
+            self._drip(handler, content.encode())
+        else:
+            handler.wfile.write(content.encode())
+
+    @staticmethod
+    def _drip(handler, content):
+        for byte in content[:500]:
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            time.sleep(0.02)
+        handler.wfile.write(content[500:])
 
     def prompts(self):
         """The last message of each request, in order of arrival."""
@@ -137,3 +158,54 @@ class ChatServer:
     def stop(self):
         self._server.shutdown()
         self._server.server_close()
+
+
+PRICES = dict(prompt_price=3.0, completion_price=15.0)
+USAGE = {"prompt_tokens": 11, "completion_tokens": 5}
+
+
+class Meter:
+    """A server with a script, which counts the tokens that it bills."""
+
+    def __init__(self, server):
+        self.server, self.tokens, self._lock = server, Counter(), threading.Lock()
+
+    def serve(self, reply):
+        def counted(body, attempt, headers):
+            said = reply(body, attempt, headers)
+            content = said[1] if isinstance(said, tuple) else said
+            usage = content.get("usage") if isinstance(content, dict) else None
+            with self._lock:
+                self.tokens.update(usage or {})
+            return said
+
+        self.server.reply = counted
+
+    def check(self, path):
+        """The ledger of a store is the server's count."""
+        rows = read_ledger(path)
+        assert sum(row.calls + row.retries for row in rows) == len(self.server.requests)
+        bill = [self.tokens["prompt_tokens"], self.tokens["completion_tokens"]]
+        assert [sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)] == bill
+        cost = (PRICES["prompt_price"] * bill[0] + PRICES["completion_price"] * bill[1]) / 1e6
+        assert sum(row.cost_usd for row in rows) == pytest.approx(cost)
+
+
+def said(content, reason="stop", **fields):
+    """An answer that bills `USAGE`. More fields go into the message."""
+    body = completion_body(content, reason) | {"usage": dict(USAGE)}
+    body["choices"][0]["message"] |= fields
+    return body
+
+
+def refuses(*names, status=400, body=None):
+    """A server that refuses a request with one of these fields, and says so in its own way."""
+
+    def reply(request, attempt, headers):
+        for name in names:
+            if name in request:
+                text = {"error": {"message": f"Unsupported parameter: '{name}' is not supported with this model."}}
+                return status, body(name) if body else text, {}
+        return said("fine")
+
+    return reply

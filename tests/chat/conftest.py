@@ -16,9 +16,11 @@ import sqlite3
 
 import pytest
 import torch
+from chat_server import PRICES, Meter
 
 from tests.loop_fixtures import server  # noqa: F401
-from trl_distill.chat import CallStore, ChatRequest, LocalChatModel, Sampling
+from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, LocalChatModel, Sampling
+from trl_distill.zephyr import FeedbackConfig, run_feedback
 
 
 @pytest.fixture
@@ -72,3 +74,38 @@ def saved(tiny_model, tokenizer, tmp_path):
     yield build
     if LocalChatModel._in_memory is not None:
         LocalChatModel._in_memory.close()
+
+
+@pytest.fixture
+def meter(server, path):  # noqa: F811
+    meter = Meter(server)
+    yield meter
+    meter.check(path)
+
+
+@pytest.fixture
+def connect(server):  # noqa: F811
+    """Factory of clients of the server, with short waits."""
+    opened = []
+
+    def build(name="m", base_url=server.base_url, **settings):
+        settings = {"backoff": 0.001, "timeout": 10.0, "concurrency": 1, **PRICES} | settings
+        opened.append(EndpointChatModel(name, base_url, **settings))
+        return opened[-1]
+
+    yield build
+    for model in opened:
+        model.close()
+
+
+@pytest.fixture
+def feedback(tmp_path, path, connect):
+    """A run of feedback with one responder and one judge of the server, whose calls the meter checks."""
+
+    def run(num_prompts=4, responder=None, judge=None, **settings):
+        with connect("responder", **responder or {}) as model, connect("judge", **judge or {}) as referee:
+            config = FeedbackConfig(output_dir=str(tmp_path), num_answers=2, decontaminate=[], **settings)
+            prompts = [f"question {i}" for i in range(num_prompts)]
+            return run_feedback(config, prompts=prompts, responders=[model], judges=[referee])
+
+    return run

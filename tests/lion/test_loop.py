@@ -344,6 +344,30 @@ class TestLedger:
         assert ledger(report)["referee"] == 2 * 2 * (19 + 2 * 4) and set(seen.values()) == {2}
         assert report["rounds"][1]["discrimination"]["referee"]["reasks"] == 2 * 19
 
+    def test_a_dry_run_leaves_nothing(self, world, tmp_path):
+        planned = world(dry_run=True).estimate()
+        with pytest.raises(ValueError, match="`dry_run` is set"):
+            world(dry_run=True).run()
+        assert planned == world("other").estimate() and not (tmp_path / "run").exists()
+        with pytest.raises(BudgetReached):
+            world(max_calls=9).run()
+        before = files(tmp_path / "run")
+        world(dry_run=True, n_new=7, referee_orders=1).estimate()  # before the first student all may change
+        assert files(tmp_path / "run") == before
+
+    @pytest.mark.parametrize("limit", [5, 60])
+    def test_a_dry_run_beside_a_run(self, world, tmp_path, limit):
+        """In its first stage, when nothing follows from the pools yet, and later."""
+        with pytest.raises(BudgetReached):
+            world(max_calls=limit).run()
+        expected, before = world().estimate(), files(tmp_path / "run")
+        with CallStore(tmp_path / "run" / "calls.sqlite") as store:
+            known = store.ledger()
+            assert world(dry_run=True).estimate() == expected
+            assert store.ledger() == known and files(tmp_path / "run") == before
+            with pytest.raises(OSError, match="Another run"):
+                world()
+
     def test_a_dry_run_before_each_stage(self, world, ledger):
         """Whatever is done, what is left is what a run then asks."""
         whole = 19 + 4 + 2 * 4 + (19 + 23) + 3 * 4 + 2 * (19 + 23) + 2 * 3 * 4 + 2 * 4

@@ -336,12 +336,24 @@ class TestReplies:
 
     @pytest.mark.parametrize("reply", ["no idea", "Answer A: 11\nAnswer B: 0"])
     def test_a_referee_that_never_scores(self, reply, world, tmp_path):
-        loop = world(models={"referee": toy.Rule(lambda _: reply, "mute")})
+        loop = world(models={"referee": toy.Rule(lambda _: reply, "mute")}, max_unreadable=None)
         with pytest.raises(ValueError, match=r"The referee mute scored none of 19 .*calls\.sqlite"):
             loop.run()
         assert not (tmp_path / "run" / "round_1" / "scores.jsonl").exists()
         evaluation = loop.folder.manifest(0).stages["evaluation"]
         assert evaluation["counts"]["scored"] == 0 and "win_rate" not in evaluation
+
+    def test_a_referee_that_nobody_can_read_is_given_up(self, world):
+        """The evaluation asks eight times and three times over: no more than is said."""
+        mute = toy.Rule(lambda _: Completion("", "length", completion_tokens=512, thoughts="Let me see"), "mute")
+        watch = toy.Watch()
+        models = watch.models() | {"referee": watch.model("referee", mute)}
+        with pytest.raises(ValueError, match="9 replies of mute .*of 512 tokens.*Let me see.*`referee_max_tokens`"):
+            world(models=models, max_unreadable=9).run()
+        assert watch.asked["referee"] == 9
+        again = toy.Watch()  # the limit is no part of what the run is
+        world(models=again.models(), max_unreadable=None).run()
+        assert again.asked["teacher"] < watch.asked["teacher"]
 
     def test_a_referee_that_always_says_the_same(self, world):
         same = toy.referee(good=7, bad=7)

@@ -183,6 +183,13 @@ class TestRequests:
             client.token_logps([[5, 6]])
         assert len(server.requests) == 1
 
+    def test_this_machine_is_asked_without_a_proxy(self, serve, monkeypatch):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody is
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        assert TeacherServer(serve().url).token_logps([[5, 6]])
+
     def test_a_server_that_hangs(self, serve):
         server = serve()
         server.reply = lambda body: time.sleep(0.5)

@@ -218,14 +218,14 @@ class TestCommand:
 
 class TestFaults:
     def test_a_busy_server(self, write, server, read):
-        """Each call is refused once, with 429 or 500 or no choice, and answered then."""
+        """Each call is refused once, with 429 or 500 or no choice that nobody bills, and answered then."""
 
         def busy(body, attempt, headers):
             if attempt > 1:
                 return by_the_rules(body)
             return random.choice(faults)
 
-        faults = [(429, {}, {"Retry-After": "0"}), (500, {}, {}), completion_body("") | {"choices": []}]
+        faults = [(429, {}, {"Retry-After": "0"}), (500, {}, {}), completion_body("") | {"choices": [], "usage": None}]
         server.reply = busy
         feedback.run(["--config", write()])
         assert set(Counter(json.dumps(body) for body in server.requests).values()) == {2}

@@ -15,19 +15,27 @@
 """A model behind any server that speaks the OpenAI API."""
 
 import email.utils
+import ipaddress
+import json
 import logging
 import math
 import os
+import queue
 import random
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, at_least, derived_seed
+from .credentials import Credentials
+from .dialect import Dialect
+from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, at_least
+from .replies import NoAnswer, read_reply
 
 
 if TYPE_CHECKING:
@@ -36,11 +44,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 300.0  # seconds; a server that asks for more has a quota to be waited for, not a busy minute
-_NOT_FOR_THIS_REQUEST_ALONE = (401, 402, 403, 404)  # any other request would be refused alike
+_NOT_FOR_THIS_REQUEST_ALONE = (401, 402, 404)  # any other request would be refused alike
 
 
-class _NoAnswer(Exception):
-    """The server said yes and sent no answer: no choice, or a page of text."""
+class _TooLate(Exception):
+    """The answer has not come in time, whatever else has come."""
 
 
 def seconds_to_wait(headers: Any) -> float | None:
@@ -67,12 +75,17 @@ class EndpointChatModel(BaseChatModel):
 
     Messages go to `chat/completions`, plain texts to `completions`.
 
-    Status 408, 409, 429 and 5xx, time-outs, broken connections and answers without a choice are tried again, after a
-    growing wait with jitter or as long as `Retry-After` says. Other errors of one request fail that call at once.
-    Where the server refuses everybody (401, 402, 403, 404), stays unreachable, or fails `max_consecutive_failures`
-    calls in a row, the run stops with [`ChatServerError`].
+    Status 408, 409, 429 and 5xx, time-outs, broken connections and answers without a choice or an end are tried again,
+    after a growing wait with jitter or as long as `Retry-After` says, unless the server bills them. Other errors of
+    one request fail that call at once. Where the server refuses everybody (401, 402, 404, and 403 as long as it has
+    answered nothing), stays unreachable, or fails `max_consecutive_failures` calls in a row, the run stops with
+    [`ChatServerError`].
 
-    The key is read from the environment when the first request is sent, and is in no file, log or error.
+    What the server does not take is left out of all later requests once it has refused it (400, 422) and answered
+    without it: `temperature`, `top_p`, `seed`, `logprobs`, the name of the longest answer, the system role.
+
+    Keys are read from the environment, and are in no file, log or error. A server on this machine is asked without
+    the proxy that the environment may name.
 
     Args:
         model (`str`), base_url (`str`, *optional*):
@@ -89,7 +102,7 @@ class EndpointChatModel(BaseChatModel):
         max_attempts (`int`, *optional*, defaults to `6`):
             Attempts for one call, the first one included.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds without a sign of the server after which an attempt has failed.
+            Seconds after which an attempt has failed, from its start to the last byte of the answer.
         backoff (`float`, *optional*, defaults to `1.0`):
             First wait in seconds. Each further one is twice as long, up to a minute, plus up to `backoff` at random.
         max_consecutive_failures (`int`, *optional*, defaults to `20`):
@@ -102,9 +115,18 @@ class EndpointChatModel(BaseChatModel):
             Fields that are added to each request, such as `{"chat_template_kwargs": {"enable_thinking": False}}` for
             vLLM. `transformers serve` draws at random only if the generation config says so, whatever `temperature`
             is: `{"generation_config": '{"do_sample": true, "top_k": 0}'}`. Part of the model's identity.
+        omit (`list[str]`, *optional*):
+            Fields that are never sent: some of `temperature`, `top_p`, `seed`, `logprobs`, `max_tokens`. A budget in
+            dollars needs the last one.
+        headers (`dict[str, str]`, *optional*):
+            Headers that are added to each request, in which `${NAME}` stands for an environment variable, such as
+            `{"api-key": "${AZURE_KEY}"}`.
+        keep_thoughts (`bool`, *optional*, defaults to `False`):
+            Whether the text of an answer begins with the model's thoughts, as `<think>...</think>` if the server
+            sends them apart. By default the text is the answer alone. The store has both.
 
     Raises:
-        `ValueError`: If a value is out of its range, or `base_url` holds a password or a query.
+        `ValueError`: If a value is out of its range, `base_url` holds a password or a query, or a key a line break.
 
     Example: see [`CallStore`].
     """
@@ -126,6 +148,9 @@ class EndpointChatModel(BaseChatModel):
         completion_price: float | None = None,
         max_tokens_parameter: str = "max_tokens",
         extra_body: dict[str, Any] | None = None,
+        omit: list[str] | None = None,
+        headers: dict[str, str] | None = None,
+        keep_thoughts: bool = False,
     ):
         at_least(
             1, concurrency=concurrency, max_attempts=max_attempts, max_consecutive_failures=max_consecutive_failures
@@ -154,7 +179,10 @@ class EndpointChatModel(BaseChatModel):
         self.concurrency, self.max_attempts = concurrency, max_attempts
         self.timeout, self.backoff, self.max_consecutive_failures = timeout, backoff, max_consecutive_failures
         self.prices = None if prompt_price is None else Prices(prompt_price, completion_price)
-        self.max_tokens_parameter, self.extra_body = max_tokens_parameter, extra_body
+        self.extra_body, self.keep_thoughts = extra_body, keep_thoughts
+        self._dialect = Dialect(model, max_tokens_parameter, omit or (), extra_body or {})
+        self._credentials = Credentials(model, api_key_env, headers)
+        self._failures: dict[str, tuple[str, int]] = {}  # by their kind the first one and how many
         self._failures_in_a_row, self._lock = 0, threading.Lock()
 
     @property
@@ -166,28 +194,39 @@ class EndpointChatModel(BaseChatModel):
     def address(self) -> str | None:
         return None if self.revision is not None else self.base_url
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether each request says how long the answer may be."""
+        return "max_tokens" not in self._dialect.omit
+
     @cached_property
     def _client(self) -> "OpenAI":
         try:
-            from openai import OpenAI, Timeout
+            from openai import DefaultHttpxClient, OpenAI, Timeout
         except ImportError as error:
             raise ImportError(
                 "A model behind a server needs the package openai. Install it with `pip install trl-distill[judge]`."
             ) from error
-        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else None
-        if self.api_key_env and not key:
-            raise ValueError(f"No API key for {self.model}: set the environment variable {self.api_key_env}.")
+        key, headers = self._credentials.key(), self._credentials.headers()
+        host = urlsplit(self.base_url).hostname
+        past_proxies = {f"all://[{host}]" if ":" in host else f"all://{host}": None}
         return OpenAI(
             base_url=self.base_url,
             api_key=key or "none",
+            default_headers=headers,
             max_retries=0,  # ours know `backoff`, the longest Retry-After, and answers without a choice
             timeout=Timeout(self.timeout, connect=min(self.timeout, 10.0)),
+            http_client=DefaultHttpxClient(mounts=past_proxies) if _is_here(host) else None,
         )
 
     def close(self) -> None:
         if "_client" in self.__dict__:
             self._client.close()
             del self._client
+        for reason, count in self._failures.values():
+            if count > 1:
+                logger.warning("%d calls of %s failed like this one: %s", count, self.model, reason)
+        self._failures.clear()
 
     def answer(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         return [self._answer(request) for request in batch]
@@ -195,35 +234,62 @@ class EndpointChatModel(BaseChatModel):
     def _answer(self, request: ChatRequest) -> Completion | FailedCall:
         with self._lock:  # opened once, by the first thread
             client = self._client
-        from openai import OpenAIError
-
-        retries = 0
+        retries, failures, refused = 0, 0, frozenset()
         while True:
-            try:
-                completion = self._attempt(client, request)
-                self._failures_in_a_row = 0
-                return replace(completion, retries=retries)
-            except (OpenAIError, _NoAnswer) as error:
-                reason = self._describe(error)
-                if retries + 1 == self.max_attempts or not _is_worth_another_attempt(error):
-                    call = FailedCall(reason, retries)
-                    self._stop_if_hopeless(error, call)
-                    logger.warning("A call of %s failed: %s", self.model, reason)
-                    return call
+            body = self._dialect.body(request, refused | self._dialect.learned)
+            answer, error = self._attempt(client, request, body)
+            if error is None:
+                self._note_success(refused)
+                return replace(answer, retries=retries)
+            reason, failures = self._describe(error), failures + 1
+            unknown = self._dialect.refusal(error, body, refused | self._dialect.learned)
+            if unknown is not None:
+                refused |= {unknown}
+                failures -= 1
+                logger.info("%s: %s Again without %s.", self.model, reason, unknown)
+            elif failures == self.max_attempts or not _is_worth_another_attempt(error):
+                billed = (error.prompt_tokens, error.completion_tokens) if isinstance(error, NoAnswer) else ()
+                call = FailedCall(reason, retries, *billed)
+                self._stop_if_hopeless(error, call)
+                self._warn(reason)
+                return call
+            else:
                 # Jitter keeps calls that failed together from coming back together
-                asked, growing = _asked_to_wait(error), min(self.backoff * 2**retries, 60.0)
+                asked, growing = _asked_to_wait(error), min(self.backoff * 2 ** (failures - 1), 60.0)
                 seconds = (growing if asked is None else asked) + random.uniform(0.0, self.backoff)
+                logger.info("%s: %s Attempt %d in %.1f s.", self.model, reason, retries + 2, seconds)
+                time.sleep(seconds)
             retries += 1
-            logger.info("%s: %s Attempt %d in %.1f s.", self.model, reason, retries + 1, seconds)
-            time.sleep(seconds)
+
+    def _note_success(self, refused: frozenset[str]) -> None:
+        with self._lock:
+            self._failures_in_a_row, self.has_answered = 0, True
+            for what in self._dialect.learn(refused):
+                logger.warning("%s refuses %s.", self.model, what)
+
+    def _warn(self, reason: str) -> None:
+        """Say how a call has failed the first time that one fails so. [`close`] says how often it was."""
+        kind = re.sub(r"\w*\d\w*", "#", reason)  # without counts, times and names of requests
+        with self._lock:
+            first, count = self._failures.get(kind, (reason, 0))
+            self._failures[kind] = first, count + 1
+        if not count:
+            logger.warning("A call of %s failed: %s", self.model, reason)
 
     def _stop_if_hopeless(self, error: Exception, call: FailedCall) -> None:
         """Raise [`ChatServerError`] if other calls would fail as this one did."""
-        if getattr(error, "status_code", None) in _NOT_FOR_THIS_REQUEST_ALONE:
+        status = getattr(error, "status_code", None)
+        if status in _NOT_FOR_THIS_REQUEST_ALONE or status == 403 and not self.has_answered:
             key = f"the key in {self.api_key_env}" if self.api_key_env else "`api_key_env`, for no key was sent"
-            message = f"{self.base_url} refuses {self.model}: {call.error} Check the name, the address and {key}."
-        elif type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
-            message = f"No server answers at {self.base_url}: {call.error} Start it, or check `base_url`."
+            moderated = ", or remove the prompt if the server moderates it" if status == 403 else ""
+            message = (
+                f"{self.base_url} refuses {self.model}: {call.error} Check the name, the address and {key}{moderated}."
+            )
+        elif type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
+            proxy = _proxy_variable(self.base_url)
+            through = f" through the proxy of {proxy}" if proxy else ""
+            check = f"check `base_url` and {proxy}" if proxy else "check `base_url`"
+            message = f"No server answers at {self.base_url}{through}: {call.error} Start it, or {check}."
         else:
             with self._lock:
                 self._failures_in_a_row += 1
@@ -236,54 +302,89 @@ class EndpointChatModel(BaseChatModel):
             )
         raise ChatServerError(f"{message} Answers that came are kept: run the same command again.", call)
 
-    def _attempt(self, client: "OpenAI", request: ChatRequest) -> Completion:
-        sampling, plain = request.sampling, isinstance(request.messages, str)
-        extra = {self.max_tokens_parameter: sampling.max_tokens} | (self.extra_body or {})
-        if request.chat_template_kwargs:
-            extra["chat_template_kwargs"] = extra.get("chat_template_kwargs", {}) | request.chat_template_kwargs
-        fields = {"temperature": sampling.temperature, "top_p": sampling.top_p, "extra_body": extra}
-        if sampling.seed is not None:  # a server that obeys it would repeat itself, were it the same for each draw
-            fields["seed"] = derived_seed(sampling.seed, request.sample_index)
-        if sampling.logprobs:
-            fields["logprobs"] = 1 if plain else True
+    def _attempt(
+        self, client: "OpenAI", request: ChatRequest, body: dict[str, Any]
+    ) -> tuple[Completion | None, Exception | None]:
+        """
+        The answer to one request, or the error in its place: who raises while it is handled would pass on what the
+        server has said, which may be the key.
+        """
+        from openai import OpenAIError, omit
+
+        plain = isinstance(request.messages, str)
+        # The client wants a key; where we have none, none is sent
+        headers = {} if self.api_key_env or self._credentials.authorize else {"Authorization": omit}
+        create = (client.completions if plain else client.chat.completions).with_raw_response.create
+        named = {name: body[name] for name in ("model", "prompt" if plain else "messages")}
         try:
-            if plain:
-                response = client.completions.create(model=self.model, prompt=request.messages, **fields)
-            else:
-                response = client.chat.completions.create(model=self.model, messages=request.messages, **fields)
-        except ValueError as error:
-            raise _NoAnswer(f"the answer is no JSON ({error})") from None
-        try:
-            choice = response.choices[0]
-            text = (choice.text if plain else choice.message.content) or ""
-            text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be written to any file
-            reason = str(choice.finish_reason or "unknown")
-            mean_logp = _mean_logp(choice.logprobs, plain) if sampling.logprobs else None
-        except (AttributeError, IndexError, TypeError):
-            raise _NoAnswer(f"no choice in the answer, which begins {str(response)[:200]!r}") from None
-        usage = getattr(response, "usage", None)
-        tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-        prompt, completion = (count if isinstance(count, int) else None for count in tokens)
-        return Completion(text, reason, prompt, completion, mean_logp=mean_logp)
+            response = _within(self.timeout, lambda: create(**named, extra_body=body, extra_headers=headers))
+            answer = read_reply(_json(response.http_response.content), plain)
+        except (OpenAIError, NoAnswer, _TooLate) as error:
+            return None, error
+        hide, mean_logp = self._credentials.hide, answer.mean_logp if request.sampling.logprobs else None
+        thoughts = answer.thoughts and hide(answer.thoughts)
+        return replace(answer, text=hide(answer.text), thoughts=thoughts, mean_logp=mean_logp), None
 
     def _describe(self, error: BaseException) -> str:
         """One line for people, without the key: some servers send back what they got."""
         cause = f" ({error.__cause__})" if error.__cause__ else ""  # of "Connection error." it says the important part
         body = getattr(error, "body", None)  # not every server puts its reason where OpenAI does
         body = f" - {body}" if body and " - " not in str(error) else ""
-        text = " ".join(f"{str(error).rstrip('.')}{cause}{body}".split())
-        if self.api_key_env:
-            text = text.replace(self._client.api_key, "[key]")
-        text = text[:400].rstrip(".") + "."
+        text = self._credentials.hide(f"{str(error).rstrip('.')}{cause}{body}", of_any_length=True)
+        # Cut only now: of a key that is cut before, the half would stay
+        text = " ".join(text.split())[:400].rstrip(".") + "."
         seconds = _asked_to_wait(error) or 0.0
         return text if seconds <= _LONGEST_WAIT else f"{text} The server asks to wait {seconds:.0f} s."
 
 
-def _mean_logp(logprobs: Any, plain: bool) -> float | None:
-    """Mean over the tokens that the server reports, `None` if it reports none."""
-    logps = getattr(logprobs, "token_logprobs" if plain else "content", None) or []
-    logps = logps if plain else [token.logprob for token in logps]
-    return sum(logps) / len(logps) if logps else None
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """
+    What `function()` returns or raises, or [`_TooLate`] after so many seconds.
+
+    The time-outs of a connection start anew with each byte, so a server that sends one now and then would be waited
+    for without end. Nobody waits for a thread that is too late; it ends with its connection.
+    """
+    outcome: queue.SimpleQueue = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcome.put((function(), None))
+        except BaseException as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        value, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise _TooLate(f"Request timed out: no whole answer after {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return value
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        text = content.decode(errors="replace")
+        raise NoAnswer(f"no choice in the answer, which is no JSON ({error}) and begins {text!r}") from None
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine."""
+    try:
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _proxy_variable(url: str) -> str | None:
+    """The environment variable whose proxy is asked for an address; its value may hold a password."""
+    parts = urlsplit(url)
+    if _is_here(parts.hostname) or proxy_bypass(parts.netloc):
+        return None
+    return next((f"{kind.upper()}_PROXY" for kind in (parts.scheme, "all") if kind in getproxies()), None)
 
 
 def _asked_to_wait(error: BaseException) -> float | None:
@@ -298,4 +399,6 @@ def _is_worth_another_attempt(error: BaseException) -> bool:
         return False
     if isinstance(error, APIStatusError):
         return error.status_code in (408, 409, 429) or error.status_code >= 500
-    return isinstance(error, (APIConnectionError, _NoAnswer))
+    if isinstance(error, NoAnswer):  # what was billed once would be billed again, beyond what the budget put aside
+        return not error.is_billed
+    return isinstance(error, (APIConnectionError, _TooLate))

@@ -17,6 +17,7 @@
 import itertools
 import math
 import string
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from .judge_scores import parse_scores
-from .models import CUT_OFF, ChatModel, ChatRequest, Completion, FailedCall, Sampling, digest
+from .models import CUT_OFF, ChatModel, ChatRequest, Completion, FailedCall, Sampling, at_least, digest
+from .thoughts import split_thoughts
 
 
 MODES = ("absolute", "listwise")
@@ -182,7 +184,8 @@ class Judge:
 
     A reply that cannot be read is asked again, with the next sample index and at `reask_temperature`. If none can be
     read, all answers of that request are unscored. So they are after a failed call, which the model has retried; with
-    a store the next run asks it again.
+    a store the next run asks it again. After `max_unreadable` replies in a row that cannot be read the judge is given
+    up: what it costs would be lost.
 
     Args:
         model ([`ChatModel`]), mode (`str`, *optional*, defaults to `"listwise"`):
@@ -196,12 +199,16 @@ class Judge:
             every item by default.
         max_reasks (`int`, *optional*, defaults to `2`):
             How often a request is asked again after a reply that cannot be read.
+        max_unreadable (`int`, *optional*, defaults to `50`):
+            Replies in a row that cannot be read after which the run stops. `None` never stops it.
         temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of the first requests.
+            Temperature of the first requests. `None` leaves it to the server.
         reask_temperature (`float`, *optional*, defaults to `0.3`):
             Least temperature of those that ask again: at 0 the reply would be the same.
         max_tokens (`int`, *optional*, defaults to `512`), seed (`int`, *optional*, defaults to `42`):
             Longest reply in tokens, thoughts included, and seed of orders and labels.
+        prefix (`str`, *optional*, defaults to `""`):
+            What the caller's own name of `max_tokens` begins with, for errors.
 
     Attributes:
         name (`str`):
@@ -235,10 +242,12 @@ class Judge:
         scale: tuple[float, float] = (1, 10),
         num_orders: int | None = None,
         max_reasks: int = 2,
-        temperature: float = 0.0,
+        max_unreadable: int | None = 50,
+        temperature: float | None = 0.0,
         reask_temperature: float = 0.3,
         max_tokens: int = 512,
         seed: int = 42,
+        prefix: str = "",
     ):
         if mode not in MODES:
             hint = " Two answers, in both orders, are `listwise`, too." if mode == "pairwise" else ""
@@ -253,11 +262,16 @@ class Judge:
             raise ValueError(f"`num_orders` must be from 1 to {most_orders} in mode {mode}, got {num_orders}.")
         if not 0 <= max_reasks < _MOST_REPLIES:
             raise ValueError(f"`max_reasks` must be from 0 to {_MOST_REPLIES - 1}, got {max_reasks}.")
+        at_least(1, max_unreadable=1 if max_unreadable is None else max_unreadable)
         self.name, self.mode, self.aspects, self.scale = model.name, mode, tuple(aspects), tuple(scale)
         self.num_orders, self.max_reasks, self.seed = num_orders, max_reasks, seed
         self._model = model
         self._sampling = Sampling(temperature, max_tokens=max_tokens)
-        self._reask_sampling = Sampling(max(temperature, reask_temperature), max_tokens=max_tokens)
+        again = None if temperature is None else max(temperature, reask_temperature)
+        self._reask_sampling = Sampling(again, max_tokens=max_tokens)
+        self.max_unreadable, self._prefix = max_unreadable, prefix
+        self._unreadable: list[tuple[Completion, str]] = []  # in a row, each with the reason
+        self._lock = threading.Lock()
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgement]:
         """
@@ -272,14 +286,21 @@ class Judge:
             `list[Judgement]`: One for each item.
 
         Raises:
-            `ValueError`: If an id comes twice, or an item has more answers than there are letters.
+            `ValueError`: If an id comes twice, an item has more answers than there are letters, or `max_unreadable` is
+                reached.
         """
         questions = self._questions(items)
         outcomes: list[dict[str, float | None] | str] = [""] * len(questions)
         replies, pending = [0] * len(questions), range(len(questions))
         for attempt in range(self.max_reasks + 1):
             asked, pending = pending, []
-            answers = self._model.complete([self._request(questions[i], attempt) for i in asked]) if asked else []
+            requests = [self._request(questions[i], attempt) for i in asked]
+            question_of = {id(request): questions[i] for request, i in zip(requests, asked, strict=True)}
+
+            def check(request: ChatRequest, answer: Completion | FailedCall, question_of: dict = question_of) -> None:
+                self._watch(answer, self._read(question_of[id(request)], answer))
+
+            answers = self._model.complete(requests, check) if asked else []
             for i, answer in zip(asked, answers, strict=True):
                 outcomes[i], replies[i] = self._read(questions[i], answer), attempt + 1
                 if isinstance(outcomes[i], str) and isinstance(answer, Completion):
@@ -289,6 +310,24 @@ class Judge:
         for result in zip(questions, outcomes, replies, strict=True):
             results[result[0].item.id].append(result)
         return [self._judgement(item, results[item.id]) for item in items]
+
+    def _watch(self, answer: Completion | FailedCall, outcome: dict | str) -> None:
+        """Count replies in a row that cannot be read, and raise `ValueError` where there are too many."""
+        if isinstance(answer, FailedCall) or self.max_unreadable is None:
+            return
+        with self._lock:
+            self._unreadable = [*self._unreadable, (answer, outcome)] if isinstance(outcome, str) else []
+            if len(self._unreadable) < self.max_unreadable:
+                return
+            first, reason = self._unreadable[0]
+        tokens = "" if first.completion_tokens is None else f" of {first.completion_tokens} tokens"
+        thought = f", after the thoughts {first.thoughts[-200:]!r}" if first.thoughts else ""
+        raise ValueError(
+            f"{self.max_unreadable} replies of {self.name} in a row cannot be read. The first one{tokens} ends by "
+            f"{first.finish_reason}: {first.text[:300]!r}{thought} ({reason}). If replies end too early, raise "
+            f"`{self._prefix}max_tokens` ({self._sampling.max_tokens}); else take another model, or raise "
+            f"`max_unreadable`."
+        )
 
     def requests(self, items: Sequence[JudgeItem]) -> list[ChatRequest]:
         """The first requests about these items, as [`judge`] asks them: to estimate what it will cost."""
@@ -340,7 +379,8 @@ class Judge:
             blocks.append(("reference", item.reference))
         intro += f" and {len(question.shown)} answers to it" if several else " and an answer to it"
         for i, label in zip(question.shown, question.labels, strict=True):
-            blocks.append((f"answer {label}" if several else "answer", item.answers[i]))
+            _, answer = split_thoughts(item.answers[i])  # which a row that keeps its thoughts has, too
+            blocks.append((f"answer {label}" if several else "answer", answer))
         # The marks of a block hold a code that is in none of the texts, so that no text can end its block.
         codes = (self._digest(item, aspect, "code", i)[:6] for i in itertools.count())
         code = next(code for code in codes if not any(code in text for _, text in blocks))

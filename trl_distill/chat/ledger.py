@@ -21,9 +21,11 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+from .replies import FINISH_REASONS
+
 
 _APPLICATION_ID = 0x74726C64  # "trld": tells our files from any other SQLite file
-_FORMAT = 2
+_FORMAT = 3
 _SCHEMA = f"""
 CREATE TABLE calls (  -- the long texts stand last, so that sums need not read them
     id INTEGER PRIMARY KEY,
@@ -41,6 +43,7 @@ CREATE TABLE calls (  -- the long texts stand last, so that sums need not read t
     mean_logp REAL,                      -- since format 2
     error TEXT,
     request TEXT NOT NULL,               -- JSON of role, model, messages, sampling and sample index
+    thoughts TEXT,                       -- those that came apart from the text, since format 3
     text TEXT
 );
 CREATE UNIQUE INDEX answers ON calls (key) WHERE state = 'answered';
@@ -51,7 +54,20 @@ CREATE TABLE addresses (identity TEXT PRIMARY KEY, address TEXT NOT NULL) WITHOU
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 """
-_FROM_FORMAT_1 = f"ALTER TABLE calls ADD COLUMN mean_logp REAL; PRAGMA user_version = {_FORMAT};"
+_KNOWN = ", ".join(f"'{word}'" for word in (*FINISH_REASONS, "unknown"))  # which stands where a server gave none
+_RENAMED = "".join(
+    f"UPDATE calls SET finish_reason = '{reason}' "
+    f"WHERE LOWER(finish_reason) = '{word}' AND finish_reason <> '{reason}';"
+    for word, reason in FINISH_REASONS.items()
+)
+_UPGRADES = {  # what brings a file of each older format to the next one
+    1: "ALTER TABLE calls ADD COLUMN mean_logp REAL;",
+    # Servers' answers without an end were kept as if they were whole
+    2: f"""ALTER TABLE calls ADD COLUMN thoughts TEXT;
+    UPDATE calls SET state = 'failed', error = 'the answer has the finish reason ' || finish_reason
+    WHERE state = 'answered' AND request LIKE '%"endpoint":%' AND LOWER(finish_reason) NOT IN ({_KNOWN});
+    {_RENAMED}""",
+}
 
 
 class LedgerRow(NamedTuple):
@@ -67,7 +83,7 @@ class LedgerRow(NamedTuple):
         retries, reused (`int`):
             Attempts beyond the first one of each call, and answers from another round or stage, without a call.
         prompt_tokens, completion_tokens (`int`):
-            Tokens of the answered calls, as far as the model counted them.
+            Tokens of the answered calls and of failed ones that are billed, as far as the model counted them.
         cost_usd (`float`, *optional*):
             US dollars; an unanswered call counts with the most that it may cost. `None` if a price is not known.
     """
@@ -114,8 +130,28 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
-    if _format(connection, path) == 1:
-        connection.executescript(f"BEGIN;{_FROM_FORMAT_1}COMMIT;")
+    for version in range(_format(connection, path), _FORMAT):
+        connection.executescript(f"BEGIN;{_UPGRADES[version]}PRAGMA user_version = {version + 1};COMMIT;")
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing, also while a run writes the file; one of an older release is copied."""
+    connection = _connect_to_read(path)
+    try:
+        if _format(connection, path) == _FORMAT:
+            return connection
+        copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        connection.backup(copy)
+        prepare(copy, path)
+    except BaseException:
+        connection.close()
+        raise
+    connection.close()
+    return copy
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60, check_same_thread=False)
 
 
 def _format(connection: sqlite3.Connection, path: Path) -> int:
@@ -162,6 +198,6 @@ def read_ledger(path: str | PathLike) -> list[LedgerRow]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No such file: {path}")
-    with clear_errors(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    with clear_errors(path), closing(_connect_to_read(path)) as connection:
         _format(connection, path)
         return ledger_of(connection)

@@ -24,7 +24,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .models import BaseChatModel, ChatRequest, Completion, FailedCall, at_least, digest
+from .models import BaseChatModel, ChatRequest, Completion, FailedCall, at_least, digest, fold_system
+from .thoughts import marking_tokens
 
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class LocalChatModel(BaseChatModel):
             Values for the chat template, such as `{"enable_thinking": False}`. Part of the identity.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that ships with the checkpoint.
+        keep_thoughts (`bool`, *optional*, defaults to `False`):
+            Whether the text of an answer begins with the model's thoughts. The store has them in any case.
         load (`Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]`, *optional*):
             Gives model and tokenizer, where plain transformers and PEFT cannot load them, or where they are loaded.
         weights (`str`, *optional*):
@@ -127,6 +130,7 @@ class LocalChatModel(BaseChatModel):
         batch_size: int = 16,
         chat_template_kwargs: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
+        keep_thoughts: bool = False,
         load: Callable[[], tuple[Any, Any]] | None = None,
         weights: str | None = None,
     ):
@@ -134,7 +138,7 @@ class LocalChatModel(BaseChatModel):
         self.model_name_or_path, self.revision, self.name = model_name_or_path, revision, name or model_name_or_path
         self.dtype, self.load_in_4bit, self.device = dtype, load_in_4bit, device
         self.batch_size, self.trust_remote_code = batch_size, trust_remote_code
-        self.chat_template_kwargs = chat_template_kwargs or {}
+        self.chat_template_kwargs, self.keep_thoughts = chat_template_kwargs or {}, keep_thoughts
         self._load, self._weights = load, weights
 
     @cached_property
@@ -212,6 +216,23 @@ class LocalChatModel(BaseChatModel):
             "template": hashlib.sha256(template.encode()).hexdigest(),
         }
 
+    @cached_property
+    def _has_system_role(self) -> bool:
+        """Whether the chat template takes a system message: some raise an error at one, some pass over it."""
+        from jinja2 import TemplateError
+
+        user, told = {"role": "user", "content": "Hi"}, []
+        for messages in ([user], [{"role": "system", "content": "Be brief."}, user]):
+            try:
+                told.append(self._tokenizer.apply_chat_template(messages, tokenize=False, **self.chat_template_kwargs))
+            except TemplateError:
+                return not told  # a template that takes no plain question says of itself what is wrong
+        return told[0] != told[1]
+
+    def _messages(self, request: ChatRequest) -> list[dict[str, str]] | str:
+        told = not isinstance(request.messages, str) and any(m["role"] == "system" for m in request.messages)
+        return fold_system(request.messages) if told and not self._has_system_role else request.messages
+
     def _encode(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
         from ..generation import encode_prompts
 
@@ -221,7 +242,10 @@ class LocalChatModel(BaseChatModel):
                 "with a template beside the weights."
             )
         rows = [
-            {"prompt": r.messages, "chat_template_kwargs": self.chat_template_kwargs | (r.chat_template_kwargs or {})}
+            {
+                "prompt": self._messages(r),
+                "chat_template_kwargs": self.chat_template_kwargs | (r.chat_template_kwargs or {}),
+            }
             for r in requests
         ]
         return encode_prompts(rows, self._tokenizer)
@@ -249,7 +273,7 @@ class LocalChatModel(BaseChatModel):
 
         ids, groups = self._encode(requests), {}
         for i, request in enumerate(requests):
-            groups.setdefault((request.sampling, self._fits(ids[i], request)), []).append(i)
+            groups.setdefault((request.sampling.explicit, self._fits(ids[i], request)), []).append(i)
         return [
             [group[k] for k in batch]
             for group in groups.values()
@@ -261,7 +285,7 @@ class LocalChatModel(BaseChatModel):
             return self._generate(batch)
 
     def _generate(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
-        sampling, ids = batch[0].sampling, self._encode(batch)
+        sampling, ids = batch[0].sampling.explicit, self._encode(batch)
         no_room = f"leaves no room for `max_tokens` ({sampling.max_tokens}) in the context of {self._context} tokens."
         answers: list[Any] = [FailedCall(f"The prompt of {len(prompt)} tokens {no_room}") for prompt in ids]
         fits = [i for i, request in enumerate(batch) if self._fits(ids[i], request)]
@@ -269,8 +293,7 @@ class LocalChatModel(BaseChatModel):
             return answers
 
         tokens, ends, logps = self._draw([batch[i] for i in fits], [ids[i] for i in fits])
-        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        for i, text, of_one, logp in zip(fits, texts, tokens, logps, strict=True):
+        for i, text, of_one, logp in zip(fits, map(self._decode, tokens), tokens, logps, strict=True):
             reason = "stop" if of_one[-1] in ends else "length"
             answers[i] = Completion(text, reason, len(ids[i]), len(of_one), mean_logp=logp)
         return answers
@@ -284,7 +307,7 @@ class LocalChatModel(BaseChatModel):
         from ..generation import generate_ids, generating, generation_config, mean_logps, pad_ids
         from ..models import end_token_ids
 
-        model, tokenizer, sampling = self._model, self._tokenizer, batch[0].sampling
+        model, tokenizer, sampling = self._model, self._tokenizer, batch[0].sampling.explicit
         ends = end_token_ids(model, tokenizer)
         config = generation_config(tokenizer, ends, sampling.max_tokens, sampling.temperature, sampling.top_p)
         prompt = pad_ids(ids, config.pad_token_id, "left", model.device)  # (B, P) each
@@ -293,6 +316,22 @@ class LocalChatModel(BaseChatModel):
             tokens = generate_ids(model, *prompt, config)
             logps = mean_logps(model, prompt, tokens, config.pad_token_id) if sampling.logprobs else [None] * len(ids)
         return tokens, ends, logps
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        """Text without special tokens, but for those that tell thoughts from the answer."""
+        tokenizer, text, part = self._tokenizer, "", []
+        marks = dict(zip(tokenizer.convert_tokens_to_ids(self._marking), self._marking, strict=True))
+        for token in [*tokens, None]:
+            if token is None or token in marks:
+                text += tokenizer.decode(part, skip_special_tokens=True) + marks.get(token, "")
+                part = []
+            else:
+                part.append(token)
+        return text
+
+    @cached_property
+    def _marking(self) -> list[str]:
+        return marking_tokens(self._tokenizer.all_special_tokens)
 
 
 def _seed(batch: Sequence[ChatRequest]) -> int:

@@ -21,8 +21,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
+
+from .thoughts import split_thoughts
 
 
 def at_least(least: int, **settings: float) -> None:
@@ -38,8 +40,9 @@ class Sampling:
     How an answer is drawn.
 
     Args:
-        temperature, top_p (`float`, *optional*, defaults to `1.0`):
-            Temperature, of which `0.0` is greedy decoding, and nucleus.
+        temperature, top_p (`float`, *optional*):
+            Temperature, of which `0.0` is greedy decoding, and nucleus. To a server they are sent only if they are
+            set: else its own defaults hold. For a local model, and in the key of a store, `None` counts as 1.0.
         max_tokens (`int`, *optional*, defaults to `1024`):
             Longest answer in tokens.
         seed (`int`, *optional*):
@@ -51,21 +54,28 @@ class Sampling:
         `ValueError`: If a value is out of its range.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     max_tokens: int = 1024
     seed: int | None = None
     logprobs: bool = False
 
     def __post_init__(self):
         for name in ("temperature", "top_p"):  # 1 from a YAML file and 1.0 are one value, also in the key of a store
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if not self.temperature >= 0:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        if self.temperature is not None and not self.temperature >= 0:
             raise ValueError(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
         at_least(1, max_tokens=self.max_tokens)
         at_least(0, seed=self.seed or 0)
+
+    @property
+    def explicit(self) -> "Sampling":
+        """The same with numbers for a temperature and a nucleus that are not set."""
+        unset = {name: 1.0 for name in ("temperature", "top_p") if getattr(self, name) is None}
+        return replace(self, **unset) if unset else self
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class ChatRequest:
     @property
     def content(self) -> dict[str, Any]:
         """JSON that tells this request from any other. It leaves out later fields that are not set, for older keys."""
-        sampling = {name: value for name, value in vars(self.sampling).items() if name != "logprobs" or value}
+        sampling = {name: value for name, value in vars(self.sampling.explicit).items() if name != "logprobs" or value}
         later = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
         return {"messages": self.messages, "sampling": sampling, "sample_index": self.sample_index} | later
 
@@ -136,14 +146,16 @@ class Completion:
     Args:
         text (`str`), finish_reason (`str`, *optional*, defaults to `"stop"`):
             The answer without special tokens, and why it ends: `"stop"`, `"length"` if it was cut at `max_tokens`, or
-            what else the server says.
+            `"content_filter"`.
         prompt_tokens, completion_tokens (`int`, *optional*):
-            Length of question and answer. `None` if the model does not say.
+            Length of question and answer, thoughts included. `None` if the model does not say.
         retries (`int`, *optional*, defaults to `0`):
             Attempts that failed before this answer came.
         mean_logp (`float`, *optional*):
             Mean log-probability of the answer's tokens at temperature 1, the end token included. `None` if it was not
             asked for, or the model does not say.
+        thoughts (`str`, *optional*):
+            What the model thought before it answered.
     """
 
     text: str
@@ -152,6 +164,7 @@ class Completion:
     completion_tokens: int | None = None
     retries: int = 0
     mean_logp: float | None = None
+    thoughts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,10 +175,14 @@ class FailedCall:
     Args:
         error (`str`), retries (`int`, *optional*, defaults to `0`):
             What went wrong, in words, and the attempts after the first one.
+        prompt_tokens, completion_tokens (`int`, *optional*):
+            What the server bills although its answer is of no use. `None` if it does not say.
     """
 
     error: str
     retries: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class ChatServerError(ConnectionError):
@@ -182,6 +199,9 @@ class ChatServerError(ConnectionError):
         self.call = call
 
 
+Check = Callable[[ChatRequest, Completion | FailedCall], None]
+
+
 class ChatModel(Protocol):
     """
     What a judge or a recipe needs of a model.
@@ -193,8 +213,11 @@ class ChatModel(Protocol):
 
     name: str
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
-        """Answers to the requests, in their order."""
+    def complete(self, requests: Sequence[ChatRequest], check: Check | None = None) -> list[Completion | FailedCall]:
+        """
+        Answers to the requests, in their order. With `check`, each one that is asked for now is shown to it when it
+        comes, from any thread, and an error that it raises stops the run.
+        """
 
 
 class Prices(NamedTuple):
@@ -216,11 +239,16 @@ class BaseChatModel(AbstractContextManager):
         name (`str`), prices ([`Prices`], *optional*), concurrency (`int`):
             What to call the model in reports, what tokens cost (`None` if that is not known), and how many batches
             may be under way at a time.
+        keep_thoughts (`bool`), has_answered (`bool`):
+            Whether the text of an answer begins with the thoughts that led to it, and whether any request of this
+            model has ever been answered, as far as it is known.
     """
 
     name: str
     prices: Prices | None = Prices(0.0, 0.0)
     concurrency: int = 1
+    keep_thoughts: bool = False
+    has_answered: bool = False
 
     @property
     @abstractmethod
@@ -236,6 +264,11 @@ class BaseChatModel(AbstractContextManager):
     def answer(self, batch: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
         """Answers to one batch, in its order. Called from `concurrency` threads."""
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether no answer can be longer than its request says."""
+        return True
+
     def batches(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
         """
         Which requests, by their number, are answered together: each alone, unless a subclass knows better.
@@ -248,13 +281,28 @@ class BaseChatModel(AbstractContextManager):
     def check(self, requests: Sequence[ChatRequest]) -> None:  # noqa: B027  most models can tell only by asking
         """Raise `ValueError` if there are requests, counted from 0, that this model can never answer."""
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
-        """Answers to the requests, in their order, and kept nowhere."""
+    def as_asked(self, answer: Completion | FailedCall) -> Completion | FailedCall:
+        """
+        An answer as [`answer`] gives it and a store keeps it, with its thoughts apart, or in front of it if they are
+        kept. Thoughts without an answer are never a text.
+        """
+        if isinstance(answer, FailedCall):
+            return answer
+        within, text = split_thoughts(answer.text)
+        thoughts = "\n".join(filter(None, (answer.thoughts, within))) or None
+        if self.keep_thoughts and text.strip():
+            text = f"<think>\n{answer.thoughts}\n</think>\n\n{answer.text}" if answer.thoughts else answer.text
+        return replace(answer, text=text, thoughts=thoughts)
+
+    def complete(self, requests: Sequence[ChatRequest], check: Check | None = None) -> list[Completion | FailedCall]:
+        """Answers to the requests, in their order, and kept nowhere. `check` as for [`ChatModel`]."""
         answers: list[Any] = [None] * len(requests)
 
         def work(batch: list[int]) -> None:
             for i, answer in zip(batch, self.answer([requests[i] for i in batch]), strict=True):
-                answers[i] = answer
+                answers[i] = self.as_asked(answer)
+                if check is not None:
+                    check(requests[i], answers[i])
 
         run_batches(self.batches(requests) if requests else [], work, self.concurrency)
         return answers
@@ -264,6 +312,20 @@ class BaseChatModel(AbstractContextManager):
 
     def __exit__(self, *exception):
         self.close()
+
+
+def fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The conversation for a model without a system role: what the system says opens the user's next turn."""
+    folded, told = [], []
+    for message in messages:
+        if message["role"] in ("system", "developer"):
+            told.append(message["content"])
+        elif message["role"] == "user" and told:
+            folded.append({"role": "user", "content": "\n\n".join([*told, message["content"]])})
+            told = []
+        else:
+            folded.append(message)
+    return [*folded, {"role": "user", "content": "\n\n".join(told)}] if told else folded
 
 
 def digest(*parts: int | str) -> str:

@@ -18,6 +18,7 @@ import typing
 from typing import Any
 
 from ..text import closest
+from .credentials import check_headers
 from .endpoint import EndpointChatModel
 from .local import LocalChatModel
 from .models import BaseChatModel
@@ -38,8 +39,8 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
             `model_name_or_path`; with `engine: vllm` those of [`VLLMChatModel`].
 
     Raises:
-        `ValueError`: If the entry names no model or two, holds a key that its kind of model does not have, or a value
-            of another type.
+        `ValueError`: If the entry names no model or two, holds a key that its kind of model does not have, a value of
+            another type, or a secret.
 
     Example:
 
@@ -74,6 +75,7 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
         if not _is_of_type(value, parameters[key]):
             expected = getattr(parameters[key], "__name__", parameters[key])
             raise ValueError(f"`{key}` of the chat model {settings[kinds[0]]!r} must be {expected}, got {value!r}.")
+    check_headers(settings.get("headers") or {})
     return kind(**settings)
 
 

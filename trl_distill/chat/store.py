@@ -33,8 +33,8 @@ from typing import Any, NamedTuple, NoReturn
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .ledger import LedgerRow, clear_errors, ledger_of, prepare
-from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, run_batches
+from .ledger import LedgerRow, clear_errors, ledger_of, open_to_read, prepare
+from .models import BaseChatModel, ChatRequest, ChatServerError, Check, Completion, FailedCall, Prices, run_batches
 
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode  # one text for one value
@@ -68,12 +68,18 @@ def most_prompt_tokens(request: ChatRequest) -> int:
 
 
 def _end(answer: Completion | FailedCall, most: float | None, prices: Prices | None) -> dict[str, Any]:
-    """What completes the row of a call. Its cost stays at the worst case, `most`, if its tokens are not known."""
-    if isinstance(answer, FailedCall):
-        return vars(answer) | {"state": "failed", "cost": None if most is None else 0.0}
-    tokens = (answer.prompt_tokens, answer.completion_tokens)
-    cost = most if prices is None or None in tokens else prices.of(*tokens)
-    return vars(answer) | {"state": "answered", "cost": cost}
+    """
+    What completes the row of a call. If its tokens are not known, it costs the worst case, `most`; nothing if it has
+    failed.
+    """
+    failed, tokens = isinstance(answer, FailedCall), (answer.prompt_tokens, answer.completion_tokens)
+    if prices is None:
+        cost = None
+    elif None in tokens:
+        cost = 0.0 if failed and tokens == (None, None) else most
+    else:
+        cost = prices.of(*tokens)
+    return vars(answer) | {"state": "failed" if failed else "answered", "cost": cost}
 
 
 class CallStore(AbstractContextManager):
@@ -84,7 +90,8 @@ class CallStore(AbstractContextManager):
     it was, and gives the same result. Lost are the calls in flight; after a power cut the last few answers, too.
 
     Answers are found by content: role, model, messages, sampling and sample index. Round and stage are only noted, so
-    a later round reuses what an earlier one asked. A failed call is noted too, and asked again by the next run.
+    a later round reuses what an earlier one asked. A failed call is noted too, and asked again by the next run. What a
+    model gave is kept as it is, its thoughts included.
 
     One process at a time may write the file, with any number of threads. [`read_ledger`] may read it at any time.
 
@@ -95,9 +102,9 @@ class CallStore(AbstractContextManager):
             Calls that the file may hold, all runs together. Retries do not count.
         budget_usd (`float`, *optional*):
             What they may cost. A call is let through only if its worst case fits: each byte of the prompt a token,
-            and `max_tokens`. Attempts that failed count as free.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+            and `max_tokens`. Attempts that failed count as free, unless the server says what it bills.
+        progress (`bool`, *optional*, defaults to `False`), read_only (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar, and whether only what is there is looked up, also while a run writes it.
 
     Raises:
         `ValueError`: If the file is damaged or no call store.
@@ -121,13 +128,16 @@ class CallStore(AbstractContextManager):
         max_calls: int | None = None,
         budget_usd: float | None = None,
         progress: bool = False,
+        read_only: bool = False,
     ):
         self.path, self.max_calls, self.budget_usd, self.progress = Path(path), max_calls, budget_usd, progress
+        self.read_only = read_only
         if self.path.is_dir() or not self.path.absolute().parent.is_dir():
             raise OSError(f"{self.path} must be a file in a folder that exists.")
         self._process_lock = FileLock(f"{self.path}.lock", thread_local=False)
         try:
-            self._process_lock.acquire(timeout=0)
+            if not read_only:
+                self._process_lock.acquire(timeout=0)
         except Timeout:
             raise OSError(
                 f"Another run has the call store {self.path} open. Wait for it, stop it, or choose another file: two "
@@ -139,10 +149,13 @@ class CallStore(AbstractContextManager):
         self._connection, self._in_flight = None, 0
         try:
             with clear_errors(self.path):
-                self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-                prepare(self._connection, self.path)
-                # Nothing that was committed is lost with the process, and no call waits for the disk.
-                self._connection.execute("PRAGMA synchronous = NORMAL")
+                if read_only:
+                    self._connection = open_to_read(self.path)
+                else:
+                    self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+                    prepare(self._connection, self.path)
+                    # Nothing that was committed is lost with the process, and no call waits for the disk.
+                    self._connection.execute("PRAGMA synchronous = NORMAL")
             [(self._calls, self._spent)] = self._read("SELECT COUNT(*), TOTAL(cost) FROM calls")
         except BaseException:
             self.close()
@@ -193,12 +206,18 @@ class CallStore(AbstractContextManager):
                 f"`budget_usd` is {self.budget_usd}, but the prices of {model.name} are not known. Set `prompt_price` "
                 "and `completion_price` (0 for a server of your own)."
             )
+        if self.budget_usd is not None and not model.is_bounded:
+            raise ValueError(
+                f"`budget_usd` is {self.budget_usd}, but nothing bounds what a call of {model.name} may cost. Take "
+                "`max_tokens` out of its `omit`, or the budget away."
+            )
         if model.address is not None:
-            with self._transaction() as connection:
-                identity = _canonical(model.identity)
-                connection.execute("INSERT OR IGNORE INTO addresses VALUES (?, ?)", (identity, model.address))
-            [(known,)] = self._read("SELECT address FROM addresses WHERE identity = ?", identity)
-            if known != model.address:
+            identity = _canonical(model.identity)
+            if not self.read_only:
+                with self._transaction() as connection:
+                    connection.execute("INSERT OR IGNORE INTO addresses VALUES (?, ?)", (identity, model.address))
+            known = next(iter(self._read("SELECT address FROM addresses WHERE identity = ?", identity)), (None,))[0]
+            if known not in (None, model.address):
                 raise ValueError(
                     f"{model.name} was asked at {known} before and is now at {model.address}. If that is another "
                     "model, set `revision`. If the same one has moved, run "
@@ -230,9 +249,12 @@ class CallStore(AbstractContextManager):
 
     def _find(self, keys: Sequence[str]) -> dict[str, tuple[Completion, int, str]]:
         """The stored answers among `keys`, with the round and stage that asked."""
-        query = """SELECT text, finish_reason, prompt_tokens, completion_tokens, retries, mean_logp, round, stage
-        FROM calls WHERE key = ? AND state = 'answered'"""
-        return {key: (Completion(*row[:6]), *row[6:]) for key in keys for row in self._read(query, key)}
+        query = """SELECT text, finish_reason, prompt_tokens, completion_tokens, retries, mean_logp, thoughts,
+        round, stage FROM calls WHERE key = ? AND state = 'answered'"""
+        return {key: (Completion(*row[:7]), *row[7:]) for key in keys for row in self._read(query, key)}
+
+    def _has_answered(self, name: str) -> bool:
+        return bool(self._read("SELECT 1 FROM calls WHERE model = ? AND state = 'answered' LIMIT 1", name))
 
     def _reserve(self, calls: Sequence[tuple[str, str, float | None]], place: tuple[int, str, str, str]) -> list[int]:
         """
@@ -309,13 +331,15 @@ class StoredChatModel:
         """A call as the store reserves it."""
         return key, self._content(request), self._cost(most_prompt_tokens(request), request.sampling.max_tokens)
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[Completion | FailedCall]:
+    def complete(self, requests: Sequence[ChatRequest], check: Check | None = None) -> list[Completion | FailedCall]:
         """
         Answers to the requests, in their order: stored ones as they are, the others asked now and stored.
 
         Args:
             requests (`list[ChatRequest]`):
                 Equal requests are one call, and get one answer.
+            check (`Callable`, *optional*):
+                As for [`ChatModel`]. It sees no stored answer, for that costs nothing.
 
         Raises:
             [`BudgetReached`]: If the next call would break a limit of the store, once no call is in flight any more.
@@ -326,13 +350,16 @@ class StoredChatModel:
         with store._role_locks.setdefault(owner, threading.Lock()):  # two threads would ask the same twice
             keys = [self._key(request) for request in requests]
             found = store._find(keys)
-            results: dict[str, Completion | FailedCall] = {key: answer for key, (answer, *_) in found.items()}
+            results: dict[str, Completion | FailedCall] = {
+                key: model.as_asked(answer) for key, (answer, *_) in found.items()
+            }
             here = (self._round, self._stage)
             reused = [(key, *here) for key, (_, *origin) in found.items() if tuple(origin) != here]
-            if reused:
+            if reused and not store.read_only:
                 with store._transaction() as connection:
                     connection.executemany("INSERT OR IGNORE INTO reuses VALUES (?, ?, ?)", reused)
             missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
+            model.has_answered = model.has_answered or bool(missing) and store._has_answered(self.name)
 
             def reserved() -> Iterator[tuple[list[str], list[int]]]:
                 order = list(missing)
@@ -350,9 +377,11 @@ class StoredChatModel:
                     store._settle(ids, [failed] * len(ids), model.prices)
                     raise
                 store._settle(ids, answers, model.prices)
-                results.update(zip(batch, answers, strict=True))
+                results.update(zip(batch, map(model.as_asked, answers), strict=True))
                 with store._lock:  # tqdm counts in one thread only
                     bar.update(len(batch))
+                for key in batch if check is not None else ():
+                    check(missing[key], results[key])
 
             title = " ".join(filter(None, [self._stage, self._role, self.name]))
             with tqdm(total=len(missing), desc=title, unit="call", disable=not (store.progress and missing)) as bar:

@@ -112,7 +112,7 @@ class VLLMChatModel(LocalChatModel):
     def _draw(self, batch: Sequence[ChatRequest], ids: Sequence[list[int]]):
         from vllm import SamplingParams, TokensPrompt
 
-        engine, sampling = self._model, batch[0].sampling
+        engine, sampling = self._model, batch[0].sampling.explicit
         values = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
         values |= {"stop_token_ids": self._ends, "logprobs": 0 if sampling.logprobs else None, "detokenize": False}
         params = [SamplingParams(**values, seed=_seed([request])) for request in batch]

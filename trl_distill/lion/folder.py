@@ -18,7 +18,9 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -83,38 +85,59 @@ class Manifest:
 
 
 class LionFolder:
-    """The folder of a run. It begins with the settings and the pools of round 0. Arguments as for [`LionLoop`]."""
+    """
+    The folder of a run. It begins with the settings and the pools of round 0. Arguments as for [`LionLoop`].
+
+    A dry run changes nothing in it, and does not wait for a run that works there: the pools of one that has not begun
+    are made in a temporary folder.
+    """
 
     def __init__(
         self, config: LionConfig, instructions: Iterable[dict[str, Any]] | None = None, progress: bool = False
     ):
         self.config, self.path, self._progress = config, Path(config.output_dir), progress
         self.avoided = evaluation_questions(config.decontaminate)
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.open_store():  # so that no other run works in this folder
-            self._check_settings()
-            self._make_pools(instructions)
+        self._calls = self.path / "calls.sqlite"
+        if config.dry_run and self._is_to_begin():
+            self._temporary = tempfile.TemporaryDirectory()
+            self.path = Path(self._temporary.name)
+        if not config.dry_run or self._is_to_begin():
+            self.path.mkdir(parents=True, exist_ok=True)
+            with nullcontext() if config.dry_run else self.open_store():  # so that no other run works in this folder
+                self._begin()
+                self._make_pools(instructions)
         self.heldout = self.pool(0, "heldout")
 
     def open_store(self) -> CallStore:
-        """The calls of this run."""
+        """The calls of this run; those of a dry run are read only, and in a new folder there are none."""
+        if self.config.dry_run:
+            there = self._calls.is_file()
+            return CallStore(self._calls if there else self.path / self._calls.name, read_only=there)
         limits = {"max_calls": self.config.max_calls, "budget_usd": self.config.budget_usd}
-        return CallStore(self.path / "calls.sqlite", **limits, progress=self._progress)
+        return CallStore(self._calls, **limits, progress=self._progress)
 
-    def _check_settings(self) -> None:
-        """Refuse to go on with other settings than the run began with, once a student follows from them."""
+    def _is_to_begin(self) -> bool:
+        """
+        Whether the pools are to be made, for nothing follows from them yet. Refuses to go on with other settings than
+        the run began with, once a student does.
+        """
         path, settings, begun = self.path / "settings.json", self.config.lasting(), self.manifest(0).stages
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         changed = [name for name in sorted(known | settings) if known.get(name) != settings.get(name)]
         if begun.keys() <= {"pools"} or changed and begun.keys() <= {"pools", "answers"}:
-            self._forget(0, ("pools", *STAGES))  # what was asked so far is as good for other settings
-            write_json(path, settings)
-        elif changed:
+            return True
+        if changed:
             was = "; ".join(f"`{name}` was {known.get(name)!r}, is {settings.get(name)!r}" for name in changed)
             raise ValueError(
                 f"{self.path} holds a run with other settings: {was}. Set them back to go on, or choose another "
                 "`output_dir`, with a copy of `calls.sqlite` to ask nothing twice."
             )
+        return False
+
+    def _begin(self) -> None:
+        if self._is_to_begin():
+            self._forget(0, ("pools", *STAGES))  # what was asked so far is as good for other settings
+            write_json(self.path / "settings.json", self.config.lasting())
 
     def _make_pools(self, instructions: Iterable[dict[str, Any]] | None) -> None:
         """The pool of round 0 and the held-out slice, made once."""

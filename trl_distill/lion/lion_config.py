@@ -23,13 +23,15 @@ from .pools import partition
 
 # What may be another value when a run goes on: how far it goes, what it may cost, and how it is computed.
 _MAY_CHANGE = ("output_dir", "rounds", "max_calls", "budget_usd", "dry_run", "restart_from", "max_attempts_factor")
+_MAY_CHANGE += ("max_unreadable",)
 _HARDWARE = ("student_batch_size", "accelerate_config", "launch")
 # Of a model's entry: how it is reached, paid and run, not which model it is. If it has moved, the call store asks.
 _ACCESS = ("base_url", "api_key_env", "concurrency", "max_attempts", "timeout", "backoff", "max_consecutive_failures")
-_ACCESS += ("prompt_price", "completion_price", "max_tokens_parameter", "device", "batch_size")
+_ACCESS += ("prompt_price", "completion_price", "max_tokens_parameter", "omit", "headers", "device", "batch_size")
 _MODELS = ("teacher", "referee", "generator")
 _AT_LEAST_0 = ("heldout_size", "rounds", "max_reasks", "max_calls", "budget_usd", "seed")
 _AT_LEAST_1 = ("max_instructions", "n_new", "max_attempts_factor", "min_hard", "cache_sample", "student_batch_size")
+_AT_LEAST_1 += ("max_unreadable",)
 
 
 @dataclass
@@ -72,7 +74,7 @@ class LionConfig:
         *optional*, defaults to `1024`), referee_temperature (`float`, *optional*, defaults to `0.2`),
         referee_max_tokens (`int`, *optional*, defaults to `512`), generator_temperature (`float`, *optional*, defaults
         to `1.0`), generator_max_tokens (`int`, *optional*, defaults to `512`):
-            The paper's values; the last one is our own.
+            The paper's values; the last one is our own. A temperature that is `None` is left to the server.
 
         > Imitation
 
@@ -104,6 +106,8 @@ class LionConfig:
             2: both orders of the two answers. 1: one, at half the price, with the referee's bias for a place.
         max_reasks (`int`, *optional*, defaults to `2`):
             How often the referee is asked again if its reply cannot be read.
+        max_unreadable (`int`, *optional*, defaults to `50`):
+            Replies of the referee in a row that cannot be read after which the run stops. `None` never stops it.
         min_hard (`int`, *optional*, defaults to `1`):
             With fewer hard instructions the loop has converged, and stops.
 
@@ -157,13 +161,13 @@ class LionConfig:
     student_load_in_4bit: bool = field(default=False, metadata={"help": "Whether the student answers in 4 bit."})
     student_batch_size: int = field(default=16, metadata={"help": "Answers of the student generated together."})
 
-    teacher_temperature: float = field(default=0.7, metadata={"help": "Temperature of the teacher's answers."})
+    teacher_temperature: float | None = field(default=0.7, metadata={"help": "Temperature of the teacher's answers."})
     teacher_max_tokens: int = field(default=1024, metadata={"help": "Longest answer of the teacher in tokens."})
-    student_temperature: float = field(default=0.7, metadata={"help": "Temperature of the student's answers."})
+    student_temperature: float | None = field(default=0.7, metadata={"help": "Temperature of the student's answers."})
     student_max_tokens: int = field(default=1024, metadata={"help": "Longest answer of the student in tokens."})
-    referee_temperature: float = field(default=0.2, metadata={"help": "Temperature of the referee."})
+    referee_temperature: float | None = field(default=0.2, metadata={"help": "Temperature of the referee."})
     referee_max_tokens: int = field(default=512, metadata={"help": "Longest reply of the referee in tokens."})
-    generator_temperature: float = field(default=1.0, metadata={"help": "Temperature of the generator."})
+    generator_temperature: float | None = field(default=1.0, metadata={"help": "Temperature of the generator."})
     generator_max_tokens: int = field(default=512, metadata={"help": "Longest new instruction in tokens."})
 
     training: dict[str, Any] = field(
@@ -196,6 +200,9 @@ class LionConfig:
     )
     referee_orders: int = field(default=2, metadata={"help": "Orders in which two answers are compared: 2 or 1."})
     max_reasks: int = field(default=2, metadata={"help": "How often the referee is asked again."})
+    max_unreadable: int | None = field(
+        default=50, metadata={"help": "Unreadable replies of the referee in a row after which the run stops."}
+    )
     min_hard: int = field(default=1, metadata={"help": "With fewer hard instructions the loop has converged."})
 
     rounds: int = field(default=3, metadata={"help": "Rounds after the first imitation."})
@@ -252,7 +259,7 @@ class LionConfig:
     def sampling(self, role: str, seed: int | None = None) -> Sampling:
         """How `"teacher"`, `"student"`, `"referee"` or `"generator"` answers."""
         temperature, max_tokens = (getattr(self, f"{role}_{name}") for name in ("temperature", "max_tokens"))
-        return Sampling(temperature, 1.0, max_tokens, self.seed if seed is None else seed)
+        return Sampling(temperature, None, max_tokens, self.seed if seed is None else seed)
 
     def make(self, role: str) -> BaseChatModel:
         """The model of the role `"teacher"`, `"referee"` or `"generator"`."""

@@ -136,9 +136,12 @@ class LionLoop:
 
         Raises:
             [`~trl_distill.chat.BudgetReached`]: If a limit is reached. With a higher one the same call goes on.
-            `ValueError`: If the referee scores nothing, or the generator does not give enough.
+            `ValueError`: If the referee scores nothing or cannot be read, the generator does not give enough, or the
+                config says `dry_run`.
             `OSError`: If a server answers nobody, or the training fails.
         """
+        if self.config.dry_run:
+            raise ValueError("`dry_run` is set, so nothing may be asked. Call `estimate`, or leave it out.")
         status, last = "finished", 0
         with self.folder.open_store() as store:
             if self._restart_from is not None:

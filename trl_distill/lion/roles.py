@@ -131,7 +131,9 @@ class Roles:
             aspects=[REFEREE],
             num_orders=config.referee_orders,
             max_reasks=config.max_reasks,
+            max_unreadable=config.max_unreadable,
             temperature=config.referee_temperature,
             max_tokens=config.referee_max_tokens,
             seed=config.seed,
+            prefix="referee_",
         )

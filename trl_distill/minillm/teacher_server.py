@@ -32,6 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ class TeacherServer:
     """
     Log-probabilities of given tokens, at temperature 1, from an OpenAI-compatible server that knows `prompt_logprobs`.
 
-    Status 429 and 5xx, broken connections and time-outs are tried again after a growing wait with jitter.
+    Status 429 and 5xx, broken connections and time-outs are tried again after a growing wait with jitter. A server on
+    this machine is asked without the proxy that the environment may name.
 
     Args:
         url (`str`):
@@ -111,6 +113,8 @@ class TeacherServer:
     def __init__(self, url: str, timeout: float = 600.0, max_attempts: int = 6, backoff: float = 1.0):
         self.url = url.rstrip("/").removesuffix("/v1")
         self.timeout, self.max_attempts, self.backoff = 10.0, 1, backoff  # a wrong address is wrong at once
+        here = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
         self._epoch_start = _EpochStart()
         self._jitter = random.Random()  # of its own: training draws from the global one
         models = self._ask("/v1/models")
@@ -257,7 +261,7 @@ class TeacherServer:
         for attempt in itertools.count(1):
             status = None
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                with self._opener.open(request, timeout=self.timeout) as response:
                     return json.load(response)
             except HTTPError as error:
                 status, reason = error.code, f"status {error.code}, {_beginning(error)!r}"

@@ -88,6 +88,7 @@ def _model(args: argparse.Namespace) -> "LocalChatModel":
         dtype=args.dtype,
         load_in_4bit=args.load_in_4bit,
         batch_size=args.batch_size,
+        keep_thoughts=args.keep_thoughts,
         load=lambda: _load(args),
         weights=weights_digest(nat_folder(args.nat_path), base),
     )

@@ -50,8 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser, num_samples: int = 16, **mode
         **model,
     )
     add = add_sampling_arguments(parser)
+    parser.set_defaults(temperature=None, top_p=None)  # 1 on this machine, a server's own there
     add("--num_samples", type=int, default=num_samples, help="Samples a prompt. Votes are of 16 in the paper.")
     add("--seed", type=int, default=42, help="Random seed.")
+    add("--keep_thoughts", action="store_true", help="Keep what the model thinks in front of its answers.")
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -86,9 +88,14 @@ def _model(args: argparse.Namespace) -> "BaseChatModel":
     path, revision = args.model_name_or_path, args.model_revision
     if args.base_url is not None:
         return EndpointChatModel(
-            path, args.base_url, api_key_env=args.api_key_env, revision=revision, concurrency=args.concurrency
+            path,
+            args.base_url,
+            api_key_env=args.api_key_env,
+            revision=revision,
+            concurrency=args.concurrency,
+            keep_thoughts=args.keep_thoughts,
         )
-    names = ("dtype", "load_in_4bit", "device", "batch_size", "trust_remote_code")
+    names = ("dtype", "load_in_4bit", "device", "batch_size", "trust_remote_code", "keep_thoughts")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     if adapter_config(path, revision, subfolder="nat") is not None:
         settings["load"] = lambda: load_model(args, path, revision, args.load_in_4bit)

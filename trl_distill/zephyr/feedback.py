@@ -84,7 +84,8 @@ def run_feedback(
         the calls that are still to be made, and their estimated tokens and cost.
 
     Raises:
-        `ValueError`: If a setting or a row is wrong, or no pair comes out.
+        `ValueError`: If a setting or a row is wrong, a judge gives `max_unreadable` replies in a row that cannot be
+            read, or no pair comes out.
         `OSError`: If a file cannot be written, or a server answers nobody.
         [`~trl_distill.chat.BudgetReached`]: If `max_calls` or `budget_usd` is reached. A higher limit goes on.
 
@@ -145,8 +146,9 @@ def _stand_in(model: BaseChatModel) -> BaseChatModel:
 def _open_store(path: Path, config: FeedbackConfig, progress: bool) -> Iterator[CallStore]:
     limits = dict(max_calls=config.max_calls, budget_usd=config.budget_usd, progress=progress)
     with tempfile.TemporaryDirectory() as folder:
-        if config.dry_run:  # leaves nothing behind, and no limit ends it
-            path, limits = path if path.is_file() else Path(folder) / path.name, {}
+        if config.dry_run:  # leaves nothing behind, waits for no other run, and no limit ends it
+            limits = {"read_only": path.is_file()}
+            path = path if path.is_file() else Path(folder) / path.name
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
         with CallStore(path, **limits) as store:
@@ -181,8 +183,11 @@ class _Run:
                 scale=tuple(config.judge_scale),
                 num_orders=config.judge_orders,
                 max_reasks=config.max_reasks,
+                max_unreadable=config.max_unreadable,
+                temperature=config.judge_temperature,
                 max_tokens=config.judge_max_tokens,
                 seed=config.seed,
+                prefix="judge_",
             )
             self.judges.append((model, asked, judge))
         names, own = [model.name for model in pool], students[0].name if students else None

@@ -61,9 +61,10 @@ class FeedbackConfig:
         principles (`str` or `list[dict]`, *optional*):
             System prompts of which each answer gets one at random: `ultrafeedback`, or entries with `name`, `text` and
             `weight`. A system prompt that the prompt has stays, in front. They are not part of the training rows.
-        temperature (`float`, *optional*, defaults to `1.0`), top_p (`float`, *optional*, defaults to `1.0`),
-        max_tokens (`int`, *optional*, defaults to `1024`):
-            How answers are drawn.
+        temperature (`float`, *optional*), top_p (`float`, *optional*), max_tokens (`int`, *optional*, defaults to
+        `1024`):
+            How answers are drawn. A temperature and a nucleus that are not set are 1.0 for a local model, and the
+            server's own at a server (vLLM takes them from the model's generation config).
         keep_truncated (`bool`, *optional*, defaults to `False`):
             Whether to judge answers that were cut off.
 
@@ -80,7 +81,11 @@ class FeedbackConfig:
             What is rated: one overall aspect, `ultrafeedback` for its four, or entries with `name`, `guideline`,
             `weight` and `optional`. The score is the mean of the aspects by their weights, which are 1 unless set.
         max_reasks (`int`, *optional*, defaults to `2`), judge_max_tokens (`int`, *optional*, defaults to `512`):
-            How often a judge is asked again if its reply cannot be read, and its longest reply.
+            How often a judge is asked again if its reply cannot be read, and its longest reply, thoughts included.
+        judge_temperature (`float`, *optional*, defaults to `0.0`):
+            Temperature of the judges. `None` (in YAML `null`) leaves it to the server.
+        max_unreadable (`int`, *optional*, defaults to `50`):
+            Replies of a judge in a row that cannot be read after which the run stops. `None` never stops it.
 
         > Pairs, see [`preference_pairs`]
 
@@ -134,8 +139,12 @@ class FeedbackConfig:
         default=None,
         metadata={"help": "System prompts of the responders: `ultrafeedback`, or in the YAML file a list of entries."},
     )
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the answers."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling of the answers."})
+    temperature: float | None = field(
+        default=None, metadata={"help": "Temperature of the answers. Default: 1 on this machine, a server's own."}
+    )
+    top_p: float | None = field(
+        default=None, metadata={"help": "Nucleus of sampling of the answers. Default: 1 here, a server's own."}
+    )
     max_tokens: int = field(default=1024, metadata={"help": "Longest answer in tokens."})
     keep_truncated: bool = field(default=False, metadata={"help": "Judge answers that were cut off, too."})
     judges: list[dict[str, Any]] | None = field(
@@ -159,6 +168,12 @@ class FeedbackConfig:
     )
     max_reasks: int = field(default=2, metadata={"help": "How often a judge is asked again for a readable reply."})
     judge_max_tokens: int = field(default=512, metadata={"help": "Longest reply of a judge in tokens."})
+    judge_temperature: float | None = field(
+        default=0.0, metadata={"help": "Temperature of the judges. `null` in the YAML file: the server's own."}
+    )
+    max_unreadable: int | None = field(
+        default=50, metadata={"help": "Unreadable replies of a judge in a row after which the run stops."}
+    )
     rejected: Rejected = field(default="random_lower", metadata={"help": "Which answer stands against the best one."})
     min_margin: float = field(default=0.0, metadata={"help": "Smallest difference of the scores of a pair."})
     max_pairs_per_prompt: int | None = field(default=None, metadata={"help": "How many of `all_pairs` are kept."})
@@ -179,7 +194,14 @@ class FeedbackConfig:
         for name in ("dataset_name", "prompt_column", "reference_column", "completions_column", "models_column"):
             if not isinstance(value := getattr(self, name), str | None):
                 raise ValueError(f"`{name}` must be one name, got {value!r}.")
-        for name, least in (("num_answers", 1), ("max_prompts", 1), ("max_calls", 0), ("budget_usd", 0)):
+        for name, least in (
+            ("num_answers", 1),
+            ("max_prompts", 1),
+            ("max_unreadable", 1),
+            ("max_calls", 0),
+            ("budget_usd", 0),
+            ("judge_temperature", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be {least} or more, got {value}.")
@@ -227,7 +249,7 @@ class FeedbackConfig:
 
     def settings(self) -> dict[str, Any]:
         """What the results follow from: the fields without places, limits and the dry run."""
-        places = ("output_dir", "max_calls", "budget_usd", "dry_run")
+        places = ("output_dir", "max_unreadable", "max_calls", "budget_usd", "dry_run")
         return {name: value for name, value in asdict(self).items() if name not in places}
 
 
