@@ -60,7 +60,7 @@ REWRITES = [  # to one way of writing, in this order
     (r"≠|!=|\\ne(?![A-Za-z])", r"\\neq "),
     (r"∅|\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\var(?=(?:epsilon|theta|pi|rho|sigma|phi|kappa)(?![A-Za-z]))", r"\\"),
-    (r"\\sqrt\s*(?=\()", "sqrt"),
+    (r"(?<![\\A-Za-z])sqrt(?=\s*\()", r"\\sqrt"),
     (r"\^\s*(-\d+)", r"^{\1}"),
     (r"\s*\\?\bpercent\b", "%"),
     (r"\{:\}", ":"),
@@ -127,11 +127,11 @@ def _limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def braced(text: str, start: int) -> int | None:
+def braced(text: str, start: int, braces: str = "{}") -> int | None:
     """Position behind the group in braces that opens at `start`, or `None` if none opens there or it never closes."""
     depth = 0
     for position in range(start, len(text)):
-        depth += (text[position] == "{") - (text[position] == "}")
+        depth += (text[position] == braces[0]) - (text[position] == braces[1])
         if depth == 0:
             return position + 1 if position > start else None
     return None
@@ -160,13 +160,18 @@ def math_string(answer: str) -> str:
 
 
 def _with_braces(text: str, command: str, arguments: int) -> str:
-    r"""`\frac12`, `\frac\pi 2` and `\sqrt3` with braces around what TeX takes for the arguments."""
+    r"""
+    `\frac12`, `\frac\pi 2` and `\sqrt3` with braces around what TeX takes for the arguments, `\sqrt(3)` with braces
+    around what its writer does.
+    """
     start = text.find(command)
     while start >= 0:
         start += len(command)
         end = re.compile(r"\s*(?:\[[^\[\]]*\])?").match(text, start).end()  # the 3 of \sqrt[3]8
         for _ in range(arguments):
-            if bare := re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\[\\])").match(text, end):
+            if command == r"\sqrt" and (close := braced(text, end, "()")):
+                text = f"{text[:end]}{{{text[end + 1 : close - 1]}}}{text[close:]}"
+            elif bare := re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\[\\])").match(text, end):
                 text = f"{text[:end]}{{{bare[1]}}}{text[bare.end() :]}"
             end = braced(text, end) or len(text)
         start = text.find(command, start)

@@ -57,9 +57,9 @@ SHORT = {name for name in UNITS if len(name) == 2} | {"sq", "cu", "of"}
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 WRITTEN_OUT = [(r"\bmph\b", "miles per hour"), (r"\bkm?ph\b", "km per hour"), (r"/", " per ")]
 EXPONENT = r"(?:\s*\^\s*(?:\{\s*\d\s*\}|\d))?"
-PIECE = re.compile(rf"\s*(?:\\text\{{[^{{}}]*\}}|(?<![\\A-Za-z])[A-Za-z]+\.?|/){EXPONENT}")
+PIECE = re.compile(rf"(?<!\s)\s*(?:\\text\{{[^{{}}]*\}}|(?<![\\A-Za-z])[A-Za-z]+\.?|/){EXPONENT}")
 NAME_AND_POWER = re.compile(r"([A-Za-z]+)(?:\s*\^\s*\{?\s*(\d))?")
-_NAMES = "|".join(sorted([*SCALES, "square", "cubic", "per", *UNITS], key=len, reverse=True))
+_NAMES = "|".join(sorted([*SCALES, "square", "cubic", "per", *(set(UNITS) - {*"msghl", "in"})], key=len, reverse=True))
 # A number in a sentence goes on with the scale and the unit that follow it
 MEASURE = re.compile(rf"(?:[ ](?:{_NAMES})(?:e?s)?(?![\w'^]))+", re.IGNORECASE)
 
@@ -126,11 +126,11 @@ def split_measure(text: str) -> tuple[str, Measure]:
     start = len(text)
     for piece in reversed(list(PIECE.finditer(text))):
         word = piece[0].strip().partition("^")[0].rstrip(". ")
-        before = text[: piece.start()].rstrip()
+        before = text[piece.start() - 1 : piece.start()]  # empty at the start of the text
         if piece.end() != start or not before:
             break
         if len(word) == 1 and word != "/":
-            if word not in UNITS or not (before[-1] == "/" or before[-1].isdigit() and piece[0][0].isspace()):
+            if word not in UNITS or not (before == "/" or before.isdigit() and piece[0][0].isspace()):
                 break
         elif word[0] not in "\\/" and not _is_unit(word):
             break
