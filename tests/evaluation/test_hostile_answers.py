@@ -134,12 +134,13 @@ def test_a_limit_outside_the_main_thread_is_no_error():
 )
 def test_time_grows_with_the_length_and_no_faster(part):
     """What is quadratic takes 16 times as long for four times the text."""
-    seconds = {}
-    for size in (10_000, 40_000):
+    seconds = {10_000: [], 40_000: []}
+    for size in [*seconds] * 3:
         text = "7 " + part * (size // len(part)) + " 8"
         start = time.process_time()
         for rule in RULES:
             extract_answer(text, rule)
         canonical_answer(text), equal_answers(text, "7")
-        seconds[size] = time.process_time() - start
-    assert seconds[40_000] < 9 * seconds[10_000] + 0.1
+        seconds[size].append(time.process_time() - start)
+    small, large = map(min, seconds.values())  # the others may have met the garbage collector
+    assert large < 9 * small + 0.1
