@@ -229,6 +229,8 @@ from trl_distill.evaluation.equality import math_string
         (r"\varphi", r"\phi", True),
         # what an equation is the value of
         ("a + b = 7", "7", True),
+        (r"xy = \frac{\pi}{2}", r"\pi/2", True),
+        (r"\cos\theta = 3\theta", r"3\theta", False),
         (r"\text{Area} = 7x", "7x", True),
         ("yes", "1", False),
         (None, "3", False),

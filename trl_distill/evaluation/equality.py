@@ -87,6 +87,7 @@ NUMBER = re.compile(r"([-+]?)(?:(\d+\.?\d*|\.\d+)(?:[eE]([-+]?\d+))?(?:/(\d+))?|
 IN_A_BASE = re.compile(r"(-?(?=[A-Z]*\d)[0-9A-Z]+)_\{?(\d+)\}?")
 CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.:)]?)(?:(?<=[.:)])\s+(.*))?")
 WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'-]*[A-Za-z.]")
+CONSTANTS = re.compile(r"\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z])")  # all that a number has of letters
 PRODUCT = re.compile(r"[a-d]{2,4}|[b-df-hj-np-tv-z]{2,4}")  # `xy`; letters with a vowel among them are a word
 
 
@@ -115,16 +116,20 @@ def _limited(seconds: float) -> Iterator[None]:
         yield
         return
 
+    running = True
+
     def stop(*_):
-        raise _OutOfTime
+        if running:
+            raise _OutOfTime
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again, if something has caught the first
     try:
         yield
     finally:
+        running = False
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.signal(signal.SIGALRM, previous or signal.SIG_DFL)
 
 
 def braced(text: str, start: int, braces: str = "{}") -> int | None:
@@ -380,7 +385,7 @@ def _value(text: str, other: str) -> str:
     if len(sides) < 2 or len(others) > 1 and others[0] != sides[0]:
         return text
     named = NAME.fullmatch(sides[0]) or sides[0].startswith(r"\text") or WORDS.fullmatch(sides[0])
-    return sides[-1] if named or not re.search(r"(?<![\\A-Za-z])[A-Za-z]", split_measure(sides[-1])[0]) else text
+    return sides[-1] if named or not re.search("[A-Za-z]", CONSTANTS.sub("", split_measure(sides[-1])[0])) else text
 
 
 def _equal_values(answer: str, reference: str) -> bool:

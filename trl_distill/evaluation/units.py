@@ -94,10 +94,11 @@ def _is_unit(word: str) -> bool:
 
 def _measure(text: str) -> Measure:
     """Scale and unit of words. Those that are not known, such as `eggs`, say nothing."""
+    text = text.lower()
     for pattern, written_out in WRITTEN_OUT:
         text = re.sub(pattern, written_out, text)
     scale, size, powers, sign, power, last = Fraction(1), Fraction(1), Counter(), 1, 1, None
-    words = NAME_AND_POWER.findall(text.lower())
+    words = NAME_AND_POWER.findall(text)
     for number, (word, exponent) in enumerate(words, start=1):
         if word == "per":
             sign = -1
@@ -107,8 +108,8 @@ def _measure(text: str) -> Measure:
             size *= of_one ** (sign * (POWERS[word] - 1))
         elif word in POWERS:
             power = POWERS[word]
-        elif word in SCALES or word.removesuffix("s") in SCALES:
-            scale *= SCALES.get(word) or SCALES[word.removesuffix("s")]
+        elif word.removesuffix("s") in SCALES:
+            scale *= SCALES[word.removesuffix("s")]
         elif (last := _known(word)) is not None and not (word == "in" and number < len(words)):  # "12 hours in all"
             kind, of_one = last
             power = sign * power * int(exponent or 1)
