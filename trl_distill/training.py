@@ -20,7 +20,10 @@ Commands and libraries stand on it. Nothing heavy is imported before it is used.
 """
 
 import contextlib
+import dataclasses
 import functools
+import itertools
+import json
 import os
 import platform
 import sys
@@ -36,7 +39,7 @@ from .files import data_errors, file_format
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
     from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
@@ -166,20 +169,69 @@ def resolve(
         training_args.resume_from_checkpoint = checkpoint_to_resume(True, training_args.output_dir)
 
 
+def _question(row: dict[str, Any]) -> Any:
+    """What the rows of one question share: the prompt, or the turns before the first answer. `None` if it has none."""
+    from trl.data_utils import maybe_extract_prompt
+
+    row = maybe_extract_prompt(row)  # of a pair without one: what both answers begin with
+    turns = row.get("messages") or row.get("conversations") or []
+    opening = itertools.takewhile(lambda turn: turn.get("role", turn.get("from")) not in ("assistant", "gpt"), turns)
+    return row.get("prompt") or list(opening) or None
+
+
+def split_by_question(rows: "Dataset", test_size: int | float) -> "DatasetDict":
+    """
+    Draw rows for `test`, the others for `train`, so that no question has rows in both: a model would be chosen for
+    answers that it has seen.
+
+    Args:
+        rows ([`~datasets.Dataset`]):
+            Rows with `prompt`, `messages` or `chosen` and `rejected`. Of other rows each is a question of its own, and
+            the split is that of [`~datasets.Dataset.train_test_split`].
+        test_size (`int` or `float`):
+            Number or share of the questions. They are drawn from NumPy's global state.
+    """
+    from datasets import Dataset, DatasetDict
+
+    named = ["prompt"] if "prompt" in rows.column_names else ["messages", "conversations", "chosen", "rejected"]
+    columns = [name for name in named if name in rows.column_names] or rows.column_names[:1]
+    of_question: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows.select_columns(columns)):
+        question = _question(row)
+        key = number if question is None else json.dumps(question, sort_keys=True, default=str)
+        of_question.setdefault(key, []).append(number)
+    numbers = list(of_question.values())
+    sides = Dataset.from_dict({"question": range(len(numbers))}).train_test_split(test_size)
+    split = {}
+    for name, side in sides.items():
+        rounds = itertools.zip_longest(*(numbers[question] for question in side["question"]))  # no question in a run
+        split[name] = rows.select([number for one in rounds for number in one if number is not None])
+    return DatasetDict(split)
+
+
 def load_splits(
     script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
 ) -> "dict[str, Dataset]":
-    """`train_dataset`, and with evaluation also `eval_dataset`, of the data that the user names."""
+    """
+    `train_dataset`, and with evaluation also `eval_dataset`, of the data that the user names. `test_split_size` is the
+    share or number of the questions, see [`split_by_question`].
+    """
     from datasets import load_dataset
     from transformers import set_seed
     from trl import get_dataset
 
-    set_seed(training_args.seed)  # TRL draws the rows of `test_split_size` from the global state, each process its own
+    if dataset_args.test_split_size is not None and dataset_args.streaming:
+        raise ValueError(
+            "`test_split_size` needs all rows, and `streaming` has them one by one. Leave one of them out."
+        )
+    set_seed(training_args.seed)  # the rows of `test_split_size` are drawn from the global state, in each process
     mixture = dataset_args.datasets or []
     name = script_args.dataset_name or ", ".join(str(entry.data_files or entry.path) for entry in mixture)
     with data_errors(name):
         if mixture:
-            dataset = get_dataset(dataset_args)
+            dataset = get_dataset(dataclasses.replace(dataset_args, test_split_size=None))
+            if dataset_args.test_split_size is not None:
+                dataset = split_by_question(dataset["train"], dataset_args.test_split_size)
         else:
             dataset = load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
     splits = {"train_dataset": script_args.dataset_train_split}

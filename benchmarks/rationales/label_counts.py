@@ -48,14 +48,13 @@ COMPLETE_RELEASE = {
 }
 
 
-def judge_by_strings(rationales: Rationales) -> list[bool | None]:
+def judge_by_strings(rationales: Rationales) -> list[bool | str]:
     """Our extraction with the equality of the release, so that each of the two can be seen alone."""
     reference = reference_answer(rationales.reference)
     answers = [extract_answer(text, "marked") for text in rationales.completions]
-    return [
-        None if answer is None or reference is None else math_string(answer) == math_string(reference)
-        for answer in answers
-    ]
+    if reference is None:
+        return ["no_reference"] * len(answers)
+    return ["no_answer" if answer is None else math_string(answer) == math_string(reference) for answer in answers]
 
 
 ABOUT = {

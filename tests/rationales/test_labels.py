@@ -20,7 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.data_utils import is_conversational
 
-from trl_distill.rationales.labels import Labeller, Rationales, judge_rationales, read_rationales, rebuild
+from trl_distill.evaluation import equality
+from trl_distill.rationales.labels import (
+    NO_VERDICT,
+    Labeller,
+    Rationales,
+    judge_rationales,
+    read_rationales,
+    rebuild,
+)
 
 
 ROW = {
@@ -28,6 +36,9 @@ ROW = {
     "answer": r"Eight and two claws: \boxed{10}",
     "completions": [r"\boxed{10}", "The answer is 10.", r"I see \boxed{8}", "I do not know, 10 perhaps", r"\boxed 10"],
 }
+
+
+NOTHING = dict.fromkeys(("total", "right", "wrong", *NO_VERDICT), 0)
 
 
 def labelled(rows, rule="marked", **options):
@@ -80,7 +91,7 @@ class TestReadRationales:
 @pytest.mark.parametrize(
     ("rule", "verdicts"),
     [
-        ("marked", [True, True, False, None, True]),
+        ("marked", [True, True, False, "no_answer", True]),
         ("last_number", [True, True, False, True, True]),
         ("release", [True, False, False, False, False]),
     ],
@@ -91,10 +102,10 @@ def test_verdicts(rule, verdicts):
 
 def test_a_reference_that_cannot_be_read():
     row = read_rationales({**ROW, "answer": r"so \boxed{}"})
-    assert judge_rationales(row) == [None] * 5
+    assert judge_rationales(row) == ["no_reference"] * 5
     assert judge_rationales(row, "release") == [False] * 5
     _, report = labelled([ROW, {**ROW, "answer": r"so \boxed{}"}])
-    assert report["rationales"] == {"total": 10, "right": 3, "wrong": 1, "no_answer": 1, "no_reference": 5}
+    assert report["rationales"] == NOTHING | {"total": 10, "right": 3, "wrong": 1, "no_answer": 1, "no_reference": 5}
     assert report["questions"] == {"total": 2, "all_right": 0, "all_wrong": 0, "mixed": 1, "no_verdict": 1}
 
 
@@ -119,9 +130,9 @@ class TestLabeller:
         ]
         assert report == {
             "questions": {"total": 1, "all_right": 0, "all_wrong": 0, "mixed": 1, "no_verdict": 0},
-            "rationales": {"total": 5, "right": 3, "wrong": 1, "no_answer": 1, "no_reference": 0},
-            "unboxed": {"total": 2, "right": 1, "wrong": 0, "no_answer": 1, "no_reference": 0},
-            "dropped": {"truncated": 0, "repeats": 0, "too_long": 0},
+            "rationales": NOTHING | {"total": 5, "right": 3, "wrong": 1, "no_answer": 1},
+            "unboxed": NOTHING | {"total": 2, "right": 1, "no_answer": 1},
+            "dropped": {"repeats": 0, "too_long": 0},
             "rows": {"right": 3, "wrong": 1},
         }
 
@@ -133,7 +144,15 @@ class TestLabeller:
     def test_what_was_cut_off_is_on_no_side(self):
         rows, report = labelled([ROW | {"truncated": [True, False, True, True, False]}])
         assert [row["completion"] for row in rows] == ["The answer is 10.", r"\boxed 10"]
-        assert report["dropped"]["truncated"] == 2  # the third has no answer anyway
+        assert report["rationales"] == NOTHING | {"total": 5, "right": 2, "truncated": 3}
+
+    def test_what_cannot_be_compared_is_on_no_side(self, monkeypatch):
+        monkeypatch.setattr(equality, "TIMEOUT", 1)
+        texts = [rf"\boxed{{{'1' * 4400}}}", r"\boxed{7^{7^{7^{7^7}}}}", r"\boxed{\frac{5}{0}}", r"\boxed{11}"]
+        rows, report = labelled([ROW | {"completions": texts}])
+        assert [(row["completion"], row["label"]) for row in rows] == [(r"\boxed{11}", False)]
+        assert report["rationales"] == NOTHING | {"total": 4, "wrong": 1, "too_large": 1, "timeout": 1, "error": 1}
+        assert report["questions"]["all_wrong"] == 1
 
     def test_repeats_go_within_a_question_only(self):
         other = ROW | {"prompt": "How many toes has a bear on two feet?", "completions": [r"\boxed{10}"]}
@@ -183,7 +202,8 @@ class TestLabeller:
     @settings(max_examples=50, deadline=None)
     @given(
         st.lists(
-            st.lists(st.tuples(st.sampled_from([True, False, None]), st.booleans(), st.integers(0, 3))), max_size=6
+            st.lists(st.tuples(st.sampled_from([True, False, "truncated", "no_answer"]), st.integers(0, 3))),
+            max_size=6,
         ),
         st.booleans(),
         st.sampled_from([None, 4]),
@@ -193,16 +213,17 @@ class TestLabeller:
         written = []
         for number, drawn in enumerate(questions):
             rationales = Rationales(
-                str(number), {"answer": "1"}, ["x" * length for _, _, length in drawn], [cut for _, cut, _ in drawn]
+                str(number), {"answer": "1"}, ["x" * length for _, length in drawn], [False] * len(drawn)
             )
-            written += labeller.label(rationales, [verdict for verdict, _, _ in drawn])
+            written += labeller.label(rationales, [verdict for verdict, _ in drawn])
         report = labeller.report()
         everything = [(number, *one) for number, drawn in enumerate(questions) for one in drawn]
         rationales = report["rationales"]
         assert rationales["total"] == len(everything)
         assert rationales["right"] == sum(one[1] is True for one in everything)
         assert rationales["wrong"] == sum(one[1] is False for one in everything)
-        assert rationales["no_answer"] == sum(one[1] is None for one in everything)
+        for reason in ("truncated", "no_answer"):
+            assert rationales[reason] == sum(one[1] == reason for one in everything)
         # Each rationale became a row, or the report says why not
         assert (
             len(written)
@@ -212,7 +233,7 @@ class TestLabeller:
         assert sum(row["label"] for row in written) == report["rows"]["right"]
         asked = [drawn for drawn in questions if drawn]
         assert report["questions"]["total"] == len(asked)
-        sides = [{one[0] for one in drawn} - {None} for drawn in asked]
+        sides = [{one[0] for one in drawn} & {True, False} for drawn in asked]
         for name, side in (
             ("all_right", {True}),
             ("all_wrong", {False}),

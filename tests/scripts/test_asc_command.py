@@ -33,11 +33,13 @@ from trl_distill.scripts import asc, ranker
 
 @pytest.fixture
 def saved(tmp_path, tiny_model, tokenizer):
-    """Folders of a model that likes digits and of a ranker, and a file of questions."""
+    """Folders of a model that likes digits and an end, and of a ranker, and a file of questions."""
     model = tiny_model(vocab_size=264)  # the saved tokenizer gets one more special token
     digits = tokenizer.convert_tokens_to_ids(list("0123456789"))
     with torch.no_grad():
-        model.lm_head.weight[[i for i in range(264) if i not in digits]] *= 0.3
+        model.lm_head.weight *= 0.3
+        model.lm_head.weight[digits] *= 13
+        model.lm_head.weight[tokenizer.eos_token_id] *= 40
     model.save_pretrained(tmp_path / "model")
     torch.manual_seed(3)
     config = dict(vocab_size=264, hidden_size=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2)
@@ -60,7 +62,7 @@ def arguments(folder, *more, **changes):
         "output_file": folder / "asc.json",
         "device": "cpu",
         "num_samples": 5,
-        "max_new_tokens": 3,
+        "max_new_tokens": 8,
     }
     values |= changes
     flags = [[f"--{name}", str(value)] for name, value in values.items() if value is not None]
@@ -83,15 +85,17 @@ class TestASC:
             rationales = [{"prompt": row["prompt"], "completion": text} for text in row["completions"]]
             scores = score_rationales(model, tokenizer, rationales)
             assert vote["scores"] == pytest.approx(scores, rel=1e-4)
-            answers = [extract_answer(text) for text in row["completions"]]
+            pairs = zip(row["completions"], row["truncated"], strict=True)
+            answers = [None if cut else extract_answer(text) for text, cut in pairs]
             answered += sum(answer is not None for answer in answers)
             assert vote["answers"] == answers and vote["prompt"] == row["prompt"]
             assert vote["votes"]["sc"] == self_consistency(answers)
             assert vote["votes"]["asc"] == adaptive_self_consistency(answers, scores)
         assert 5 < answered < 30  # the test is about something
-        assert result["counts"] | {"truncated": 0} == {
-            "prompts": 6, "with_reference": 6, "samples": 30, "without_answer": 30 - answered, "truncated": 0,
-            "without_score": 0, "without_vote": sum(vote["votes"]["sc"] is None for vote in votes),
+        cut = sum(sum(row["truncated"]) for row in samples)
+        assert result["counts"] == {
+            "prompts": 6, "with_reference": 6, "samples": 30, "without_answer": 30 - answered - cut, "truncated": cut,
+            "not_compared": 0, "without_score": 0, "without_vote": sum(vote["votes"]["sc"] is None for vote in votes),
         }  # fmt: skip
         accuracy = sum(vote["right"]["asc"] for vote in votes) / 6
         assert result["accuracy"]["asc"]["value"] == pytest.approx(accuracy)
@@ -119,6 +123,22 @@ class TestASC:
         assert result["accuracy"] == {} and result["counts"]["without_score"] == 1
         shown = capsys.readouterr().out
         assert "No right answers in the data" in shown and "1 of 4 samples are too long for a score" in shown
+
+    def test_rule_and_samples_that_were_cut_off(self, saved, capsys):
+        texts = ["The answer is 6.", "3 + 3 is 6", "3 + 5 makes 8", "so 8", rf"\boxed{{{'8' * 5000}}}"]
+        row = {"prompt": "3 + 3?", "answer": "6", "completions": texts, "truncated": [False, False, True, True, False]}
+        write_rows(saved / "samples.jsonl", [row])
+        flags = dict(model_name_or_path=None, dataset_name=None, max_length=10_000)
+        asc.run(arguments(saved, **flags))
+        shown = capsys.readouterr().out
+        assert outputs(saved)[1][0]["answers"][:4] == ["6", "6", None, None]
+        assert outputs(saved)[1][0]["votes"]["sc"] == "6" and outputs(saved)[0]["accuracy"]["sc"]["value"] == 1
+        for said in ("2 of 5 samples were cut off, and do not vote", "1 of 5 samples cannot be compared"):
+            assert said in shown
+        asc.run(arguments(saved, rule="marked", **flags))
+        result, votes = outputs(saved)
+        assert votes[0]["answers"][:4] == ["6", None, None, None] and result["settings"]["rule"] == "marked"
+        assert result["counts"]["without_answer"] == 1 and result["counts"]["truncated"] == 2
 
     def test_ws_is_reported_as_missing(self, saved, capsys):
         write_rows(saved / "samples.jsonl", [{"prompt": "1 + 1?", "answer": "2", "completions": ["2", "3"]}])
@@ -149,7 +169,7 @@ class TestASC:
         rows = [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(6)]
         model = load_nat(AutoModelForCausalLM.from_pretrained(saved / "model"), str(saved / "nat")).eval()
         local = LocalChatModel("nat", load=lambda: (model, tokenizer))
-        expected = draw_samples(local, rows, 5, Sampling(max_tokens=3, seed=42, logprobs=True))
+        expected = draw_samples(local, rows, 5, Sampling(max_tokens=8, seed=42, logprobs=True))
         for row, samples in zip(read_samples(saved / "samples.jsonl"), expected, strict=True):
             assert row["completions"] == samples.completions
             assert row["mean_logps"] == pytest.approx(samples.mean_logps, rel=1e-4)

@@ -33,8 +33,8 @@ from trl_distill import (
 )
 from trl_distill.chat import LocalChatModel, Sampling, draw_samples, read_samples
 from trl_distill.evaluation.answers import extract_answer
-from trl_distill.rationales.augment import question_rows, select_right
-from trl_distill.scripts import augment, calibrate, evaluate, nce, sample
+from trl_distill.rationales.augment import preference_pairs, question_rows, select_samples
+from trl_distill.scripts import augment, calibrate, dpo, evaluate, nce, sample
 
 
 TARGETS = ["q_proj", "v_proj"]
@@ -161,15 +161,45 @@ class TestAugment:
             },
             {"prompt": chat, "answer": "2", "completions": ["The answer is 2."], "truncated": [False]},
         ]
-        kept, counts = select_right(samples, right)
+        kept, wrong, counts = select_samples(samples, right)
         answer = [{"role": "assistant", "content": "The answer is 2."}]
         assert kept == [
             {"prompt": "1?", "completion": "So the answer is 1.", "label": True, "source": "nat"},
             {"prompt": chat, "completion": answer, "label": True, "source": "nat"},
         ]
-        assert counts == dict(sampled=8, kept=2, duplicates=2, wrong=1, no_answer=2, truncated=1)
-        _, counts = select_right(samples, right, rule="last_number")
+        assert wrong == [{"prompt": "1?", "completion": "The answer is 2.", "label": False, "source": "nat"}]
+        assert counts == dict(sampled=8, kept=2, duplicates=2, wrong=1, no_answer=2, truncated=1, not_compared=0)
+        _, _, counts = select_samples(samples, right, rule="last_number")
         assert counts["kept"] == 3 and counts["no_answer"] == 1  # "It is 1." has an answer then
+
+    def test_wrong_samples_stand_beside_right_ones(self):
+        chat, kwargs = [{"role": "user", "content": "2?"}], {"enable_thinking": False}
+        texts = [
+            "The answer is 8.",
+            "The answer is 9.",
+            "The answer is 8. ",
+            f"The answer is {'6' * 5000}.",
+            "Perhaps 7.",
+        ]
+        samples = [
+            {"prompt": "1?", "answer": "1", "completions": [*texts, "Answer: 7"], "truncated": [False] * 5 + [True]},
+            {"prompt": chat, "answer": "2", "completions": ["Answer: 2", "Answer: 3"], "truncated": [False] * 2}
+            | {"chat_template_kwargs": kwargs},
+            {"prompt": "3?", "answer": "3", "completions": ["Answer: 4"], "truncated": [False]},  # no right one
+        ]
+        right = [{"prompt": "1?", "completion": text} for text in ("The answer is 1.", "One: 1")]
+        kept, wrong, counts = select_samples(samples, right)
+        assert counts["wrong"] == 5 and counts["not_compared"] == 1
+        assert preference_pairs(right + kept, wrong) == [
+            {"prompt": "1?", "chosen": "The answer is 1.", "rejected": "The answer is 8."},
+            {"prompt": "1?", "chosen": "One: 1", "rejected": "The answer is 9."},
+            {
+                "prompt": chat,
+                "chosen": [{"role": "assistant", "content": "Answer: 2"}],
+                "rejected": [{"role": "assistant", "content": "Answer: 3"}],
+                "chat_template_kwargs": kwargs,
+            },
+        ]
 
     def test_command(self, nat_folder, tmp_path, capsys):
         """The right answers are what NAT says, so that some of its samples are right."""
@@ -191,7 +221,8 @@ class TestAugment:
         arguments = [
             "--model_name_or_path", nat_folder / "base", "--nat_path", nat_folder / "nat", "--device", "cpu",
             "--dataset_name", tmp_path / "labelled.jsonl", "--output_file", output, "--num_samples", 16,
-            "--max_new_tokens", 100, "--batch_size", 32, "--rule", "last_number", "--seed", 3,
+            "--max_new_tokens", 100, "--batch_size", 32, "--rule", "last_number", "--pairs_file",
+            tmp_path / "pairs.jsonl", "--seed", 3,
         ]  # fmt: skip
         assert cli.main(["augment", *map(str, arguments)]) == 0
         report = capsys.readouterr().out
@@ -202,6 +233,18 @@ class TestAugment:
             i = int(row["prompt"][0])
             assert row["source"] == "nat" and row["completion"] in whole[i]
             assert extract_answer(row["completion"]) == answers[i]
+        pairs = read_rows(tmp_path / "pairs.jsonl")
+        assert len(pairs) > 1 and f"{len(pairs)} pairs of a right and a wrong answer" in report
+        for pair in pairs:
+            i = int(pair["prompt"][0])
+            assert pair["chosen"] in [row["completion"] for row in written if row["prompt"] == pair["prompt"]]
+            assert pair["rejected"] in whole[i] and extract_answer(pair["rejected"]) != answers[i]
+        dpo.run([
+            "--model_name_or_path", str(nat_folder / "base"), "--dataset_name", str(tmp_path / "pairs.jsonl"),
+            "--output_dir", str(tmp_path / "dpo"), "--max_steps", "1", "--per_device_train_batch_size", "2",
+            "--use_cpu", "--bf16", "false", "--report_to", "none", "--save_strategy", "no",
+        ])  # fmt: skip
+        assert (tmp_path / "dpo" / "model.safetensors").is_file()
         before = output.read_bytes()
         augment.run(list(map(str, arguments)))  # reads the samples again and draws none
         assert output.read_bytes() == before

@@ -34,7 +34,7 @@ class VLLMChatModel(LocalChatModel):
     Args:
         model_name_or_path (`str`):
             Id or folder of a whole model. An adapter is to be merged first (`trl-distill merge`).
-        revision, name, chat_template_kwargs, trust_remote_code (*optional*):
+        revision, name, chat_template_kwargs, trust_remote_code, keep_thoughts (*optional*):
             As in [`LocalChatModel`].
         dtype (`str`, *optional*, defaults to `"auto"`):
             `"auto"` is that of the checkpoint, float32 included, which vLLM would round.
@@ -59,6 +59,7 @@ class VLLMChatModel(LocalChatModel):
         batch_size: int = 512,
         chat_template_kwargs: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
+        keep_thoughts: bool = False,
         engine_kwargs: dict[str, Any] | None = None,
     ):
         super().__init__(
@@ -68,6 +69,7 @@ class VLLMChatModel(LocalChatModel):
             dtype=dtype,
             batch_size=batch_size,
             chat_template_kwargs=chat_template_kwargs,
+            keep_thoughts=keep_thoughts,
             trust_remote_code=trust_remote_code,
         )
         self.engine_kwargs = engine_kwargs or {}

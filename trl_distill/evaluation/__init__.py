@@ -21,7 +21,7 @@ import importlib
 _MODULES = {
     "check_answer": ".answers",
     "distinct_n": "..text",
-    "equal_answers": ".answers",
+    "equal_answers": ".equality",
     "evaluate_model": ".evaluate",
     "exposure_bias": ".exposure",
     "extract_answer": ".answers",

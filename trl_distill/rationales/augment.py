@@ -14,14 +14,16 @@
 
 """
 Self-augmentation of NCE: right answers of the NAT model itself join those of the teacher. Sampling lies between the
-two functions here, the questions of labelled rows and the choice among the samples.
+questions of labelled rows and the choice among the samples. The wrong answers are the other half of preference pairs.
 """
 
+import itertools
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from ..evaluation.answers import check_answer, reference_answer
+from ..evaluation.answers import extract_answer, judge_answer, reference_answer
 
 
 _SETTINGS = ("chat_template_kwargs",)  # belongs to the prompt, where a row has it
@@ -45,55 +47,76 @@ def question_rows(dataset: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any
                 f"Row {number} is no labelled answer: {row!r}. Rows must have a `prompt`, a `completion` and a "
                 "`label` that is true or false; `trl-distill label` makes them."
             )
-        settings = {name: row[name] for name in _SETTINGS if row.get(name) is not None}
         if label:
-            right.append(_row(row, row["completion"], "teacher"))
-        question = questions.setdefault(_key(row["prompt"]), {"prompt": row["prompt"], "answer": None, **settings})
+            right.append(_row(row, row["completion"], True, "teacher"))
+        new = {"prompt": row["prompt"], "answer": None, **_settings(row)}
+        question = questions.setdefault(_key(row["prompt"]), new)
         if question["answer"] is None and (label or row.get("answer") is not None):
             question["answer"] = reference_answer(row)
     asked = [question for question in questions.values() if question["answer"] is not None]
     return asked, right, len(questions) - len(asked)
 
 
-def select_right(
+def select_samples(
     samples: Iterable[dict[str, Any]],
     right_rows: Iterable[dict[str, Any]],
     rule: str = "marked",
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
     """
-    Keep the samples that are right, by a `rule` of [`~trl_distill.evaluation.extract_answer`], and new.
+    Sort samples into those that are right, by a `rule` of [`~trl_distill.evaluation.extract_answer`], and new, those
+    that are wrong, and the others.
 
     Takes rows of a file of samples, a question's columns and lists `completions` and `truncated`, and the right rows
     that are there already. A sample that repeats one of them, but for white space at its ends, is a duplicate. Returns
-    rows `prompt`, `completion`, `label` and `source`, and the numbers of samples: `sampled`, of which `kept`,
-    `duplicates`, `wrong`, `no_answer` and `truncated` (cut off before their end).
+    right rows and wrong rows, `prompt`, `completion`, `label` and `source`, both without repeats, and the numbers of
+    samples: `sampled`, of which `kept`, `duplicates`, `wrong`, `no_answer`, `truncated` (cut off before their end)
+    and `not_compared`.
     """
     seen = {(_key(row["prompt"]), _text(row["completion"]).strip()) for row in right_rows}
-    kept, counts = [], dict.fromkeys(("sampled", "kept", "duplicates", "wrong", "no_answer", "truncated"), 0)
-
-    def fate(text: str, truncated: bool, row: dict[str, Any]) -> str:
-        if truncated:
-            return "truncated"
-        is_right = check_answer(text, row, rule)
-        if not is_right:
-            return "no_answer" if is_right is None else "wrong"
-        return "duplicates" if (_key(row["prompt"]), text.strip()) in seen else "kept"
-
+    fates = ("sampled", "kept", "duplicates", "wrong", "no_answer", "truncated", "not_compared")
+    kept, wrong, counts = [], [], dict.fromkeys(fates, 0)
     for row in samples:
+        reference = reference_answer(row, rule)
         for text, truncated in zip(row["completions"], row["truncated"], strict=True):
-            what = fate(text, truncated, row)
+            verdict = "truncated" if truncated else judge_answer(extract_answer(text, rule), reference, rule)
+            is_new = (_key(row["prompt"]), text.strip()) not in seen
+            if isinstance(verdict, str):
+                fate = verdict if verdict in fates else "not_compared"
+            else:
+                fate = "wrong" if not verdict else "kept" if is_new else "duplicates"
             counts["sampled"] += 1
-            counts[what] += 1
-            if what == "kept":
+            counts[fate] += 1
+            if is_new and fate in ("kept", "wrong"):
                 seen.add((_key(row["prompt"]), text.strip()))
-                standard = isinstance(row["prompt"], str)
-                kept.append(_row(row, text if standard else [{"role": "assistant", "content": text}], "nat"))
-    return kept, counts
+                completion = text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+                (kept if fate == "kept" else wrong).append(_row(row, completion, verdict, "nat"))
+    return kept, wrong, counts
 
 
-def _row(row: dict[str, Any], completion: str | list[dict[str, str]], source: str) -> dict[str, Any]:
-    settings = {name: row[name] for name in _SETTINGS if row.get(name) is not None}
-    return {"prompt": row["prompt"], "completion": completion, "label": True, "source": source, **settings}
+def preference_pairs(
+    right_rows: Iterable[dict[str, Any]], wrong_rows: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """
+    Rows `prompt`, `chosen`, `rejected`: each wrong row with a right one of its question, which take turns. Wrong rows
+    of a question without a right one are left out.
+    """
+    right = defaultdict(list)
+    for row in right_rows:
+        right[_key(row["prompt"])].append(row["completion"])
+    turns = {key: itertools.cycle(completions) for key, completions in right.items()}
+    return [
+        {"prompt": row["prompt"], "chosen": next(turns[key]), "rejected": row["completion"], **_settings(row)}
+        for row in wrong_rows
+        if (key := _key(row["prompt"])) in turns
+    ]
+
+
+def _settings(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in _SETTINGS if row.get(name) is not None}
+
+
+def _row(row: dict[str, Any], completion: str | list[dict[str, str]], label: bool, source: str) -> dict[str, Any]:
+    return {"prompt": row["prompt"], "completion": completion, "label": label, "source": source, **_settings(row)}
 
 
 def _key(prompt: str | list[dict[str, str]]) -> str:

@@ -23,6 +23,10 @@ from typing import Any
 from ..evaluation.answers import BOX, extract_answer, judge_answer, reference_answer
 
 
+# Why a rationale has no verdict, as in [`judge_rationales`]
+NO_VERDICT = ("truncated", "no_answer", "no_reference", "too_large", "timeout", "error")
+
+
 @dataclass
 class Rationales:
     """
@@ -94,15 +98,18 @@ def read_rationales(
     return Rationales(prompt, reference, completions, truncated)
 
 
-def judge_rationales(rationales: Rationales, rule: str = "marked") -> list[bool | None]:
+def judge_rationales(rationales: Rationales, rule: str = "marked") -> list[bool | str]:
     """
-    Whether each rationale ends in the right answer, by a `rule` of [`extract_answer`]: `None` where the rationale or
-    the reference has no answer, but `False` with the rule `"release"`.
+    Whether each rationale ends in the right answer, by a `rule` of [`extract_answer`], or why there is no verdict:
+    `"truncated"`, or a reason of [`judge_answer`].
     """
     reference = reference_answer(rationales.reference, rule)
-    answers = [extract_answer(text, rule) for text in rationales.completions]
+    cuts = rationales.truncated
+    answers = [
+        None if cut else extract_answer(text, rule) for text, cut in zip(rationales.completions, cuts, strict=True)
+    ]
     verdicts = {answer: judge_answer(answer, reference, rule) for answer in set(answers)}
-    return [verdicts[answer] for answer in answers]
+    return ["truncated" if cut else verdicts[answer] for answer, cut in zip(answers, cuts, strict=True)]
 
 
 def rebuild(text: str, template: str, placeholder: str) -> str:
@@ -120,7 +127,7 @@ class Labeller:
     """
     Turns rationales and their verdicts into rows `prompt`, `completion`, `label`, `answer`, and counts them.
 
-    Rationales without an answer are on neither side: they become no rows. Nor do those that were cut off, since a
+    Rationales without a verdict are on neither side: they become no rows. Those that were cut off have none, since a
     model that is trained on them would learn to stop there.
 
     Args:
@@ -150,7 +157,7 @@ class Labeller:
         self._seen = defaultdict(set)  # of each question, the rationales
         self._unboxed, self._dropped, self._rows = Counter(), Counter(), Counter()
 
-    def label(self, rationales: Rationales, verdicts: Sequence[bool | None]) -> list[dict[str, Any]]:
+    def label(self, rationales: Rationales, verdicts: Sequence[bool | str]) -> list[dict[str, Any]]:
         """The rows of one question, whose rationales have the verdicts of [`judge_rationales`]."""
         answer = reference_answer(rationales.reference)
         question = json.dumps([rationales.prompt, answer])
@@ -166,17 +173,15 @@ class Labeller:
             prompt_length = sum(len(message["content"]) for message in prompt)
 
         rows = []
-        for text, truncated, verdict in zip(rationales.completions, rationales.truncated, verdicts, strict=True):
-            kind = ("no_answer" if answer else "no_reference") if verdict is None else "right" if verdict else "wrong"
+        for text, verdict in zip(rationales.completions, verdicts, strict=True):
+            kind = verdict if isinstance(verdict, str) else "right" if verdict else "wrong"
             self._questions[question][kind] += 1
             self._unboxed[kind] += BOX.search(text) is None
             if self.completion_template is not None:
                 text = rebuild(text, self.completion_template, "{completion}")
-            if verdict is None:
+            if isinstance(verdict, str):
                 continue
-            if truncated:
-                self._dropped["truncated"] += 1
-            elif text in self._seen[question] and not self.keep_repeats:
+            if text in self._seen[question] and not self.keep_repeats:
                 self._dropped["repeats"] += 1
             elif self.max_characters is not None and prompt_length + len(text) > self.max_characters:
                 self._dropped["too_long"] += 1
@@ -192,7 +197,7 @@ class Labeller:
         The counts: `questions` by their verdicts; all `rationales` by verdict, and those of them that are `unboxed`;
         the rationales with a verdict that were `dropped`, and why; the `rows` that are left.
         """
-        kinds = ("right", "wrong", "no_answer", "no_reference")
+        kinds = ("right", "wrong", *NO_VERDICT)
         sides = Counter((counts["right"] > 0, counts["wrong"] > 0) for counts in self._questions.values())
         rationales = sum(self._questions.values(), Counter())
         return {
@@ -205,6 +210,6 @@ class Labeller:
             },
             "rationales": {"total": rationales.total()} | {kind: rationales[kind] for kind in kinds},
             "unboxed": {"total": self._unboxed.total()} | {kind: self._unboxed[kind] for kind in kinds},
-            "dropped": {reason: self._dropped[reason] for reason in ("truncated", "repeats", "too_long")},
+            "dropped": {reason: self._dropped[reason] for reason in ("repeats", "too_long")},
             "rows": {label: self._rows[label] for label in ("right", "wrong")},
         }

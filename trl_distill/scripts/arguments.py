@@ -112,6 +112,17 @@ def add_sampling_arguments(parser: ArgumentParser, max_new_tokens: int = 512) ->
     return add
 
 
+def add_rule(add: Callable[..., Action], default: str = "marked") -> None:
+    """Add to a group what counts as the answer of a text."""
+    rules = {
+        "marked": "what a box, `####` or `answer is` marks",
+        "last_number": "without a mark the last number",
+        "release": "as in the code released with NAT, where only \\boxed{...} counts and anything else is wrong",
+    }
+    described = "; ".join(f"{rule}: {what}" for rule, what in rules.items())
+    add("--rule", default=default, choices=list(rules), help=f"What is an answer. {described}. Default: {default}.")
+
+
 def strict(parser: ArgumentParser) -> ArgumentParser:
     """Make a parser refuse abbreviations, and raise instead of printing the usage of some two hundred fields."""
     parser.allow_abbrev = False

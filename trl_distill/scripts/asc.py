@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import write_json, write_rows
 from ..training import user_errors
-from .arguments import check_outputs, split_arguments
+from .arguments import add_rule, check_outputs, split_arguments
 from .sample import add_arguments, add_server, sample
 from .tables import show
 
@@ -68,6 +68,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--load_ranker_in_4bit", action="store_true", help="Quantize the ranker. One that was trained so needs it.")
     add("--max_length", type=int, default=1024, help="Tokens of the longest prompt and sample that get a score.")
     add("--ranker_batch_size", type=int, default=16, help="Samples scored together.")
+    add_rule(add, default="last_number")
     add("--samples_file", required=True, metavar="FILE", help="Samples as JSONL: written, or read if complete.")
     add("--votes_file", metavar="FILE", help="Write samples, answers, scores and votes of each prompt as JSONL.")
     add("--output_file", metavar="FILE", help="Write accuracies, counts and settings as JSON.")
@@ -103,12 +104,14 @@ def _score(args: argparse.Namespace, rows: list[dict[str, Any]]) -> list[list[fl
 
 
 def _count(votes: list[dict[str, Any]]) -> dict[str, int]:
+    truncated = sum(sum(row.get("truncated") or []) for row in votes)
     return {
         "prompts": len(votes),
         "with_reference": sum(row["reference"] is not None for row in votes),
         "samples": sum(len(row["completions"]) for row in votes),
-        "without_answer": sum(row["answers"].count(None) for row in votes),
-        "truncated": sum(sum(row.get("truncated") or []) for row in votes),
+        "without_answer": sum(row["answers"].count(None) for row in votes) - truncated,
+        "truncated": truncated,
+        "not_compared": sum(row["right"]["samples"].count(None) for row in votes if "right" in row),
         "without_score": sum(row["scores"].count(None) for row in votes),
         "without_vote": sum(row["votes"]["sc"] is None for row in votes),
     }
@@ -125,7 +128,7 @@ def _ranking(votes: list[dict[str, Any]]) -> dict[str, float]:
         for question, row in enumerate(votes)
         if "right" in row
         for score, right in zip(row["scores"], row["right"]["samples"], strict=True)
-        if score is not None
+        if score is not None and right is not None
     ]
     return ranking_metrics(*map(np.array, zip(*judged, strict=True))) if judged else {}
 
@@ -143,7 +146,7 @@ def _vote(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]
     weighted = all(any(logp is not None for logp in row.get("mean_logps") or []) for row in rows)
     scores = _score(args, rows)
     votes = [
-        vote_on_row(row, of_row, weighted)
+        vote_on_row(row, of_row, weighted, args.rule)
         for row, of_row in zip(tqdm(rows, desc="Voting", unit="prompt"), scores, strict=True)
     ]
     result = compare_votes(votes)
@@ -192,7 +195,8 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
         yield f"The ranker puts the right sample first in {share:.1f} % of the pairs of a right and a wrong one."
     for name, text in (
         ("without_answer", "have no answer"),
-        ("truncated", "were cut off"),
+        ("truncated", "were cut off, and do not vote"),
+        ("not_compared", "cannot be compared with the right answer, and count as not right"),
         ("without_score", "are too long for a score"),
     ):
         if counts[name]:

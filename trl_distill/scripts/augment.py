@@ -24,7 +24,8 @@ trl-distill augment \
     --output_file augmented.jsonl
 ```
 
-A run that was killed goes on when it is started again.
+A run that was killed goes on when it is started again. With `--pairs_file` the wrong answers are kept, too: each
+beside a right one of its question, as `trl-distill dpo` reads them.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from ..files import load_split, write_rows
 from ..training import user_errors
-from .arguments import check_outputs, split_arguments
+from .arguments import add_rule, check_outputs, split_arguments
 from .loading import nat_folder
 from .sample import add_arguments, sampling_of
 
@@ -54,14 +55,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_arguments(parser, num_samples=8, required=True, split="train")
     add = parser.add_argument_group("NAT and output").add_argument
     add("--nat_path", required=True, help="Folder or Hub repository of the NAT model, on the model above.")
-    add(
-        "--rule",
-        default="marked",
-        choices=["marked", "last_number", "release"],
-        help="What is an answer, as in `trl-distill label`: what a box, `####` or `answer is` marks (default); "
-        "without a mark the last number; or only \\boxed{...}.",
-    )
+    add_rule(add)
     add("--output_file", required=True, metavar="FILE", help="JSON Lines file to write.")
+    add("--pairs_file", metavar="FILE", help="Write wrong answers beside right ones: prompt, chosen, rejected.")
     return parser
 
 
@@ -94,10 +90,10 @@ def _model(args: argparse.Namespace) -> "LocalChatModel":
     )
 
 
-def augment(args: argparse.Namespace) -> tuple[list[dict], dict[str, int]]:
-    """Right rows of the teacher and of NAT, and the counts to report."""
+def augment(args: argparse.Namespace) -> tuple[list[dict], list[dict], dict[str, int]]:
+    """Right rows of the teacher and of NAT, preference pairs, and the counts to report."""
     from ..chat import samples_to_file
-    from ..rationales.augment import question_rows, select_right
+    from ..rationales.augment import preference_pairs, question_rows, select_samples
 
     rows = load_split(args.dataset_name, args.dataset_config, args.dataset_split)
     questions, right_rows, unanswered = question_rows(rows)
@@ -109,9 +105,10 @@ def augment(args: argparse.Namespace) -> tuple[list[dict], dict[str, int]]:
     with _model(args) as model:
         path = f"{args.output_file}.samples.jsonl"
         samples = samples_to_file(path, model, questions, args.num_samples, sampling_of(args))
-    kept, counts = select_right(samples, right_rows, args.rule)
+    kept, wrong, counts = select_samples(samples, right_rows, args.rule)
     counts = {"questions": len(questions), "without_reference": unanswered, "teacher": len(right_rows), **counts}
-    return right_rows + kept, counts
+    right_rows += kept
+    return right_rows, preference_pairs(right_rows, wrong), counts
 
 
 def run(argv: list[str]) -> None:
@@ -119,15 +116,18 @@ def run(argv: list[str]) -> None:
     prog = "trl-distill augment"
     with user_errors(prog):
         args, _, _ = split_arguments(make_parser(prog), argv)
-        check_outputs(args.output_file)
-        rows, counts = augment(args)
+        check_outputs(args.output_file, args.pairs_file)
+        rows, pairs, counts = augment(args)
         write_rows(args.output_file, rows)
+        if args.pairs_file is not None:
+            write_rows(args.pairs_file, pairs)
     sys.stdout.write(
         f"{counts['questions']} questions were asked, {counts['without_reference']} left out for want of a right "
         f"answer.\n{counts['sampled']} answers: {counts['kept']} right and new, {counts['duplicates']} right but "
         f"there already, {counts['wrong']} wrong, {counts['no_answer']} without an answer, {counts['truncated']} cut "
-        "off.\n"
+        f"off, {counts['not_compared']} not comparable.\n"
         f"{len(rows)} rows, {counts['teacher']} of them the teacher's: {args.output_file}.\n"
+        + (f"{len(pairs)} pairs of a right and a wrong answer: {args.pairs_file}.\n" if args.pairs_file else "")
     )
 
 

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 from ..files import read_rows, whole_file, write_json
 from ..training import user_errors
-from .arguments import add_config, check_outputs, split_arguments
+from .arguments import add_config, add_rule, check_outputs, split_arguments
 from .tables import show
 
 
@@ -49,20 +49,26 @@ if TYPE_CHECKING:
     from ..rationales.labels import Rationales
 
 
+NO_VERDICT = {  # reasons in the report, and how they are said
+    "truncated": "cut off",
+    "no_answer": "without an answer",
+    "no_reference": "whose right answer cannot be read",
+    "too_large": "too large to compare",
+    "timeout": "given up after 5 s",
+    "error": "beyond SymPy",
+}
 TABLE = [  # section and name in the report, label and remark in the table
     ("questions", "total", "questions", ""),
     ("questions", "all_right", "  right only", ""),
     ("questions", "all_wrong", "  wrong only", ""),
     ("questions", "mixed", "  both", ""),
-    ("questions", "no_verdict", "  neither", "no answer or no reference"),
+    ("questions", "no_verdict", "  neither", "no verdict on any rationale"),
     ("rationales", "total", "rationales", ""),
     ("rationales", "right", "  right", ""),
     ("rationales", "wrong", "  wrong", ""),
-    ("rationales", "no_answer", "  without an answer", "on neither side"),
-    ("rationales", "no_reference", "  without a reference", "the right answer cannot be read"),
+    *(("rationales", name, f"  {text}", "on neither side") for name, text in NO_VERDICT.items()),
     ("unboxed", "total", "without \\boxed", ""),
     ("unboxed", "right", "  right but unboxed", "wrong if only boxes count"),
-    ("dropped", "truncated", "cut off, dropped", ""),
     ("dropped", "repeats", "repeats, dropped", "within a question"),
     ("dropped", "too_long", "too long, dropped", ""),
     ("rows", "right", "rows right", "label true"),
@@ -92,13 +98,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="Right answers, alone or as solutions that end in them. Default: answer, and without it completion.",
     )
     add = parser.add_argument_group("answers").add_argument
-    add(
-        "--rule",
-        default="marked",
-        choices=["marked", "last_number", "release"],
-        help="What is an answer: what a box, `####` or `answer is` marks (default); without a mark the last number; "
-        "or as in the code released with NAT, where only \\boxed{...} counts and anything else is wrong.",
-    )
+    add_rule(add)
     add("--num_proc", type=int, default=1, help="Processes that compare answers.")
     add = parser.add_argument_group("rows").add_argument
     add("--prompt_template", help="Text with {prompt}. What stands around it is not put in twice.")
@@ -121,13 +121,13 @@ def _read(args: argparse.Namespace) -> "Iterator[Rationales]":
             raise ValueError(f"row {number} of {args.dataset_name}: {error}") from error
 
 
-def _judge(rationales: "Rationales", rule: str) -> "tuple[Rationales, list[bool | None]]":
+def _judge(rationales: "Rationales", rule: str) -> "tuple[Rationales, list[bool | str]]":
     from ..rationales.labels import judge_rationales
 
     return rationales, judge_rationales(rationales, rule)
 
 
-def _judged(args: argparse.Namespace) -> "Iterator[tuple[Rationales, list[bool | None]]]":
+def _judged(args: argparse.Namespace) -> "Iterator[tuple[Rationales, list[bool | str]]]":
     judge = functools.partial(_judge, rule=args.rule)
     if args.num_proc == 1:
         yield from map(judge, _read(args))
@@ -154,12 +154,13 @@ def label(args: argparse.Namespace) -> dict[str, dict[str, int]]:
         if not report["rationales"]["total"]:
             raise ValueError(f"{args.dataset_name} holds no rows.")
         if not any(report["rows"].values()):
-            rationales, dropped = report["rationales"], report["dropped"]
+            counts = report["rationales"]
+            reasons = [f"{counts[name]:,} {text}" for name, text in NO_VERDICT.items() if counts[name]]
+            if report["dropped"]["too_long"]:
+                reasons.append(f"{report['dropped']['too_long']:,} longer than `max_characters`")
             raise ValueError(
-                f"No row is left of {rationales['total']} rationales in {args.dataset_name}: {rationales['no_answer']}"
-                f" have no answer, of {rationales['no_reference']} the right answer cannot be read, "
-                f"{dropped['truncated']} were cut off, {dropped['too_long']} were too long. Look at the texts, and at "
-                "`rule` and `max_characters`."
+                f"No row is left of {counts['total']:,} rationales in {args.dataset_name}: {', '.join(reasons)}. Look "
+                "at the texts and at `rule`; what was cut off needs more tokens where it is sampled."
             )
     return report
 

@@ -45,6 +45,32 @@ class TestVoteOnRow:
         result = vote_on_row(row([r"\boxed{0.5}", r"\boxed{\frac12}", r"\boxed{3}"], answer="1/2"), [0.1, 0.2, 0.25])
         assert result["right"] == {"samples": [True, True, False], "sc": True, "ws": True, "asc": True}
 
+    def test_what_was_cut_off_does_not_vote(self):
+        texts = ["The answer is 4.", "3 + 5 makes 8", "first 8", "then 8"]
+        cut = row(texts, [-2.0, -0.1, -0.1, -0.1], answer="4", truncated=[False, True, True, True])
+        result = vote_on_row(cut, [0.1, 0.9, 0.9, 0.9])
+        assert result["answers"] == ["4", None, None, None] and set(result["votes"].values()) == {"4"}
+        assert result["right"]["samples"] == [True, False, False, False]
+
+    @pytest.mark.parametrize(
+        ("rule", "answers", "sc"),
+        [
+            ("last_number", ["7", "7", "6", "9"], True),
+            ("marked", ["7", None, "6", None], False),
+            ("release", [None, None, "6", None], False),
+        ],
+    )
+    def test_rules(self, rule, answers, sc):
+        texts = ["The answer is 7.", "It is 7", r"\boxed{6}", "9"]
+        result = vote_on_row(row(texts, answer="7"), [0.1] * 4, rule=rule)
+        assert result["answers"] == answers and result["right"]["sc"] is sc
+
+    def test_what_cannot_be_compared_is_neither_right_nor_wrong(self):
+        result = vote_on_row(row([rf"\boxed{{{'3' * 5000}}}", r"\boxed{3}"], answer="3"), [0.9, 0.1])
+        assert result["right"]["samples"] == [None, True] and result["right"]["asc"] is None
+        assert compare_votes([result])["accuracy"]["asc"]["value"] == 0
+        assert compare_votes([result])["accuracy"]["single"]["value"] == 0.5
+
 
 class TestIntervals:
     @pytest.mark.parametrize(("share", "count"), [(0.0, 10), (0.3, 10), (0.5, 400), (1.0, 25)])

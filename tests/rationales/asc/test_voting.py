@@ -138,6 +138,9 @@ class TestCanonicalAnswer:
             [r"\left(1, 2\right)", "(1,2)"],
             ["5", r"5\%", "5%", r"5 \text{ cm}", "x = 5", "$5$."],
             [r"\sqrt3", r"\sqrt{3}"],
+            ["3", "3 hours", r"3\text{ hours}"],
+            ["5 million", "5,000,000", "5000000 dollars", "$5 million"],
+            ["3 dozen", "36 eggs"],
         ],
     )
     def test_one_answer(self, spellings):
@@ -153,6 +156,8 @@ class TestCanonicalAnswer:
             ("x", "y"),
             ("9" * 5000, "9" * 5001),
             (r"3\frac12", "31/2"),
+            ("5 million", "5"),
+            ("3:1", "3"),
         ],
     )
     def test_two_answers(self, one, other):

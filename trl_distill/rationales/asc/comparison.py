@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.answers import equal_answers, extract_answer, reference_answer
+from ...evaluation.answers import extract_answer, judge_answer, reference_answer
 from .voting import adaptive_self_consistency, self_consistency, weighted_self_consistency
 
 
@@ -31,26 +31,36 @@ DIFFERENCES = (("sc", "single"), ("ws", "sc"), ("asc", "sc"), ("asc", "ws"))
 Z = 1.959964  # 97.5 % of a normal distribution
 
 
-def vote_on_row(row: dict[str, Any], scores: Sequence[float | None], weighted: bool = True) -> dict[str, Any]:
+def vote_on_row(
+    row: dict[str, Any], scores: Sequence[float | None], weighted: bool = True, rule: str = "last_number"
+) -> dict[str, Any]:
     """
     Answers and votes of one question, and whether they are right where the right answer is known.
 
     Takes a row of a file of samples, with `completions`, the right answer in `answer` or `completion` if it is known,
-    and `mean_logps` if the votes are `weighted` by them, too; and the `scores` of the completions. Returns the row
-    and, in addition, `answers`, `scores`, `votes` (by `sc`, `ws` and `asc`), `reference` and, with a reference,
-    `right`: a list of booleans under `samples`, and one boolean for each vote.
+    `truncated` if samples were cut off, and `mean_logps` if the votes are `weighted` by them, too; the `scores` of the
+    completions; and the `rule` of [`~trl_distill.evaluation.extract_answer`]. A sample that was cut off has no answer
+    and does not vote: what stands last in it is a number on the way. Returns the row and, in addition, `answers`,
+    `scores`, `votes` (by `sc`, `ws` and `asc`), `reference` and, with a reference, `right`: the verdicts of the
+    `samples`, and that of each vote. A verdict is `None` if answer and reference cannot be compared.
     """
-    answers = [extract_answer(text) for text in row["completions"]]
+    truncated = row.get("truncated") or [False] * len(row["completions"])
+    answers = [
+        None if cut else extract_answer(text, rule) for text, cut in zip(row["completions"], truncated, strict=True)
+    ]
     votes = {"sc": self_consistency(answers)}
     if weighted:
         votes["ws"] = weighted_self_consistency(answers, row["mean_logps"])
     votes["asc"] = adaptive_self_consistency(answers, scores)
-    reference = reference_answer(row)
+    reference = reference_answer(row, rule)
     result = {**row, "answers": answers, "scores": list(scores), "votes": votes, "reference": reference}
     if reference is not None:
-        equal = {answer: equal_answers(answer, reference) for answer in {*answers, *votes.values()}}
-        result["right"] = {"samples": [equal[answer] for answer in answers]}
-        result["right"] |= {name: equal[answer] for name, answer in votes.items()}
+        verdicts: dict[str | None, bool | None] = {None: False}  # no answer is not right
+        for answer in {*answers, *votes.values()} - {None}:
+            verdict = judge_answer(answer, reference, rule)
+            verdicts[answer] = None if isinstance(verdict, str) else verdict
+        result["right"] = {"samples": [verdicts[answer] for answer in answers]}
+        result["right"] |= {name: verdicts[answer] for name, answer in votes.items()}
     return result
 
 
@@ -78,7 +88,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: i
 def compare_votes(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     Accuracies of the votes over all questions, from what [`vote_on_row`] returned for each. Those without a reference
-    are left out.
+    are left out. What cannot be compared is not right.
 
     Returns `accuracy` of `single` (the mean over the samples of a question) and of each vote, with Wilson's interval,
     which for `single` is wider than need be; and `differences` of two methods, with an interval by paired bootstrap
@@ -87,8 +97,8 @@ def compare_votes(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     right = [row["right"] for row in rows if "right" in row]
     if not right:
         return {"accuracy": {}, "differences": {}}
-    of_question = {"single": [sum(of_one["samples"]) / len(of_one["samples"]) for of_one in right]}
-    of_question |= {name: [float(of_one[name]) for of_one in right] for name in right[0] if name != "samples"}
+    of_question = {"single": [sum(map(bool, of_one["samples"])) / len(of_one["samples"]) for of_one in right]}
+    of_question |= {name: [float(bool(of_one[name])) for of_one in right] for name in right[0] if name != "samples"}
     accuracy, differences = {}, {}
     for name, values in of_question.items():
         value = math.fsum(values) / len(values)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from ...evaluation.equality import math_string
+from ...evaluation.units import split_measure
 
 
 LAYOUT = re.compile(r"\\[,;: ]|~|\\?[$%]")
@@ -35,21 +36,26 @@ NUMBER = re.compile(
 )
 
 
+def _plain(answer: str) -> str:
+    return math_string(LAYOUT.sub("", answer)).rstrip(".").casefold()
+
+
 def canonical_answer(answer: str) -> str:
     r"""
     One spelling for answers that differ in little more than layout, by rules that cost nothing.
 
     It is the normal form of the MATH benchmark, [`~trl_distill.evaluation.equality.math_string`], without case, and
-    with numbers as fractions in lowest terms: `0.5`, `1/2`, `\frac{2}{4}` and `\dfrac12` are all `1/2`. Expressions
-    are left alone: `x + 1` and `1 + x` are two answers, which only a computer algebra system would unite, pair by
-    pair.
+    with numbers as fractions in lowest terms: `0.5`, `1/2`, `\frac{2}{4}` and `\dfrac12` are all `1/2`. Units behind a
+    number do not count, scales do: `5 million` is 5000000. Expressions are left alone: `x + 1` and `1 + x` are two
+    answers, which only a computer algebra system would unite, pair by pair.
     """
-    text = math_string(LAYOUT.sub("", answer)).rstrip(".").casefold()
-    number = NUMBER.fullmatch(THOUSANDS.sub("", text))
+    value, measure = split_measure(answer)
+    number = NUMBER.fullmatch(THOUSANDS.sub("", _plain(value)))
     if number is None:
-        return text
+        return _plain(answer)
     sign, numerator, denominator, decimal = number.groups()
-    return str(Fraction(decimal) if decimal else Fraction(int(f"{sign}1") * int(numerator), int(denominator)))
+    number = Fraction(decimal) if decimal else Fraction(int(f"{sign}1") * int(numerator), int(denominator))
+    return str(number * measure.scale)
 
 
 def vote(
