@@ -41,9 +41,9 @@ def make_parser(prog: str | None = None) -> "HfArgumentParser":
     return config_parser(
         CompareConfig,
         prog,
-        "The win rate of two models, or of two files of answers, by a judge that sees each pair in both orders. Writes "
-        "report.json, report.png, pairs.jsonl, the answers and calls.sqlite into the output folder. Models and files "
-        "of answers come from the YAML file.",
+        "The win rate of two models, or of two files of answers, by a judge that sees each pair in both orders. "
+        "Writes report.json, report.png, pairs.jsonl, the answers and calls.sqlite into the output folder. Models and "
+        "files of answers come from the YAML file.",
     )
 
 

@@ -26,8 +26,8 @@ class CompareConfig:
     Configuration of [`run_compare`] and of `trl-distill compare`.
 
     Two are compared, named in `models`, in `answers`, or one in each. The win rate is that of the first one, models
-    before answers. Entries of models are those of [`~trl_distill.chat.chat_model`]: with `model` a server's model, with
-    `model_name_or_path` a local one.
+    before answers. Entries of models are those of [`~trl_distill.chat.chat_model`]: with `model` a server's model,
+    with `model_name_or_path` a local one.
 
     Parameters:
         > Who is compared
