@@ -157,6 +157,10 @@ def _read_question(
     prompt, later = row[column], []
     if isinstance(prompt, list) and prompt and all(isinstance(turn, str) for turn in prompt):
         prompt, *later = prompt
+        if not all(turn.strip() for turn in later):
+            raise ValueError(f"a later turn in `{column}` has no text: {row[column]!r:.200}.")
+    if column == "instruction" and row.get("input"):
+        raise ValueError("`input` is not asked. Write it into `instruction`, as AlpacaEval does, and empty it.")
     if prompt is None or not (prompt if isinstance(prompt, list) else str(prompt).strip()):
         return None
     opening = read_messages(prompt, column)
@@ -165,7 +169,7 @@ def _read_question(
     category = row.get(category_column or next((name for name in _CATEGORIES if name in row), ""))
     reference = row.get(reference_column) or None
     if isinstance(reference, list):
-        reference = "\n".join(map(str, reference))
+        reference = "\n".join(str(text) for text in reference if text) or None
     question = Question("", opening, later, None if category is None else str(category), reference, row)
     known = next((row[name] for name in ("question_id", "prompt_id") if row.get(name) not in (None, "")), None)
     return question._replace(id=content_id(question.asked) if known is None else str(known))
