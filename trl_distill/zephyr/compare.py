@@ -102,13 +102,7 @@ def run_compare(
     check_models(models, [judge])
     if config.output_dir is None:
         raise ValueError("No place for the results: set `output_dir`.")
-    if prompts is None:
-        if config.dataset_name is None:
-            raise ValueError("No prompts: set `dataset_name` to a file, a folder or a data set of the Hub.")
-        prompts = load_rows(config.dataset_name, config.dataset_config, config.dataset_split)
-    rows = ({config.prompt_column or "prompt": row} if isinstance(row, str) else row for row in prompts)
-    columns = {name: getattr(config, name) for name in ("prompt_column", "category_column", "reference_column")}
-    questions, prompt_counts = read_questions(rows, **columns, max_prompts=config.max_prompts)
+    questions, prompt_counts = _questions(config, prompts)
     ready = {name: read_answers(path, questions) for name, path in (config.answers or {}).items()}
 
     path = Path(config.output_dir) / "calls.sqlite"
@@ -147,17 +141,33 @@ def run_compare(
         for i, question in enumerate(questions)
     ]
     of_judge = judge_report(list(items.values()), list(judgements.values()), judge_name=judge.name)
-    report = {"settings": config.settings(), "prompts": prompt_counts, **comparison(pairs, names)}
-    report["warnings"] += of_judge["warnings"]
     counts = {name: count_answers(answers[name]) for name in names}
     for name, (_, unused) in ready.items():
         counts[name]["unused"] = unused
-    report |= {"answers": counts, "judge": of_judge, "ledger": ledger}
+    report = {"settings": config.settings(), "prompts": prompt_counts, "answers": counts, **comparison(pairs, names)}
+    report["warnings"] += of_judge["warnings"]
     folder = Path(config.output_dir)
     (folder / "answers").mkdir(exist_ok=True)
     for model in models:
         write_answers(folder / "answers", model.name, questions, answers[model.name])
-    return _finish(folder, pairs, report)
+    return _finish(folder, pairs, report | {"judge": of_judge, "ledger": ledger})
+
+
+def _questions(
+    config: CompareConfig, prompts: Iterable[dict[str, Any] | str] | None
+) -> tuple[list[Question], dict[str, int]]:
+    """What is asked, and counts of the rows."""
+    if prompts is None:
+        if config.dataset_name is None:
+            raise ValueError("No prompts: set `dataset_name` to a file, a folder or a data set of the Hub.")
+        prompts = load_rows(config.dataset_name, config.dataset_config, config.dataset_split)
+    return read_questions(
+        ({config.prompt_column or "prompt": row} if isinstance(row, str) else row for row in prompts),
+        prompt_column=config.prompt_column,
+        category_column=config.category_column,
+        reference_column=config.reference_column,
+        max_prompts=config.max_prompts,
+    )
 
 
 def _answer(

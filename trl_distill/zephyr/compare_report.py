@@ -177,6 +177,8 @@ def draw_comparison(path: Path, report: dict[str, Any], pairs: Sequence[dict[str
     for line in (axes["lengths"].axhline, axes["lengths"].axvline):
         line(0, color="gray", linewidth=1)
     axes["lengths"].scatter(longer, better, s=10, alpha=0.5, linewidths=0)
-    axes["lengths"].set_title("Lengths and scores (rising: longer is better)")
-    axes["lengths"].set(xlabel=f"characters more than {plain(names[1])}", ylabel="points more than it")
+    axes["lengths"].set_title("Length and score of the pairs")
+    axes["lengths"].set(
+        xlabel=f"characters minus those of {plain(names[1])}", ylabel=f"score minus that of {plain(names[1])}"
+    )
     figure.savefig(path, format="png", dpi=120)

@@ -28,15 +28,16 @@ _Z = 1.959963984540054  # 97.5 % of a normal distribution
 
 def win_rate_interval(wins: int, ties: int, losses: int) -> tuple[float, float]:
     r"""
-    95 % interval of the win rate \( (1 + \delta) / 2 \) over prompts, where \( \delta \) is the probability of a win
-    minus that of a loss. It holds each \( \delta \) that the score test does not reject
-    ([Tango, 1998](https://pubmed.ncbi.nlm.nih.gov/9595618/)),
+    95 % interval of the win rate $(1 + \delta) / 2$ over prompts, where $\delta$ is the probability of a win minus
+    that of a loss. It holds each $\delta$ that the score test for paired data (Tango, Statistics in Medicine 17, 1998)
+    does not reject,
 
     $$ \frac{(w - l - n \delta)^2}{n (p_w + p_l - \delta^2)} \leq 1.96^2, $$
 
-    with \( p_w \) and \( p_l \) the most likely probabilities of win and loss that differ by \( \delta \). Without
-    ties it is Wilson's interval. Unlike a bootstrap it does not shrink to a point when all verdicts are the same. Over
-    all win and tie rates alike, it holds the true win rate in 96 to 97 % of samples of 5 to 12 prompts.
+    with $w$ wins and $l$ losses on $n$ prompts, and $p_w$ and $p_l$ the most likely probabilities of win and loss that
+    differ by $\delta$. Without ties it is Wilson's interval. Unlike a bootstrap it does not shrink to a point when all
+    verdicts are the same. With rates of wins and ties drawn alike, it holds the true win rate in 96 to 97 % of samples
+    of 5 to 12 prompts.
 
     Raises:
         `ValueError`: If there is no verdict.
