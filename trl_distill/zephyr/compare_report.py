@@ -45,7 +45,7 @@ def pair_row(question: Question, answers: Mapping[str, Answer], judgement: Judge
     """
     The row of a question in `pairs.jsonl`: both answers, what the judge gave them in each order, and the verdict on
     the first one, `"win"`, `"tie"` or `"loss"`. Without scores it is `None` and the reason is in `unscored`; answers
-    that are the same are a tie of which no judge was asked.
+    that are the same are a tie, about which no judge was asked.
     """
     names, ranked = list(answers), sorted(answers)
     orders: dict[int, dict[str, Any]] = {}
@@ -142,18 +142,19 @@ def draw_comparison(path: Path, report: dict[str, Any], pairs: Sequence[dict[str
     """Draw win rates, what the two orders say, and lengths against scores, as PNG whatever the file's name ends in."""
     from matplotlib.figure import Figure
 
-    names, rates = (report["model"], report["baseline"]), {"all": report["win_rate"], **report["categories"]}
-    rates = {name: row for name, row in rates.items() if row["win_rate"] is not None}
+    names = report["model"], report["baseline"]
+    rates = [("all", report["win_rate"])]
+    rates += [(name, row) for name, row in report["categories"].items() if row["win_rate"] is not None]
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplot_mosaic([["rates", "orders"], ["rates", "lengths"]])
 
     places = range(len(rates), 0, -1)
     axes["rates"].axvline(50, color="gray", linewidth=1)
-    for place, (name, row) in zip(places, rates.items(), strict=True):
+    for place, (_, row) in zip(places, rates, strict=True):
         low, high = (100 * bound for bound in row["interval"])
-        axes["rates"].plot([low, high], [place] * 2, color="tab:blue" if name == "all" else "lightsteelblue")
+        axes["rates"].plot([low, high], [place] * 2, color="tab:blue" if place == len(rates) else "lightsteelblue")
         axes["rates"].plot(100 * row["win_rate"], place, "o", color="tab:blue")
-    axes["rates"].set_yticks(places, [f"{plain(name)} ({row['pairs']:,})" for name, row in rates.items()])
+    axes["rates"].set_yticks(places, [f"{plain(name)} ({row['pairs']:,})" for name, row in rates])
     axes["rates"].set_title(f"Win rate of {plain(names[0])} over {plain(names[1])}")
     axes["rates"].set(xlabel="%, with 95 % interval", xlim=(0, 100), ylim=(0.5, len(rates) + 0.5))
 
