@@ -161,11 +161,12 @@ class TestEvaluationQuestions:
         write_rows(tmp_path / "d.json", [{"instruction": "Answer.", "prompt": "Q: 1?", "question": "1?"}])
         Dataset.from_dict({"prompt": ["P?", None]}).to_parquet(tmp_path / "e.parquet")
         (tmp_path / "f.csv").write_text("question,n\n2?,1\n")
-        names = ("a.txt", "b.jsonl", "c.jsonl.gz", "none", "d.json", "e.parquet", "f.csv")
+        write_rows(tmp_path / "g.jsonl", [{"question_id": 81, "turns": ["Write.", "", "Again."]}])
+        names = ("a.txt", "b.jsonl", "c.jsonl.gz", "none", "d.json", "e.parquet", "f.csv", "g.jsonl")
         questions = evaluation_questions([name if name == "none" else str(tmp_path / name) for name in names])
-        assert questions == ["Why?", "How?", "Add.", "Sum.", "é?", "x", "1?", "P?", "2?"]
+        assert questions == ["Why?", "How?", "Add.", "Sum.", "é?", "x", "1?", "P?", "2?", "Write.", "Again."]
 
-    @pytest.mark.parametrize("row", [{"text": "a"}, {"question": 5}, {"prompt": ["a"], "n": 1}])
+    @pytest.mark.parametrize("row", [{"text": "a"}, {"question": 5}, {"prompt": ["a"], "n": 1}, {"turns": [5]}])
     def test_a_row_without_a_text(self, tmp_path, row):
         write_rows(tmp_path / "q.jsonl", [{"prompt": "a"}, row])
         said = "Row 2 of .*q.jsonl, in `decontaminate`, needs a text `question`, `prompt` or `instruction`, got {"

@@ -27,10 +27,10 @@ from datasets import load_dataset
 from trl_distill.lion import LionConfig
 from trl_distill.lion.generation import LION_FILTERS
 from trl_distill.lion.imitation import check_training
-from trl_distill.scripts import calibrate, dpo, feedback, labeled_sft, lion, minillm, nat, nce, ranker, sft
+from trl_distill.scripts import calibrate, compare, dpo, feedback, labeled_sft, lion, minillm, nat, nce, ranker, sft
 from trl_distill.scripts.arguments import parse_strictly
 from trl_distill.scripts.runs import parse_config
-from trl_distill.zephyr import FeedbackConfig
+from trl_distill.zephyr import CompareConfig, FeedbackConfig
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -44,7 +44,7 @@ TRAINING = {
     "sft": sft,
     "dpo": dpo,
 }
-LOOPS = {"feedback": (feedback, FeedbackConfig), "lion": (lion, LionConfig)}
+LOOPS = {"feedback": (feedback, FeedbackConfig), "compare": (compare, CompareConfig), "lion": (lion, LionConfig)}
 COMMANDS = TRAINING | {name: script for name, (script, _) in LOOPS.items()}
 
 # What makes a recipe tiny. All else, every switch of the objective included, stays as it is.

@@ -25,6 +25,7 @@ __version__ = "0.1.0.dev0"
 _MODULES = {
     "ASCRankerConfig": "trl_distill.rationales.asc",
     "ASCRankerTrainer": "trl_distill.rationales.asc",
+    "CompareConfig": "trl_distill.zephyr",
     "FeedbackConfig": "trl_distill.zephyr",
     "LabeledSFTConfig": "trl_distill.rationales.nat",
     "LabeledSFTTrainer": "trl_distill.rationales.nat",
@@ -41,6 +42,7 @@ _MODULES = {
     "calibration_weights": "trl_distill.rationales.nce",
     "load_nat": "trl_distill.rationales.nat",
     "preference_pairs": "trl_distill.zephyr",
+    "run_compare": "trl_distill.zephyr",
     "run_feedback": "trl_distill.zephyr",
     "scored_rows": "trl_distill.zephyr",
     "self_consistency": "trl_distill.rationales.asc",
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
         load_nat,
     )
     from .rationales.nce import NCEConfig, NCETrainer, calibration_weights
-    from .zephyr import FeedbackConfig, preference_pairs, run_feedback, scored_rows
+    from .zephyr import CompareConfig, FeedbackConfig, preference_pairs, run_compare, run_feedback, scored_rows
     from .zephyr.reference_check import ReferenceCheckCallback
 
 

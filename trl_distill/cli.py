@@ -49,6 +49,7 @@ OTHERS = {
     "clean": "repair capitals in dialogues, drop those in which the assistant denies having emotions",
     "feedback": "let models answer prompts and a judge score them, write preference pairs",
     "binarize": "make preference pairs from answers that are scored already",
+    "compare": "the win rate of two models, or of two files of answers, by a judge",
     "lion": "imitate a teacher, find where the student is behind, have more of that written",
     "merge": "put a LoRA into its base, on disk, as the start of the next stage",
     "calls": "show what a call store holds: calls, tokens, retries, cost",

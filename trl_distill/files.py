@@ -226,7 +226,8 @@ def evaluation_questions(sources: Iterable[str]) -> list[str]:
     Args:
         sources (`Iterable[str]`):
             Files with a question a line (`.txt`), or of rows with a text `question`, `prompt` or `instruction`, the
-            first of which counts; `truthful_qa`, which is loaded from the Hub; `none`, which has no questions.
+            first of which counts, or with a list of texts `turns` (MT-Bench); `truthful_qa`, which is loaded from the
+            Hub; `none`, which has no questions.
 
     Returns:
         `list[str]`
@@ -253,6 +254,9 @@ def _questions(source: str) -> Iterator[str]:
     else:
         rows = load_rows(source)
     for number, row in enumerate(rows, start=1):
+        if isinstance(turns := row.get("turns"), list) and all(isinstance(turn, str) for turn in turns):
+            yield from filter(None, turns)
+            continue
         texts = [row[name] for name in ("question", "prompt", "instruction") if name in row]
         text = next((text for text in texts if text not in (None, "")), "")
         if not texts or not isinstance(text, str):

@@ -26,7 +26,7 @@ from trl import DPOConfig, DPOTrainer
 
 from tests.commands import CPU, read_rows
 from tests.loop_fixtures import no_picture, picture, server  # noqa: F401
-from trl_distill.zephyr import FeedbackConfig, run_feedback
+from trl_distill.zephyr import CompareConfig, FeedbackConfig, run_compare, run_feedback
 from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
 
@@ -158,6 +158,18 @@ def feedback(config):
         responders = pool(*responders) if isinstance(responders, str) else responders
         judges = [judge()] if judges is None else judges
         return run_feedback(config(**settings), prompts=prompts, responders=responders, student=student, judges=judges)
+
+    return run
+
+
+@pytest.fixture
+def compare(tmp_path):
+    """A comparison of two rules on `PROMPTS`. Arguments of the run stand in the place of its parts, as above."""
+
+    def run(models=None, referee=None, prompts=PROMPTS, output_dir="out", **settings):
+        models = pool("dpo", "sft") if models is None else models
+        config = CompareConfig(output_dir=str(tmp_path / output_dir), **settings)
+        return run_compare(config, prompts=prompts, models=models, judge=referee or judge())
 
     return run
 

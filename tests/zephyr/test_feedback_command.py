@@ -208,8 +208,8 @@ class TestCommand:
 
     def test_help_needs_neither_torch_nor_trl(self):
         code = (
-            "import sys, trl_distill.zephyr; from trl_distill.scripts import binarize, clean, feedback; "
-            "assert all(command.make_parser().format_help() for command in (binarize, clean, feedback)); "
+            "import sys, trl_distill.zephyr; from trl_distill.scripts import binarize, clean, compare, feedback; "
+            "assert all(command.make_parser().format_help() for command in (binarize, clean, compare, feedback)); "
             "print({'torch', 'trl', 'datasets'} & sys.modules.keys())"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

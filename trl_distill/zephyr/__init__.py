@@ -14,6 +14,8 @@
 
 """AI feedback: models answer prompts, judges score the answers, a policy makes preference pairs of them."""
 
+from .compare import run_compare
+from .compare_config import CompareConfig
 from .feedback import run_feedback
 from .feedback_config import FeedbackConfig
 from .filters import clean_dialogues, decontaminate, refusal, truecase
@@ -22,11 +24,13 @@ from .ultrafeedback import scored_rows
 
 
 __all__ = [
+    "CompareConfig",
     "FeedbackConfig",
     "clean_dialogues",
     "decontaminate",
     "preference_pairs",
     "refusal",
+    "run_compare",
     "run_feedback",
     "scored_rows",
     "truecase",

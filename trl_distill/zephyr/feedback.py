@@ -119,8 +119,8 @@ def run_feedback(
 
     path = Path(config.output_dir) / "calls.sqlite"
     if config.dry_run and not path.is_file():  # nothing to look up, for which local models would be downloaded
-        pool, students, judges = ([_stand_in(model) for model in models] for models in (pool, students, judges))
-    with _open_store(path, config, progress) as store:
+        pool, students, judges = ([stand_in(model) for model in models] for models in (pool, students, judges))
+    with open_store(path, config, progress) as store:
         run = _Run(config, store, items, pool, students, judges)
         if config.dry_run:
             return {"missing": run.missing()}
@@ -135,7 +135,7 @@ def run_feedback(
     return _finish(config, ratings, report)
 
 
-def _stand_in(model: BaseChatModel) -> BaseChatModel:
+def stand_in(model: BaseChatModel) -> BaseChatModel:
     """A model of the same name and prices that is not asked."""
     stand_in = FunctionChatModel(lambda request: "", model.name)
     stand_in.prices = model.prices
@@ -143,7 +143,7 @@ def _stand_in(model: BaseChatModel) -> BaseChatModel:
 
 
 @contextmanager
-def _open_store(path: Path, config: FeedbackConfig, progress: bool) -> Iterator[CallStore]:
+def open_store(path: Path, config: FeedbackConfig, progress: bool) -> Iterator[CallStore]:
     limits = dict(max_calls=config.max_calls, budget_usd=config.budget_usd, progress=progress)
     with tempfile.TemporaryDirectory() as folder:
         if config.dry_run:  # leaves nothing behind, waits for no other run, and no limit ends it
@@ -169,8 +169,8 @@ class _Run:
     ):
         self.config, self.prompts = config, prompts
         answering = [*pool, *students]
-        _check_identities(answering, "With more `num_answers` than models it answers a prompt several times.")
-        _check_identities(judges, "Two names would give its ratings twice the weight.")
+        check_identities(answering, "With more `num_answers` than models it answers a prompt several times.")
+        check_identities(judges, "Two names would give its ratings twice the weight.")
         # All are opened before the first call, so that a mistake in the last one costs nothing.
         self.responders = [(model, store.model(model, role="responder", stage="answers")) for model in answering]
         self.judges = []
@@ -270,7 +270,7 @@ def _parts(items: dict[int, JudgeItem]) -> Iterator[list[JudgeItem]]:
         yield list(items.values())[start : start + _PROMPTS_AT_A_TIME]
 
 
-def _check_identities(models: Iterable[BaseChatModel], why: str) -> None:
+def check_identities(models: Iterable[BaseChatModel], why: str) -> None:
     known: dict[str, str] = {}
     for model in models:
         other = known.setdefault(json.dumps(model.identity, sort_keys=True), model.name)

@@ -88,7 +88,7 @@ def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, An
     scored = sorted((row["mean_score"], name, row["scored"]) for name, row in rows if row["scored"])
     models.barh(range(len(scored)), [mean for mean, *_ in scored], color="lightsteelblue")
     for i, (mean, name, count) in enumerate(scored):  # in the bars: beside them long names would take half the picture
-        name = _plain(name if len(name) <= 44 else f"...{name[-41:]}")
+        name = plain(name if len(name) <= 44 else f"...{name[-41:]}")
         models.annotate(f"{name}: {mean:.2f} ({count:,})", (0, i), (4, 0), textcoords="offset points", va="center")
     models.set_yticks([])
     models.set(title="Mean score by model (scored answers)", xlabel="score")
@@ -96,7 +96,7 @@ def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, An
     by_judge = {judge: of_judge["position"]["by_slot"] for judge, of_judge in report["judges"].items()}
     for judge, of_judge in by_judge.items():
         places, means = [row["slot"] + 1 for row in of_judge], [row["mean"] for row in of_judge]
-        slots.plot(places, means, marker="o", label=_plain(judge))
+        slots.plot(places, means, marker="o", label=plain(judge))
     slots.set_xticks(range(1, max(1, *map(len, by_judge.values())) + 1))
     slots.set_title("Mean rating by place (flat: no position bias)")
     slots.set(xlabel="place in the judge's prompt", ylabel="rating", ylim=report["settings"]["judge_scale"])
@@ -111,7 +111,7 @@ def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, An
     figure.savefig(path, format="png", dpi=120)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name that matplotlib does not read as a formula."""
     return name.replace("$", r"\$")
 
