@@ -87,6 +87,17 @@ def load_teacher(
     return teacher.eval().requires_grad_(False)
 
 
+def process_placement(accelerator, quantized: bool) -> dict[str, Any]:
+    """`device_map` of a frozen model where a launcher has started several processes, nothing where it has not."""
+    if accelerator.distributed_type not in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
+        return {}
+    if quantized:  # whole in each process, and to be placed while it is loaded
+        return {"device_map": {"": accelerator.device}}
+    efficient = accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.cpu_ram_efficient_loading
+    is_empty = efficient and not accelerator.is_main_process  # until the first process hands out its weights
+    return {"device_map": {"": "meta"} if is_empty else None}
+
+
 def shard(model: PreTrainedModel, accelerator) -> PreTrainedModel:
     """
     Shard a frozen model over the processes of FSDP2, layer by layer, so that no process ever holds it whole.

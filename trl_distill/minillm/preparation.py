@@ -47,6 +47,7 @@ from ..models import (
     load_teacher,
     load_teacher_tokenizer,
     match_vocabulary,
+    process_placement,
     shard,
     vocabulary_rows,
 )
@@ -95,13 +96,7 @@ def prepare_teacher(teacher_model, student, tokenizer, args: MiniLLMConfig, acce
         return None, vocabulary_rows(student)
     if isinstance(teacher_model, str):
         init_kwargs = dict(args.teacher_model_init_kwargs or {})
-        if accelerator.distributed_type in ("MULTI_GPU", "DEEPSPEED", "FSDP"):
-            # A quantized teacher is whole in each process and must be placed while it is loaded
-            quantized = init_kwargs.get("quantization_config") is not None
-            init_kwargs["device_map"] = {"": accelerator.device} if quantized else None
-            efficient = accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.cpu_ram_efficient_loading
-            if efficient and not (quantized or accelerator.is_main_process):
-                init_kwargs["device_map"] = {"": "meta"}  # the first process hands out the weights
+        init_kwargs |= process_placement(accelerator, init_kwargs.get("quantization_config") is not None)
         init_kwargs.setdefault("revision", args.teacher_model_revision)
         init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         teacher_model = load_teacher(teacher_model, **init_kwargs)
