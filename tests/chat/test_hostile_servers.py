@@ -352,7 +352,11 @@ def test_no_half_of_a_key_stays_where_a_message_is_cut(meter, store, connect, as
     monkeypatch.setenv("MY_KEY", KEY)
     for length in range(100, 420, 9):
         long = "x" * length + KEY * 3
-        content = json.dumps(reply).replace("{}", long) if "{}" in json.dumps(reply) else json.dumps([reply, long])
+        content = (
+            json.dumps(reply).replace("{}", json.dumps(long)[1:-1])
+            if "{}" in json.dumps(reply)
+            else json.dumps([reply, long])
+        )
         meter.serve(lambda *_, content=content: (200, content, {}))
         store.model(connect(api_key_env="MY_KEY", max_attempts=1), "teacher").complete(ask(1))
     assert not any("sk-" in error for [error] in rows("error"))
