@@ -306,7 +306,7 @@ def test_a_page_nested_without_end_is_no_answer(meter, store, connect, ask):
 
 # 7: keys
 
-KEY = 'sk-"quoted"\\and/slashed+0123456789'
+KEY = 'sk-"quoted"\\and/slashed\\\\+0123456789'
 
 
 def forms(key):
@@ -352,10 +352,23 @@ def test_no_half_of_a_key_stays_where_a_message_is_cut(meter, store, connect, as
     monkeypatch.setenv("MY_KEY", KEY)
     for length in range(100, 420, 9):
         long = "x" * length + KEY * 3
-        content = json.dumps(reply).replace("{}", long) if "{}" in json.dumps(reply) else json.dumps([reply, long])
+        content = (
+            json.dumps(reply).replace("{}", json.dumps(long)[1:-1])
+            if "{}" in json.dumps(reply)
+            else json.dumps([reply, long])
+        )
         meter.serve(lambda *_, content=content: (200, content, {}))
         store.model(connect(api_key_env="MY_KEY", max_attempts=1), "teacher").complete(ask(1))
     assert not any("sk-" in error for [error] in rows("error"))
+
+
+@pytest.mark.parametrize("part", [KEY[:-1], KEY[:9] + "*" * 9, "s\\" * 20, json.dumps(json.dumps(KEY[:-1]))])
+def test_parts_of_a_key_take_no_time(meter, store, connect, ask, monkeypatch, part):
+    monkeypatch.setenv("MY_KEY", KEY)
+    meter.serve(lambda *_: said(part * 1000))
+    start = time.monotonic()
+    [answer] = store.model(connect(api_key_env="MY_KEY"), "teacher").complete(ask(1))
+    assert answer.text == part * 1000 and time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("key", ["sk-\nabc", "sk-a\tbc", "sk-\x1babc", "sk-ä"])

@@ -110,12 +110,16 @@ class Credentials:
 @lru_cache
 def _forms(secret: str) -> re.Pattern:
     """A secret as it may stand in a text: as it is, escaped for JSON, Python, HTML or a URL, or in base64."""
-    letters = []
-    for letter in secret:
-        code = f"{ord(letter):02x}"
-        coded = rf"(?i:u00{code}|x{code}|%{code}|&#x{code};)|&#0*{ord(letter)};|{re.escape(html.escape(letter))}"
-        letters.append(rf"(?:{re.escape(letter)}|{coded})")
-    forms = [r"\\*".join(letters)]  # what is quoted twice has more of them
+    pieces = []
+    for piece in re.findall(r"\\+|[^\\]", secret):
+        number = ord(piece[0])
+        coded = rf"(?i:u00{number:02x}|x{number:02x}|%{number:02x}|&#x{number:x};)|&#0*{number};"
+        if html.escape(piece) != piece:
+            coded += f"|{html.escape(piece)}"
+        # What is quoted twice has more backslashes. Nothing is tried twice: a server may send many halves of a key
+        before = r"\\*+" if pieces else ""
+        pieces.append(rf"(?>(?:\\|{coded})+)" if piece[0] == "\\" else rf"(?>{before}(?:{coded}|{re.escape(piece)}))")
+    forms = ["".join(pieces)]
     if len(secret) >= _LONG:
         for offset in range(3):  # three bytes are four letters, so its place in what was encoded matters
             encoded = base64.b64encode(bytes(offset) + secret.encode()).decode().rstrip("=")
