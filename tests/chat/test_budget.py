@@ -86,7 +86,7 @@ class TestLedger:
         model = Rule()
         answers = store.model(model, "teacher").complete(ask(10_000))
         assert [answer.text for answer in answers] == [f"rule question {i} #1" for i in range(10_000)]
-        assert store.ledger() == [LedgerRow(0, "", "teacher", "rule", 10_000, 0, 0, 0, 0, 20_000, 40_000, 0.0)]
+        assert store.ledger() == [LedgerRow(0, "", "teacher", "rule", 10_000, 0, 0, 0, 0, 0, 20_000, 40_000, 0.0)]
         assert model.asked.total() == len(rows("DISTINCT text")) == 10_000
 
     @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])

@@ -31,6 +31,7 @@ from trl_distill.chat import (
 )
 from trl_distill.chat.models import BaseChatModel
 from trl_distill.zephyr import preference_pairs, run_feedback, scored_rows
+from trl_distill.zephyr.report import call_statistics
 
 
 FILES = ("ratings.jsonl", "pairs.jsonl", "sft.jsonl", "report.json", "report.png")
@@ -472,6 +473,20 @@ class TestReport:
                 "chosen": sum(pair["chosen_model"] == name for pair in pairs),
                 "rejected": sum(pair["rejected_model"] == name for pair in pairs),
             }
+
+    def test_what_was_asked_and_how_it_ended(self, feedback):
+        """A cut-off answer, a failed call, and a judge whose first reply to each question cannot be read."""
+
+        def reply(request):
+            readable = judge_reply(request.messages)
+            return readable if request.sample_index % 2 else "I would rather not."
+
+        answers = (Completion("a (3)"), Completion("b (5)"), Completion("c (7)", "length"), FailedCall("no server"))
+        report = feedback([Scripted(*answers)], [FunctionChatModel(reply, "judge")], ["p"], num_answers=4)
+        asked, judged = call_statistics(report)
+        assert asked["role"] == "responder" and asked["calls"] == 4
+        assert (asked["answered"], asked["failed"], asked["cut_off"], asked["unreadable"]) == (3, 1, 1, 0)
+        assert judged["unreadable"] == judged["answered"] / 2 == report["judges"]["judge"]["reasks"] > 0
 
     def test_names_that_look_like_formulas(self, feedback, tmp_path, picture):
         feedback(pool("$a_{$", "b"), [judge("$\\no$")])

@@ -85,7 +85,8 @@ class TestCommand:
         assert len(read("ratings")) == 8 and 0 < len(read("pairs")) <= 8
         text = said(capsys)
         assert "answers: scored 16" in text and "Mean margin" in text
-        assert "failed" not in text  # what never happened has no row
+        assert "failed" not in text and "unreadable" not in text  # what never happened has no row and no column
+        assert "What was asked" in text and "judge judge 16" in text
         assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
         settings = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]
         assert settings["rejected"] == "min" and "output_dir" not in settings

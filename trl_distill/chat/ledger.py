@@ -82,6 +82,8 @@ class LedgerRow(NamedTuple):
             flight now or when a run was killed.
         retries, reused (`int`):
             Attempts beyond the first one of each call, and answers from another round or stage, without a call.
+        cut_off (`int`):
+            Answers that ended at the limit of tokens or by a filter.
         prompt_tokens, completion_tokens (`int`):
             Tokens of the answered calls and of failed ones that are billed, as far as the model counted them.
         cost_usd (`float`, *optional*):
@@ -97,6 +99,7 @@ class LedgerRow(NamedTuple):
     unanswered: int = 0
     retries: int = 0
     reused: int = 0
+    cut_off: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
@@ -172,6 +175,7 @@ def ledger_of(connection: sqlite3.Connection) -> list[LedgerRow]:
     """Every call and every answer that was used again, counted in the columns of [`LedgerRow`]."""
     asked = connection.execute(
         """SELECT round, stage, role, model, COUNT(*), SUM(state = 'failed'), SUM(state = 'sent'), SUM(retries), 0,
+        SUM(state = 'answered' AND finish_reason IN ('length', 'content_filter')),
         IFNULL(SUM(prompt_tokens), 0), IFNULL(SUM(completion_tokens), 0),
         CASE WHEN COUNT(cost) = COUNT(*) THEN TOTAL(cost) END FROM calls GROUP BY round, stage, role, model"""
     )

@@ -56,6 +56,8 @@ def _show_missing(rows: list[dict[str, Any]]) -> None:
 
 
 def _show_report(report: dict[str, Any], output_dir: str) -> None:
+    from ..zephyr.report import call_statistics
+
     known = ("prompts", "candidates", "unscored")  # of the pairs: they stand above already
     table = count_table(
         output_dir,
@@ -72,9 +74,12 @@ def _show_report(report: dict[str, Any], output_dir: str) -> None:
         table.add_row(
             f"{name}: {score}, chosen {row['chosen']:,}, rejected {row['rejected']:,}", f"{row['answers']:,}"
         )
-    statistics = report["pair_statistics"]
+    statistics, calls = report["pair_statistics"], call_statistics(report)
+    columns = {"failed": "failed", "cut_off": "cut off", "unreadable": "unreadable", "cost_usd": "US $"}
+    columns = {name: head for name, head in columns.items() if any(row[name] != 0 for row in calls)}
     show(
         table,
+        calls_table("What was asked, all runs together", calls, ("role", "model"), {"calls": "calls"} | columns),
         f"Mean margin {statistics['margin']['mean']:.2f}; the chosen answer is the longer one in "
         f"{statistics['chosen_longer']:.0%} of the pairs. More in report.json and report.png.",
         *(f"Judge {name}: {warning}" for name, judge in report["judges"].items() for warning in judge["warnings"]),

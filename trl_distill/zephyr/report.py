@@ -72,13 +72,38 @@ def model_statistics(ratings: Sequence[dict[str, Any]], pairs: Sequence[dict[str
     return result
 
 
+def call_statistics(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """
+    By `role` and `model`: `calls`, those `answered` and `failed`, answers that were `cut_off`, replies of a judge that
+    were `unreadable` and asked again, and `cost_usd`, `None` if a price is not known.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in report["ledger"]:
+        answered = line["calls"] - line["failures"] - line["unanswered"]
+        known = {"calls": line["calls"], "answered": answered, "failed": line["failures"], "cut_off": line["cut_off"]}
+        row = rows.setdefault(
+            (line["role"], line["model"]), dict.fromkeys(known, 0) | {"unreadable": 0, "cost_usd": 0.0}
+        )
+        for name, count in known.items():
+            row[name] += count
+        cost = None in (row["cost_usd"], line["cost_usd"])
+        row["cost_usd"] = None if cost else row["cost_usd"] + line["cost_usd"]
+    for name, of_judge in report["judges"].items():
+        if ("judge", name) in rows:
+            rows["judge", name]["unreadable"] = of_judge["reasks"]
+    return [{"role": role, "model": model} | row for (role, model), row in rows.items()]
+
+
 def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> None:
     """Draw margins, scores by model, scores by place, and lengths, as PNG whatever the name of the file ends in."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7.5))
+    calls = [_in_words(row) for row in call_statistics(report) if row["answered"]]
+    figure = Figure(figsize=(10, 7.5 + 0.2 * len(calls)))
+    below = 0.2 * (len(calls) + 0.5) / figure.get_figheight()  # lines of text
     (margins, models), (slots, lengths) = figure.subplots(2, 2)
-    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.07, top=0.95, wspace=0.16, hspace=0.28)
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.07 + below, top=0.95, wspace=0.16, hspace=0.28)
+    figure.text(0.07, below, "\n".join(calls), va="top", fontsize=8)
 
     margins.hist(_margins(pairs), bins=20, color="tab:blue")
     margins.set_title(f"Margins of {len(pairs):,} pairs")
@@ -109,6 +134,13 @@ def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, An
     lengths.set_title(f"Lengths: chosen is longer in {report['pair_statistics']['chosen_longer']:.0%}")
     lengths.set(xlabel="characters of rejected", ylabel="characters of chosen", xscale="log", yscale="log")
     figure.savefig(path, format="png", dpi=120)
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    # Of the answers alone: calls that a kill has cut are in the ledger, and must not be in the picture
+    shares = {"unreadable": "unreadable", "cut_off": "cut off"}
+    said = [f"{row[name] / row['answered']:.0%} {label}" for name, label in shares.items() if row[name]]
+    return f"{row['role']} {plain(row['model'])}: " + ", ".join([f"{row['answered']:,} answers", *said])
 
 
 def plain(name: str) -> str:
