@@ -29,7 +29,6 @@ import platform
 import sys
 from argparse import Action, Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -133,12 +132,11 @@ def launch_flags(values: dict[str, Any]) -> list[str]:
 
 def check_launcher(values: Namespace) -> None:
     """Refuse fields of a training that contradict how it was launched."""
-    for name, field in {"FSDP": "fsdp", "DeepSpeed": "deepspeed"}.items():
+    for name, other in {"FSDP": "deepspeed", "DeepSpeed": "fsdp"}.items():
         if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() != "true":
             continue
         if getattr(values, "use_cpu", False):
             raise ValueError(f"`use_cpu` is set, but the launcher's config asks for {name}, which shards over GPUs.")
-        other = {"fsdp": "deepspeed", "deepspeed": "fsdp"}[field]
         if getattr(values, other, None):
             raise ValueError(f"`{other}` is set, but the launcher's config asks for {name}. Leave one of them out.")
 
@@ -279,7 +277,7 @@ def quantization_config(model_args: "ModelConfig", trust_remote_code: bool = Fal
             name, revision = adapter["base_model_name_or_path"], adapter.get("revision")
         settings = {"revision": revision, "trust_remote_code": trust_remote_code}
         of_checkpoint = AutoConfig.from_pretrained(name, **settings).dtype
-        model_args = replace(model_args, dtype=str(of_checkpoint or "float32").removeprefix("torch."))
+        model_args = dataclasses.replace(model_args, dtype=str(of_checkpoint or "float32").removeprefix("torch."))
     return get_quantization_config(model_args)
 
 

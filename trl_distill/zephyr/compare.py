@@ -15,7 +15,6 @@
 """The win rate of two models, or of two files of answers: who says what, whom the judge prefers, what comes out."""
 
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,13 @@ from ..chat import (
     StoredChatModel,
     judge_report,
 )
-from ..files import load_rows, whole_path, write_json, write_rows
+from ..files import load_rows, write_json, write_rows
 from .compare_config import CompareConfig, check_contestants
 from .compare_report import comparison, count_answers, draw_comparison, judge_items, pair_row
 from .feedback import check_identities, open_store, stand_in
 from .feedback_config import check_models
 from .questions import Answer, Question, read_answers, read_questions, write_answers
-
-
-logger = logging.getLogger(__name__)
+from .report import save_picture
 
 
 def run_compare(
@@ -211,9 +208,5 @@ def _finish(folder: Path, pairs: list[dict[str, Any]], report: dict[str, Any]) -
     if report["win_rate"]["win_rate"] is None:
         said = ", ".join(f"{reason} {count}" for reason, count in report["unscored"].items())
         raise ValueError(f"No pair has a verdict ({said}). Look at `unscored` in {folder / 'pairs.jsonl'}.")
-    try:
-        with whole_path(folder / "report.png") as path:
-            draw_comparison(path, report, pairs)
-    except ImportError:
-        logger.warning("No report.png: it needs matplotlib. Install it with `pip install trl-distill[bench]`.")
+    save_picture(folder / "report.png", draw_comparison, report, pairs)
     return report

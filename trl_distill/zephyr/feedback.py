@@ -15,7 +15,6 @@
 """The loop of AI feedback: who answers which prompt, what the judges say, and the files that come out."""
 
 import json
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,16 +34,14 @@ from ..chat import (
     Missing,
     judge_report,
 )
-from ..files import load_rows, whole_path, write_json, write_rows
+from ..files import load_rows, write_json, write_rows
 from .answers import Ask, Candidate, assign, candidates_of, count_answers, judged, rating_row, with_principle
 from .feedback_config import FeedbackConfig, check_models
 from .policies import preference_pairs, sft_rows
 from .presets import read_aspects, read_principles
 from .prompts import read_prompts
-from .report import draw_report, model_statistics, pair_statistics
+from .report import draw_report, model_statistics, pair_statistics, save_picture
 
-
-logger = logging.getLogger(__name__)
 
 _PROMPTS_AT_A_TIME = 1000  # for a judge: its requests repeat each answer for every aspect and order
 
@@ -292,9 +289,5 @@ def _finish(config: FeedbackConfig, ratings: list[dict[str, Any]], report: dict[
     if not pairs:
         said = ", ".join(f"{name} {count}" for name, count in (report["answers"] | counts).items() if count)
         raise ValueError(f"No pair came out ({said}). Look at `unscored` in {folder / 'ratings.jsonl'}.")
-    try:
-        with whole_path(folder / "report.png") as path:
-            draw_report(path, report, pairs)
-    except ImportError:
-        logger.warning("No report.png: it needs matplotlib. Install it with `pip install trl-distill[bench]`.")
+    save_picture(folder / "report.png", draw_report, report, pairs)
     return report

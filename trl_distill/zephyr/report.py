@@ -14,11 +14,17 @@
 
 """What came out of a run of AI feedback, in numbers and as a picture."""
 
+import logging
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from ..files import whole_path
+
+
+logger = logging.getLogger(__name__)
 
 
 def pair_statistics(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -141,6 +147,15 @@ def _in_words(row: dict[str, Any]) -> str:
     shares = {"unreadable": "unreadable", "cut_off": "cut off"}
     said = [f"{row[name] / row['answered']:.0%} {label}" for name, label in shares.items() if row[name]]
     return f"{row['role']} {plain(row['model'])}: " + ", ".join([f"{row['answered']:,} answers", *said])
+
+
+def save_picture(path: Path, draw: Callable[..., None], *args: Any) -> None:
+    """Have `draw(path, *args)` make a picture, as a whole, or say what is missing for it."""
+    try:
+        with whole_path(path) as new:
+            draw(new, *args)
+    except ImportError:
+        logger.warning("No %s: it needs matplotlib. Install it with `pip install trl-distill[bench]`.", path.name)
 
 
 def plain(name: str) -> str:

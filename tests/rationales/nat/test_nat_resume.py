@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from tests.rationales.nat.adapters import IDS, Snapshot, logits
@@ -172,6 +173,17 @@ class TestResume:
         trainer = make_trainer(stages="positive", negative_adapter_path=str(tmp_path / "other"))
         with pytest.raises(ValueError, match="negative adapter in .*checkpoint-4 is not the one of this run"):
             trainer.train(resume_from_checkpoint=checkpoint)
+
+    def test_refuses_other_tensors_under_the_config_of_this_run(self, run, make_trainer, tmp_path):
+        run("negative", stages="negative", num_train_epochs=1)
+        stage = dict(stages="positive", negative_adapter_path=str(tmp_path / "negative"))
+        make_trainer("positive", **stage, num_train_epochs=1, **self.saving).train()
+        checkpoint = tmp_path / "positive" / "checkpoint-4"
+        file = checkpoint / "neg" / "adapter_model.safetensors"
+        tensors = load_file(file)
+        save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, file)
+        with pytest.raises(ValueError, match="negative adapter in .*checkpoint-4 is not the one of this run"):
+            make_trainer("positive", **stage).train(resume_from_checkpoint=str(checkpoint))
 
     def test_a_new_run_in_an_old_folder_forgets_the_old_negative_adapter(self, run, make_trainer, rows):
         """Killed in its negative stage, it must not go on with the adapter of the run before."""

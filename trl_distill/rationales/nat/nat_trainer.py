@@ -294,7 +294,11 @@ class NegativeAssistedTrainer(SFTTrainer):
         config = first_decides(lambda: json.loads(file.read_text()) if file.is_file() else None)
         if config is None:  # with FSDP's sharded state dictionaries there are no folders of adapters
             logger.warning(f"It cannot be checked whether {checkpoint} belongs to this negative adapter.")
-        elif (found := config["nat_config"]["neg_sha256"]) != self._negative_sha256:
+        else:
+            self._compare_negative(config["nat_config"]["neg_sha256"], checkpoint)
+
+    def _compare_negative(self, found: str, checkpoint: str) -> None:
+        if found != self._negative_sha256:
             raise ValueError(
                 f"The negative adapter in {checkpoint} is not the one of this run (hash {found[:12]} instead of "
                 f"{self._negative_sha256[:12]}). Resume with the `negative_adapter_path` of that run."
@@ -309,6 +313,8 @@ class NegativeAssistedTrainer(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._cast_adapters()  # PEFT loads bf16 adapters into fp32
+        if NAT in self.model.peft_config:  # its tensors, too: a folder may hold others than its config says
+            self._compare_negative(adapter_sha256(self.model, NEG), resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         # The parent looks for an adapter at the top of the checkpoint only, and would go on with the last weights
