@@ -31,7 +31,7 @@ from ..checkpoints import damage
 from ..files import file_digest, write_json
 from ..text import closest
 from ..training import accelerate_config_path, check_value, launch_fields, launch_flags
-from .lion_config import LionConfig
+from .lion_config import LionConfig, what_is_learned
 
 
 try:
@@ -44,17 +44,6 @@ logger = logging.getLogger(__name__)
 SFT = "trl_distill.sft"
 _SET_BY_THE_LOOP = ("model_name_or_path", "dataset_name", "output_dir", "resume_from_checkpoint")
 _SET_BY_THE_LOOP += ("teacher_model_name_or_path",)
-# Fields that say how a training is computed and watched, not what it learns
-_HARDWARE = (
-    "per_device_ gradient_accumulation_steps gradient_checkpointing bf16 fp16 tf32 use_cpu dataloader_ deepspeed fsdp "
-    "ddp_ dataset_num_proc torch_compile torch_empty_cache_steps use_liger_kernel attn_implementation eval_ do_eval "
-    "activation_offloading save_ logging_ log_ report_to run_name project trackio_ push_to_hub hub_ disable_tqdm"
-).split()
-
-
-def what_is_learned(training: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a training but for those of the hardware, which may change between two runs of it."""
-    return {name: value for name, value in training.items() if not name.startswith(tuple(_HARDWARE))}
 
 
 def check_training(where: str, training: dict[str, Any], module: str = SFT) -> None:

@@ -201,7 +201,10 @@ def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], s
     report, pool = [], 0
     for entry in rounds:
         row: dict[str, Any] = {"round": entry["round"]}
-        stages = {stage: {k: v for k, v in facts.items() if k != "sha256"} for stage, facts in entry["stages"].items()}
+        stages = {
+            stage: {name: value for name, value in facts.items() if name not in ("sha256", "settings", "follows")}
+            for stage, facts in entry["stages"].items()
+        }
         if "pools" in stages:
             row["pools"] = stages["pools"]["counts"]
             pool = row["pools"]["pool"] - row["pools"]["heldout"]
