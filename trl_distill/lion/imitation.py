@@ -22,6 +22,7 @@ import sys
 from argparse import Action
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -133,6 +134,14 @@ class Training:
         if accelerate_config is not None:
             self._launch += ["--config_file", accelerate_config_path(accelerate_config)]
         self._launch += launch_flags(launch or {})
+
+    def rehearse(self, model: str, rows: Path, output: Path) -> None:
+        """One step of the same training on rows that are like the real ones."""
+        fields = self.training | {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no", "report_to": "none"}
+        fields |= {"push_to_hub": False}
+        rehearsal = copy(self)
+        rehearsal.training = {name: value for name, value in fields.items() if not name.startswith("eval_steps")}
+        rehearsal(model, rows, output)
 
     def __call__(self, model: str, rows: Path, output: Path) -> None:
         """

@@ -178,6 +178,9 @@ class LionConfig:
 
         max_calls (`int`, *optional*), budget_usd (`float`, *optional*):
             Calls that may be made, the student's too, and what they may cost, all runs in `output_dir` together.
+        rehearse (`bool`, *optional*, defaults to `True`):
+            Whether one step of each training is done before anything is asked, so that a student that cannot be
+            trained, a missing chat template or too short a context cost nothing.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to say what is still to be asked, and ask nothing.
         restart_from (`str`, *optional*):
@@ -292,6 +295,7 @@ class LionConfig:
 
     max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
     budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
+    rehearse: bool = field(default=True, metadata={"help": "Do one step of each training before anything is asked."})
     dry_run: bool = field(default=False, metadata={"help": "Say what is still to be asked, and ask nothing."})
     restart_from: str | None = field(
         default=None, metadata={"help": "Round and stage, such as 2.generation, from which on all is made anew."}
