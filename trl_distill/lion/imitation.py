@@ -203,6 +203,8 @@ class Training:
         if self.merge and adapter_config(str(run)):
             dtype = self.training.get("dtype", "float32")  # TRL's default
             merge_adapter(str(run), str(output), dtype="bfloat16" if dtype == "auto" else dtype)
+            if (run / "trainer_state.json").exists():
+                shutil.copy(run / "trainer_state.json", output)
         else:
             # Moved, not removed: half a checkpoint must not be there for a run that goes on
             for checkpoint in run.glob("checkpoint-*"):

@@ -14,6 +14,7 @@
 
 """The stages of a round. Each takes what earlier ones have put into the folder, and puts its own results there."""
 
+import json
 import logging
 import math
 import shutil
@@ -129,7 +130,14 @@ def _train(folder: LionFolder, roles: Roles, round: int, stage: str, start: str,
     shutil.rmtree(work, ignore_errors=True)
     lock_of(work).unlink(missing_ok=True)  # nobody waits: the call store lets one run into this folder
     results = [student.name, *([] if stage == "training" else [rows.name])]
-    folder.finish(round, stage, results, start=folder.name_of(start), **facts)
+    folder.finish(round, stage, results, start=folder.name_of(start), loss=losses_of(student), **facts)
+
+
+def losses_of(student: Path) -> list[tuple[int, float]]:
+    """Steps and losses of a training, from the state that the trainer has left with the student."""
+    state = student / "trainer_state.json"
+    history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
+    return [(row["step"], row["loss"]) for row in history if "loss" in row]
 
 
 def discrimination(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
@@ -221,8 +229,6 @@ def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
     if compared.answers:
         facts["rouge_l_to_teacher"] = mean(rouge_l(ours, theirs, UNICODE) for theirs, ours in compared.answers)
     facts |= {"unscored": dict(compared.unscored), "referee": compared.report}
-    for warning in compared.report["warnings"]:
-        logger.warning("Round %d, evaluation by the %s: %s", round, role, warning)
     rows = [
         {"id": id, "teacher": teacher, "student": student, "unscored": reason}
         for id, (teacher, student, reason) in sorted(compared.scores.items())
