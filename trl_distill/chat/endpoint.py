@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from .credentials import Credentials
-from .dialect import Dialect
+from .dialect import RESPONSE_FORMAT, Dialect
 from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, at_least
 from .replies import NoAnswer, read_reply
 
@@ -82,7 +82,8 @@ class EndpointChatModel(BaseChatModel):
     [`ChatServerError`].
 
     What the server does not take is left out of all later requests once it has refused it (400, 422) and answered
-    without it: `temperature`, `top_p`, `seed`, `logprobs`, the name of the longest answer, the system role.
+    without it: `temperature`, `top_p`, `seed`, `logprobs`, the name of the longest answer, the system role,
+    `response_format`. The first request with the last one goes alone: an empty answer to it is a refusal, too.
 
     Keys are read from the environment, and are in no file, log or error. A server on this machine is asked without
     the proxy that the environment may name.
@@ -116,8 +117,8 @@ class EndpointChatModel(BaseChatModel):
             vLLM. `transformers serve` draws at random only if the generation config says so, whatever `temperature`
             is: `{"generation_config": '{"do_sample": true, "top_k": 0}'}`. Part of the model's identity.
         omit (`list[str]`, *optional*):
-            Fields that are never sent: some of `temperature`, `top_p`, `seed`, `logprobs`, `max_tokens`. A budget in
-            dollars needs the last one.
+            Fields that are never sent: some of `temperature`, `top_p`, `seed`, `logprobs`, `response_format`,
+            `max_tokens`. A budget in dollars needs the last one.
         headers (`dict[str, str]`, *optional*):
             Headers that are added to each request, in which `${NAME}` stands for an environment variable, such as
             `{"api-key": "${AZURE_KEY}"}`.
@@ -184,6 +185,7 @@ class EndpointChatModel(BaseChatModel):
         self._credentials = Credentials(model, api_key_env, headers)
         self._failures: dict[str, tuple[str, int]] = {}  # by their kind the first one and how many
         self._failures_in_a_row, self._lock = 0, threading.Lock()
+        self._has_probed, self._probe = RESPONSE_FORMAT in self._dialect.omit, threading.Lock()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -232,6 +234,17 @@ class EndpointChatModel(BaseChatModel):
         return [self._answer(request) for request in batch]
 
     def _answer(self, request: ChatRequest) -> Completion | FailedCall:
+        if request.response_format is not None and not self._has_probed:
+            with self._probe:  # goes alone, so that no other answer is lost where the form costs it
+                if not self._has_probed:
+                    answer = self._ask(request)
+                    self._has_probed = True
+                    if isinstance(answer, Completion) and not self.as_asked(answer).text.strip():
+                        self._note_success(frozenset({RESPONSE_FORMAT}))
+                    return answer
+        return self._ask(request)
+
+    def _ask(self, request: ChatRequest) -> Completion | FailedCall:
         with self._lock:  # opened once, by the first thread
             client = self._client
         retries, failures, refused = 0, 0, frozenset()
