@@ -398,7 +398,7 @@ def refuses_temperature(body):
     [
         [("upload", 1), ("create", 1), ("made", 1), ("poll", 2), ("download", 1)],
         [("upload", 2), ("made", 2), ("download", 2), ("list", 1), ("upload", 4)],
-        [("create", 3), ("made", 3), ("poll", 5), ("download", 2), ("list", 2)],
+        [("upload", 2), ("create", 2), ("poll", 4), ("download", 2), ("list", 1)],
     ],
     ids=["first", "second", "third"],
 )

@@ -26,6 +26,7 @@ from .replies import NoAnswer
 
 
 if TYPE_CHECKING:
+    from openai import OpenAI
     from openai.types import Batch
 
 MOST_BYTES = 200_000_000  # of a file of OpenAI
@@ -122,20 +123,23 @@ class BatchChatModel(EndpointChatModel):
     def upload(self, name: str, lines: Iterable[bytes]) -> str:
         """Send the file of a batch. Returns its id at the server. It costs nothing."""
         file = (f"trl-distill-{name}.jsonl", b"".join(lines))
-        create = self._client.files.create
-        return self._manage(lambda: create(file=file, purpose="batch", extra_headers=self._headers).id)
+
+        def create(client: "OpenAI") -> str:
+            return client.files.create(file=file, purpose="batch", extra_headers=self._headers).id
+
+        return self._manage(create)
 
     def create(self, name: str, file: str) -> str:
         """Make the batch of a file, once. Returns its id at the server."""
         tried = False
 
-        def create() -> str:
+        def create(client: "OpenAI") -> str:
             nonlocal tried
-            made = self._find(name, file) if tried else None  # an attempt without an answer may have made it
+            made = self._find(client, name, file) if tried else None  # an attempt without an answer may have made it
             tried = True
             return (
                 made
-                or self._client.batches.create(
+                or client.batches.create(
                     input_file_id=file,
                     endpoint=_ENDPOINT,
                     completion_window="24h",
@@ -148,10 +152,10 @@ class BatchChatModel(EndpointChatModel):
 
     def find(self, name: str, file: str) -> str | None:
         """Id of a batch at the server, by our name for it or its file. `None` if it was never made."""
-        return self._manage(lambda: self._find(name, file))
+        return self._manage(lambda client: self._find(client, name, file))
 
-    def _find(self, name: str, file: str) -> str | None:
-        for batch in self._client.batches.list(limit=100, extra_headers=self._headers):
+    def _find(self, client: "OpenAI", name: str, file: str) -> str | None:
+        for batch in client.batches.list(limit=100, extra_headers=self._headers):
             if (batch.metadata or {}).get(_MARK) == name or batch.input_file_id == file:
                 return batch.id
         return None
@@ -159,8 +163,8 @@ class BatchChatModel(EndpointChatModel):
     def look(self, id: str) -> "tuple[Batch, bool]":
         """A batch as it is now, and whether it has ended."""
 
-        def retrieve() -> "tuple[Batch, bool]":
-            batch = self._client.batches.retrieve(id, extra_headers=self._headers)
+        def retrieve(client: "OpenAI") -> "tuple[Batch, bool]":
+            batch = client.batches.retrieve(id, extra_headers=self._headers)
             return batch, batch.status in _ENDS
 
         return self._manage(retrieve, self.max_consecutive_failures)
@@ -203,8 +207,8 @@ class BatchChatModel(EndpointChatModel):
         outcomes = {}
         for file in filter(None, (batch.error_file_id, batch.output_file_id)):
 
-            def read(file: str = file) -> dict[str, Completion | Exception]:
-                content = self._client.files.content(file, extra_headers=self._headers).content
+            def read(client: "OpenAI", file: str = file) -> dict[str, Completion | Exception]:
+                content = client.files.content(file, extra_headers=self._headers).content
                 lines = [read_json(line) for line in content.splitlines() if line.strip()]
                 return {line["custom_id"]: self._outcome(line) for line in lines}
 
@@ -241,17 +245,18 @@ class BatchChatModel(EndpointChatModel):
         again = "Answers that came are kept: run the same command again for the others."
         return ChatServerError(f"The batch {batch.id} of {self.model} at {self.base_url} is {what} {again}", call)
 
-    def _manage(self, function: Callable[[], Any], most_attempts: int | None = None) -> Any:
+    def _manage(self, function: Callable[["OpenAI"], Any], most_attempts: int | None = None) -> Any:
         """What a request about files or batches gives, or [`ChatServerError`] after so many attempts."""
         from openai import OpenAIError
 
+        client = self._client
         for failures in itertools.count(1):
             try:
-                return within(self.timeout, function)
+                return within(self.timeout, lambda: function(client))
             except (OpenAIError, NoAnswer, TooLate) as raised:
                 error = raised
-            except (AttributeError, KeyError, TypeError) as raised:  # openai takes a page of text for an answer
-                error = NoAnswer(f"the answer has another form ({raised})")
+            except (AttributeError, KeyError, TypeError, ValueError) as raised:  # a page of text in place of JSON
+                error = NoAnswer(f"the answer has another form: {raised}")
             # Not while it is handled: who raises then passes on what the server has said, which may be the key
             if failures == (most_attempts or self.max_attempts) or not is_worth_another_attempt(error):
                 break
