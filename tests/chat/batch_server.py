@@ -21,7 +21,10 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-from chat_server import said
+import pytest
+from chat_server import PRICES, said
+
+from trl_distill.chat import read_ledger
 
 
 CUT = "the connection is cut"
@@ -30,6 +33,14 @@ CUT = "the connection is cut"
 def answer(body):
     """The answer of the server without a script: an echo of the last message."""
     return said(f"echo {body['messages'][-1]['content']}")
+
+
+def texts(answers):
+    return [answer.text for answer in answers]
+
+
+def echoes(count):
+    return [f"echo question {i}" for i in range(count)]
 
 
 class BatchServer:
@@ -182,3 +193,13 @@ class BatchServer:
         for name, rows in (("output_file_id", output[::-1]), ("error_file_id", errors)):  # in no order
             content = "".join(json.dumps(row) + "\n" for row in rows).encode()
             batch[name] = self._new_file(content) if rows else None
+
+    def check(self, path):
+        """The ledger of a store is what this server has counted, and it has answered nothing twice."""
+        rows = read_ledger(path)
+        assert sum(row.calls + row.retries for row in rows) == self.lines
+        bill = [self.tokens["prompt_tokens"], self.tokens["completion_tokens"]]
+        assert [sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)] == bill
+        cost = (PRICES["prompt_price"] * bill[0] + PRICES["completion_price"] * bill[1]) / 1e6
+        assert sum(row.cost_usd for row in rows) == pytest.approx(cost)
+        assert set(self.answered.values()) <= {1}

@@ -14,15 +14,8 @@
 
 """Batches: what they say, refuse and cost, and after each test the ledger against what the server has counted."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
-from batch_server import CUT, BatchServer, answer
+from batch_server import CUT, answer, echoes, texts
 from chat_server import PRICES, said
 
 from trl_distill.chat import (
@@ -37,60 +30,6 @@ from trl_distill.chat import (
     chat_model,
     read_ledger,
 )
-
-
-def check(server, path):
-    """The ledger of a store is what the server has counted, and it has answered nothing twice."""
-    rows = read_ledger(path)
-    assert sum(row.calls + row.retries for row in rows) == server.lines
-    bill = [server.tokens["prompt_tokens"], server.tokens["completion_tokens"]]
-    assert [sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)] == bill
-    cost = (PRICES["prompt_price"] * bill[0] + PRICES["completion_price"] * bill[1]) / 1e6
-    assert sum(row.cost_usd for row in rows) == pytest.approx(cost)
-    assert set(server.answered.values()) <= {1}
-
-
-@pytest.fixture
-def batches(path):
-    server = BatchServer()
-    yield server
-    server.stop()
-    check(server, path)
-
-
-SETTINGS = dict(engine="batch", poll_interval=0.001, backoff=0.001, **PRICES)
-
-
-@pytest.fixture
-def batch_model(batches):
-    opened = []
-
-    def build(name="m", **settings):
-        opened.append(chat_model({"model": name, "base_url": batches.base_url, **SETTINGS, **settings}))
-        return opened[-1]
-
-    yield build
-    for model in opened:
-        model.close()
-
-
-@pytest.fixture
-def complete(path, batch_model):
-    """Ask through a store that is opened anew, as the next run does."""
-
-    def run(requests, limits=None, **settings):
-        with CallStore(path, **limits or {}) as store:
-            return store.model(batch_model(**settings), "teacher").complete(requests)
-
-    return run
-
-
-def texts(answers):
-    return [answer.text for answer in answers]
-
-
-def echoes(count):
-    return [f"echo question {i}" for i in range(count)]
 
 
 def number(body):
@@ -278,7 +217,9 @@ def test_the_others_are_collected_when_one_batch_is_ended(batches, complete, ask
 
 @pytest.mark.parametrize("event", ["upload", "create", "made", "poll", "download"])
 @pytest.mark.parametrize(
-    "fault", [(500, {}), (429, {"error": "busy"}), CUT, b"no JSON"], ids=["500", "429", "cut", "text"]
+    "fault",
+    [(500, {}), (429, {"error": "busy"}), CUT, b"no JSON", b"{}", b"[]"],
+    ids=["500", "429", "cut", "text", "object", "list"],
 )
 def test_a_fault_is_tried_again_and_makes_no_second_batch(batches, complete, ask, event, fault):
     batches.fault = lambda at, number: fault if (at, number) in ((event, 1), (event, 2), ("list", 1)) else None
@@ -311,6 +252,21 @@ def test_a_key_that_is_sent_back_is_hidden(batches, complete, ask, rows, monkeyp
     monkeypatch.setenv("A_KEY", "a-key-of-some-length-123")
     batches.reply = lambda body: said("it is a-key-of-some-length-123")
     assert texts(complete(ask(1), api_key_env="A_KEY")) == ["it is [key]"] and rows("text") == [("it is [key]",)]
+
+
+def test_answers_that_the_files_lack_are_not_given_up(batches, complete, ask, rows):
+    """They are paid for: a file may have been cut at the end of a line, or not be there yet."""
+
+    def cut(event, number):
+        [file] = [content for content in batches.files.values() if b'"response"' in content]
+        return file[: file.index(b"\n") + 1]
+
+    batches.fault = lambda event, number: cut(event, number) if event == "download" else None
+    with pytest.raises(ChatServerError, match="has lost answers of the batch batch_0: .* hold 1 of 3"):
+        complete(ask(3))
+    assert rows("state") == [("sent",)] * 3
+    batches.fault = lambda event, number: None
+    assert texts(complete(ask(3))) == echoes(3) and len(batches.batches) == 1
 
 
 # Budgets
@@ -348,148 +304,3 @@ def test_a_dry_run_counts_what_has_no_answer(batches, complete, ask, path, batch
     with CallStore(path, read_only=True) as store:
         missing = store.model(batch_model(), "teacher").missing(ask(5))
     assert missing.calls == 3 and missing.cost_usd == pytest.approx(3 * (3 * 11 + 15 * 5) / 1e6)
-
-
-# Runs that are stopped
-
-PROGRAM = """
-import sys
-from trl_distill.chat import CallStore, ChatRequest, Sampling, chat_model
-
-path, url, count, batch_size = sys.argv[1:]
-entry = {"model": "m", "base_url": url, "engine": "batch", "poll_interval": 0.02, "backoff": 0.001}
-model = chat_model(entry | {"prompt_price": 3.0, "completion_price": 15.0, "batch_size": int(batch_size)})
-requests = [
-    ChatRequest([{"role": "user", "content": f"question {i}"}], Sampling(temperature=0.5)) for i in range(int(count))
-]
-with CallStore(path) as store:
-    for answer in store.model(model, "teacher").complete(requests):
-        print(answer.text)
-"""
-
-
-@pytest.fixture
-def start(batches, path, tmp_path):
-    """Start a run in a process of its own."""
-    program = tmp_path / "run.py"
-    program.write_text(textwrap.dedent(PROGRAM))
-
-    def run(count=6, batch_size=4):
-        command = [sys.executable, str(program), str(path), batches.base_url, str(count), str(batch_size)]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return subprocess.Popen(command, env=environment, **pipes)
-
-    return run
-
-
-def refuses_temperature(body):
-    """So that each call is in two batches."""
-    return (
-        (400, {"error": {"message": "Unsupported parameter: 'temperature'."}})
-        if "temperature" in body
-        else answer(body)
-    )
-
-
-@pytest.mark.parametrize("reply", [answer, refuses_temperature])
-@pytest.mark.parametrize(
-    "moments",
-    [
-        [("upload", 1), ("create", 1), ("made", 1), ("poll", 2), ("download", 1)],
-        [("upload", 2), ("made", 2), ("download", 2), ("list", 1), ("upload", 4)],
-        [("upload", 2), ("create", 2), ("poll", 4), ("download", 2), ("list", 1)],
-    ],
-    ids=["first", "second", "third"],
-)
-def test_kill_at_any_moment(batches, start, reply, moments):
-    """`kill -9` when the server is asked for the n-th time, again and again: nothing is answered twice."""
-    left, running = list(moments), []
-
-    def fault(event, number):
-        if (event, number) in left:
-            left.remove((event, number))
-            running[-1].kill()
-            running[-1].wait()
-            return CUT
-        return None
-
-    batches.fault, batches.reply = fault, reply
-    kills = 0
-    while True:
-        running.append(start())
-        output, errors = running[-1].communicate(timeout=120)
-        if running[-1].returncode != -signal.SIGKILL:
-            break
-        kills += 1
-    assert output.splitlines() == echoes(6), errors
-    assert kills == len(moments) - len(left) >= 3 and batches.answered.total() == 6
-
-
-def test_ctrl_c_says_that_the_batch_goes_on(batches, start):
-    running = []
-
-    def fault(event, number):
-        if (event, number) == ("poll", 3):
-            running[-1].send_signal(signal.SIGINT)
-
-    batches.fault, batches.polls = fault, 10**9
-    running.append(start())
-    _, errors = running[-1].communicate(timeout=60)
-    assert errors.splitlines()[-1].startswith("KeyboardInterrupt: batch_0, batch_1 at http")
-    assert "The same command collects" in errors
-    for batch in batches.batches.values():
-        batch["polls"] = 0
-    running.append(start())
-    output, errors = running[-1].communicate(timeout=60)
-    assert output.splitlines() == echoes(6), errors
-    assert len(batches.batches) == 2
-
-
-@pytest.fixture
-def left_behind(batches, complete, ask):
-    """A batch of a run that was stopped while it waited for it."""
-
-    def leave(count=4):
-        batches.fault = lambda event, number: (401, {}) if event == "poll" else None
-        with pytest.raises(ChatServerError):
-            complete(ask(count))
-        batches.fault = lambda event, number: None
-
-    return leave
-
-
-def test_a_run_with_other_requests_collects_the_batch_that_holds_some(batches, complete, left_behind, ask, rows):
-    left_behind(4)
-    assert texts(complete(ask(4, start=2))) == [f"echo question {i}" for i in (2, 3, 4, 5)]
-    assert [len(batch["lines"]) for batch in batches.batches.values()] == [4, 2]
-    assert {state for [state] in rows("state")} == {"answered"}
-    complete(ask(6))
-    assert len(batches.batches) == 2
-
-
-def test_calls_in_a_batch_are_not_sent_one_by_one(batches, complete, left_behind, ask, path):
-    left_behind()
-    one_by_one = EndpointChatModel("m", batches.base_url, **PRICES)
-    with CallStore(path) as store:
-        teacher = store.model(one_by_one, "teacher")
-        with pytest.raises(ValueError, match=r"sent in batches \(batch_0\).*Set `engine: batch`"):
-            teacher.complete(ask(5))
-        with pytest.raises(ChatServerError):  # this server has no other endpoint, but they are sent
-            teacher.complete(ask(1, start=9))
-    complete(ask(4))
-    batches.lines += 1
-
-
-def test_a_batch_that_nobody_noted_is_found_among_others_and_without_metadata(batches, complete, ask, rows, path):
-    for start in (0, 1, 2):
-        complete(ask(1, start=start))
-    batches.fault = lambda event, number: (401, {}) if event == "made" else None
-    with pytest.raises(ChatServerError):
-        complete(ask(4, start=4))
-    batches.fault, batches.page = lambda event, number: None, 1
-    for batch in batches.batches.values():
-        batch["metadata"] = None
-    complete(ask(1, start=3))  # newer than the one that is looked for
-    complete(ask(4, start=4))
-    assert len(batches.batches) == 5

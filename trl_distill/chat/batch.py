@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 200_000_000  # of a file of OpenAI
 _ENDPOINT = "/v1/chat/completions"
 _MARK = "trl_distill"  # under which the metadata of a batch hold our name for it
+_GO_ON = "What was sent goes on there: run the same command again to collect it."
 _ENDS = ("completed", "failed", "expired", "cancelled")
 
 
@@ -125,7 +126,7 @@ class BatchChatModel(EndpointChatModel):
         file = (f"trl-distill-{name}.jsonl", b"".join(lines))
 
         def create(client: "OpenAI") -> str:
-            return client.files.create(file=file, purpose="batch", extra_headers=self._headers).id
+            return _id(client.files.create(file=file, purpose="batch", extra_headers=self._headers))
 
         return self._manage(create)
 
@@ -137,15 +138,14 @@ class BatchChatModel(EndpointChatModel):
             nonlocal tried
             made = self._find(client, name, file) if tried else None  # an attempt without an answer may have made it
             tried = True
-            return (
-                made
-                or client.batches.create(
+            return made or _id(
+                client.batches.create(
                     input_file_id=file,
                     endpoint=_ENDPOINT,
                     completion_window="24h",
                     metadata={_MARK: name},
                     extra_headers=self._headers,
-                ).id
+                )
             )
 
         return self._manage(create)
@@ -155,9 +155,12 @@ class BatchChatModel(EndpointChatModel):
         return self._manage(lambda client: self._find(client, name, file))
 
     def _find(self, client: "OpenAI", name: str, file: str) -> str | None:
-        for batch in client.batches.list(limit=100, extra_headers=self._headers):
+        newest = client.batches.list(limit=100, extra_headers=self._headers)
+        if not isinstance(newest.data, list):  # which is not to say that there is none
+            raise NoAnswer(f"no list of batches in {newest!r}")
+        for batch in newest:  # page after page
             if (batch.metadata or {}).get(_MARK) == name or batch.input_file_id == file:
-                return batch.id
+                return _id(batch)
         return None
 
     def look(self, id: str) -> "tuple[Batch, bool]":
@@ -165,6 +168,8 @@ class BatchChatModel(EndpointChatModel):
 
         def retrieve(client: "OpenAI") -> "tuple[Batch, bool]":
             batch = client.batches.retrieve(id, extra_headers=self._headers)
+            if not isinstance(batch.status, str):
+                raise NoAnswer(f"no status in {batch!r}")
             return batch, batch.status in _ENDS
 
         return self._manage(retrieve, self.max_consecutive_failures)
@@ -213,6 +218,12 @@ class BatchChatModel(EndpointChatModel):
                 return {line["custom_id"]: self._outcome(line) for line in lines}
 
             outcomes |= self._manage(read, self.max_consecutive_failures)
+        answered = batch.request_counts.completed if batch.request_counts else 0
+        if len(outcomes) < answered:  # what is missing is paid for, so it has not failed
+            call = FailedCall(f"the files of the batch hold {len(outcomes)} of {answered} answers.")
+            raise ChatServerError(
+                f"{self.base_url} has lost answers of the batch {batch.id}: {call.error} {_GO_ON}", call
+            )
         return outcomes
 
     def _outcome(self, line: dict[str, Any]) -> Completion | Exception:
@@ -266,6 +277,12 @@ class BatchChatModel(EndpointChatModel):
             self._stop_if_hopeless(error, call)
         raise ChatServerError(
             f"{self.base_url} does not do what a batch of {self.model} needs: {call.error} `engine: batch` needs a "
-            "server with files and batches. What was sent goes on there: run the same command again to collect it.",
+            f"server with files and batches. {_GO_ON}",
             call,
         )
+
+
+def _id(made: Any) -> str:
+    if not isinstance(made.id, str):
+        raise NoAnswer(f"no id in {made!r}")
+    return made.id
