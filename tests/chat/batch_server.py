@@ -22,8 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from chat_server import PRICES, said
 
+from tests.chat.chat_server import PRICES, said
 from trl_distill.chat import read_ledger
 
 
@@ -63,6 +63,7 @@ class BatchServer:
         self.requests: list[dict] = []  # of all lines that were worked on
         self.lines = 0  # of all batches that were not refused
         self.headers = []
+        self.path = None  # of the store that is to hold the same counts
         self._lock = threading.Lock()
         outer = self
 

@@ -118,7 +118,7 @@ def batches(path):
     scripted = BatchServer()
     yield scripted
     scripted.stop()
-    scripted.check(path)
+    scripted.check(scripted.path or path)
 
 
 @pytest.fixture
