@@ -28,6 +28,8 @@ from trl_distill.chat import read_ledger
 
 
 CUT = "the connection is cut"
+# What makes a store one of a release without batches, but for its version
+WITHOUT_BATCHES = "DROP INDEX in_batches; DROP TABLE batches; ALTER TABLE calls DROP COLUMN batch;"
 
 
 def answer(body):

@@ -16,13 +16,14 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-from batch_server import CUT, answer, echoes, texts
+from batch_server import CUT, WITHOUT_BATCHES, answer, echoes, texts
 from chat_server import PRICES
 
 from trl_distill.chat import CallStore, ChatServerError, EndpointChatModel
@@ -169,3 +170,10 @@ def test_a_batch_that_nobody_noted_is_found_among_others_and_without_metadata(ba
     complete(ask(1, start=3))  # newer than the one that is looked for
     complete(ask(4, start=4))
     assert len(batches.batches) == 5
+
+
+def test_a_store_of_a_release_without_batches(batches, complete, ask, path):
+    complete(ask(2))
+    with sqlite3.connect(path) as connection:
+        connection.executescript(f"{WITHOUT_BATCHES} PRAGMA user_version = 3;")
+    assert texts(complete(ask(3))) == echoes(3) and batches.lines == 3

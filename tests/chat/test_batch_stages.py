@@ -79,6 +79,12 @@ class TestFeedback:
         assert run()["answers"]["scored"] == 12
         assert sizes(batches)[-2:] == [("judge", 12), ("judge", 12)]
 
+    def test_a_prompt_that_the_judge_refuses_costs_no_round(self, batches, run):
+        refused = 400, {"error": {"message": "This prompt is not welcome."}}
+        is_it = lambda body: body["model"] == "judge" and "question 3" in str(body)  # noqa: E731
+        batches.reply = lambda body: refused if is_it(body) else by_the_rules(body)
+        assert run()["answers"]["scored"] == 10 and len(batches.batches) == 3
+
     def test_a_run_that_stops_while_it_waits_goes_on(self, batches, run):
         for count in (1, 3):
             batches.fault = lambda event, _, count=count: (

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from .dialect import RESPONSE_FORMAT
 from .endpoint import EndpointChatModel, TooLate, is_worth_another_attempt, read_json, within
 from .models import ChatRequest, ChatServerError, Completion, FailedCall, at_least
 from .replies import NoAnswer
@@ -181,28 +182,27 @@ class BatchChatModel(EndpointChatModel):
         What a batch that has ended says of its calls, by their keys. Those that are to be asked again are not in it:
         their requests, which must be known for that, have another [`line`] now if a field was refused.
         """
-        said, answers, learned = self._outcomes(batch), {}, frozenset()
+        said, answers = self._outcomes(batch), {}
+        answered = [call.key for call in calls if isinstance(said.get(call.key), Completion)]
         for call in calls:
             outcome, request = said.get(call.key), requests.get(call.key)
             if isinstance(outcome, Completion):
                 answers[call.key] = replace(outcome, retries=call.retries)
-                learned |= self._refused.get(call.key, frozenset())
                 continue
             error = outcome or _RequestError(None, f"The batch {batch.id} is {batch.status} without an answer to it")
-            if request is None or not self._is_for_again(call, request, error):
+            if request is None or not self._is_for_again(call, request, error, bool(answered)):
                 answers[call.key] = self._failure(error, call.retries)
-        answered = [answer for answer in answers.values() if isinstance(answer, Completion)]
+                self._warn(answers[call.key].error)
         if answered:
-            self._note_success(learned)
-        for answer in answers.values():
-            if isinstance(answer, FailedCall):
-                self._warn(answer.error)
+            self._note_success(frozenset().union(*(self._refused.get(key, ()) for key in answered)))
         return answers
 
-    def _is_for_again(self, call: Sent, request: ChatRequest, error: Exception) -> bool:
+    def _is_for_again(self, call: Sent, request: ChatRequest, error: Exception, others_have_answers: bool) -> bool:
         """Whether a call is to be asked again, and without what, which is noted."""
         left_out = self._left_out(call.key)
         unknown = self._dialect.refusal(error, self._body(call.key, request), left_out)
+        if unknown == RESPONSE_FORMAT and others_have_answers:  # with it, so this one is refused for another reason
+            unknown = None
         if unknown is not None:
             self._refused[call.key] = left_out | {unknown}
         return unknown is not None or call.retries + 1 < self.max_attempts and is_worth_another_attempt(error)
