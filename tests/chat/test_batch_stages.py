@@ -18,9 +18,11 @@ import pytest
 from batch_server import answer
 from chat_server import said
 
+from tests.commands import write_rows
 from tests.zephyr.rules import answer as rated
 from tests.zephyr.rules import judge_reply
 from trl_distill.chat import CallStore, ChatServerError, Sampling, samples_to_file
+from trl_distill.scripts import sample
 from trl_distill.zephyr import CompareConfig, FeedbackConfig, feedback, run_compare, run_feedback
 
 
@@ -109,6 +111,18 @@ def test_samples(batches, batch_model, tmp_path):
     drawn = samples_to_file(tmp_path / "samples.jsonl", batch_model(), rows, 3, Sampling(max_tokens=64, seed=1), False)
     assert [row["completions"] for row in drawn] == [[f"echo {prompt}"] * 3 for prompt in PROMPTS]
     assert sizes(batches) == [("m", 18)]
+
+
+def test_the_command_sample(batches, tmp_path, capsys):
+    batches.path, batches.polls = tmp_path / "samples.jsonl.calls.sqlite", 0  # it looks again after a minute
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS])
+    flags = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path / "prompts.jsonl"), "--num_samples", "2"]
+    flags += ["--output_file", str(tmp_path / "samples.jsonl"), "--engine", "batch"]
+    with pytest.raises(SystemExit):
+        sample.run(flags)
+    assert "--engine batch is for a server: set --base_url" in capsys.readouterr().err
+    sample.run([*flags, "--base_url", batches.base_url])
+    assert "12 samples of 6 prompts" in capsys.readouterr().out and sizes(batches) == [("m", 12)]
 
 
 def test_a_comparison(batches, batch_model, tmp_path):
