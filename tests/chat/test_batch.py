@@ -14,6 +14,8 @@
 
 """Batches: what they say, refuse and cost, and after each test the ledger against what the server has counted."""
 
+import time
+
 import pytest
 from batch_server import CUT, answer, echoes, texts
 from chat_server import PRICES, said
@@ -224,6 +226,12 @@ def test_the_others_are_collected_when_one_batch_is_ended(batches, complete, ask
 def test_a_fault_is_tried_again_and_makes_no_second_batch(batches, complete, ask, event, fault):
     batches.fault = lambda at, number: fault if (at, number) in ((event, 1), (event, 2), ("list", 1)) else None
     assert texts(complete(ask(3))) == echoes(3) and len(batches.batches) == 1
+
+
+@pytest.mark.parametrize("event", ["upload", "create", "made", "poll", "download"])
+def test_a_server_that_is_late_is_asked_again(batches, complete, ask, event):
+    batches.fault = lambda at, number: time.sleep(1.5) if (at, number) == (event, 1) else None
+    assert texts(complete(ask(3), timeout=1.0)) == echoes(3) and len(batches.batches) == 1
 
 
 def test_an_outage_while_polling_is_waited_for(batches, complete, ask):

@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+
 """The form of a judge's reply: asked for where the server takes it, and nothing is lost where it does not."""
 
 import json
