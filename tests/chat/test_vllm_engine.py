@@ -35,7 +35,7 @@ def test_an_entry_of_a_file():
         chat_model({"model_name_or_path": "here", "engine": "sglang"})
     with pytest.raises(ValueError, match="Unknown key `load_in_4bit`"):
         chat_model({"model_name_or_path": "here", "engine": "vllm", "load_in_4bit": True})
-    with pytest.raises(ValueError, match="Unknown key `engine`"):
+    with pytest.raises(ValueError, match="must be `batch`, got 'vllm'"):
         chat_model({"model": "there", "engine": "vllm"})
 
 

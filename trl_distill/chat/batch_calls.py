@@ -24,16 +24,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from .batch import MOST_BYTES, BatchChatModel, Sent
 from .models import ChatRequest, ChatServerError, Completion, FailedCall
 
-
-if TYPE_CHECKING:
-    from .store import CallStore
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ class BatchCalls:
 
     def __init__(
         self,
-        store: "CallStore",
+        store: Any,  # `store.py` imports this file
         model: BatchChatModel,
         place: tuple[int, str, str, str],
         requests: dict[str, ChatRequest],
@@ -189,12 +186,12 @@ class BatchCalls:
             [(store._calls, store._spent)] = store._read("SELECT COUNT(*), TOTAL(cost) FROM calls")
 
 
-def _in_batches(store: "CallStore") -> list[tuple[str, str]]:
+def _in_batches(store: Any) -> list[tuple[str, str]]:
     """Batch and key of the calls whose batch is not collected, in the order in which they were sent."""
     return store._read("SELECT batch, key FROM calls WHERE state = 'sent' AND batch IS NOT NULL ORDER BY id")
 
 
-def check_batches(store: "CallStore", model: str, requests: dict[str, ChatRequest]) -> None:
+def check_batches(store: Any, model: str, requests: dict[str, ChatRequest]) -> None:
     """Raise `ValueError` if calls that are to be sent one by one are in a batch, where they are paid for."""
     names = {name for name, key in _in_batches(store) if key in requests} if requests else ()
     if names:
