@@ -204,5 +204,6 @@ class BatchServer:
         bill = [self.tokens["prompt_tokens"], self.tokens["completion_tokens"]]
         assert [sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)] == bill
         cost = (PRICES["prompt_price"] * bill[0] + PRICES["completion_price"] * bill[1]) / 1e6
-        assert sum(row.cost_usd for row in rows) == pytest.approx(cost)
+        if all(row.cost_usd is not None for row in rows):  # the command `sample` has no prices
+            assert sum(row.cost_usd for row in rows) == pytest.approx(cost)
         assert set(self.answered.values()) <= {1}
