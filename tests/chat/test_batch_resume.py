@@ -177,3 +177,12 @@ def test_a_store_of_a_release_without_batches(batches, complete, ask, path):
     with sqlite3.connect(path) as connection:
         connection.executescript(f"{WITHOUT_BATCHES} PRAGMA user_version = 3;")
     assert texts(complete(ask(3))) == echoes(3) and batches.lines == 3
+
+
+def test_what_is_sent_is_on_the_disk_before(batches, batch_model, ask, path):
+    """A power cut may take the last single calls from a store, but no batch."""
+    seen = []
+    with CallStore(path) as store:
+        batches.fault = lambda event, number: seen.extend(store._read("PRAGMA synchronous"))
+        store.model(batch_model(), "teacher").complete(ask(2))
+        assert set(seen) == {(2,)} and store._read("PRAGMA synchronous") == [(1,)]

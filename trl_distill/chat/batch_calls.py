@@ -76,6 +76,9 @@ class BatchCalls:
             [`BudgetReached`], `OSError`: As [`StoredChatModel.complete`], once no batch is under way any more.
             `KeyboardInterrupt`: With the batches that go on.
         """
+        if not self._requests:
+            return
+        self._store._read("PRAGMA synchronous = FULL")  # what is sent must be known after a power cut, too
         try:
             self._resume()
             while self._waiting or self._open:
@@ -90,6 +93,8 @@ class BatchCalls:
                 f"{', '.join(self._open.values())} at {self._model.base_url} go on without this run. The same command "
                 "collects what they answer; to give one up, cancel it there first."
             ) from None
+        finally:
+            self._store._read("PRAGMA synchronous = NORMAL")
         if self._fault is not None:
             raise self._fault
 
