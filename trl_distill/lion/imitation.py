@@ -88,6 +88,14 @@ class Training:
             self._launch += ["--config_file", accelerate_config_path(accelerate_config)]
         self._launch += launch_flags(launch or {})
 
+    def check(self, model: str) -> None:
+        """Raise `ValueError` if what becomes of `model` would not stop where its chat template closes an answer."""
+        from ..endings import check_model_ending
+
+        names = ("model_revision", "trust_remote_code", "eos_token", "chat_template_path")
+        revision, trust, *others = (self.training.get(name) for name in names)
+        check_model_ending(model, revision, bool(trust), *others, remedy="Set `eos_token: {}` in `training`.")
+
     def __call__(self, model: str, rows: Path, output: Path) -> None:
         """
         Train `model` on the JSON Lines `rows`, and put the student at `output`, which does not exist yet. Config and

@@ -29,6 +29,7 @@ from ..files import write_json
 from . import stages
 from .estimate import Estimate, estimate
 from .folder import LionFolder
+from .imitation import Training
 from .lion_config import LionConfig
 from .roles import Roles
 
@@ -114,6 +115,8 @@ class LionLoop:
         self.config = config
         self.roles = Roles(config, teacher, referee, generator, student, train)
         self.folder = LionFolder(config, instructions, progress)
+        if isinstance(self.roles.train, Training) and "training" not in self.folder.manifest(0).stages:
+            self.roles.train.check(config.student_model)  # before the first paid call
         self._restart_from = None if config.restart_from is None else self.folder.place(config.restart_from)
 
     def estimate(self) -> list[Estimate]:
