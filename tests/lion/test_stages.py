@@ -128,7 +128,7 @@ class TestAnswers:
         for row in rows:
             assert row["prompt"] == [{"role": "user", "content": pool[row["id"]]}]
             assert row["completion"] == [{"role": "assistant", "content": f"right {pool[row['id']]}"}]
-        counts = {"rows": 10, "failed": 8, "empty": 2, "cut_off": 3}
+        counts = {"rows": 10, "failed": 8, "empty": 2, "cut_off": 3, "refused": 0}
         assert read("round_0/manifest.json")["stages"]["answers"]["counts"] == counts
         unscored = read("round_1/manifest.json")["stages"]["discrimination"]["unscored"]
         assert unscored == {"teacher failed": 8, "teacher empty": 2}

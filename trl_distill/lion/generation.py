@@ -26,15 +26,15 @@ import yaml
 from ..chat import ChatModel, ChatRequest, Completion, FailedCall, Sampling
 from ..chat.models import CUT_OFF, derived_seed
 from .pools import Instruction
+from .reading import has_answer, is_refusal, read_instruction
 from .similarity import UNICODE, SimilarityIndex
 
 
 KINDS = ("hard", "easy")
-DEFAULT_FILTERS = ("cut_off", "too_short")
+DEFAULT_FILTERS = ("cut_off", "too_short", "refusal", "with_answer")
 LION_FILTERS = (*DEFAULT_FILTERS, "says_instruction", "starts_with_punctuation", "starts_with_non_ascii")
 
 _TEXTS = yaml.safe_load(Path(__file__).with_name("generation.yaml").read_text(encoding="utf-8"))
-_TITLE = re.compile(r"^\W*(?:the |a |one )?(?:new |example )?(?:task|prompt|instruction)\W*:[\s*_]*", re.IGNORECASE)
 
 
 class GenerationError(ValueError):
@@ -50,19 +50,13 @@ def generation_request(seed: Instruction, kind: str, sampling: Sampling, sample_
     return ChatRequest([{"role": "user", "content": text}], sampling, sample_index)
 
 
-def read_instruction(reply: str) -> str:
-    """The instruction of a reply, without a title that it may have been given, and without quotes around it."""
-    text = _TITLE.sub("", reply.strip(), count=1).strip()
-    if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0] and text[0] not in text[1:-1]:
-        text = text[1:-1].strip()
-    return text
-
-
 def fault(text: str, finish_reason: str, filters: Sequence[str]) -> str | None:
     """Name of the first of `filters` that a text does not pass, `None` if it passes all."""
     found = {
         "cut_off": finish_reason in CUT_OFF,
         "too_short": len(UNICODE.tokenize(text)) <= 3,
+        "refusal": is_refusal(text),
+        "with_answer": has_answer(text),
         "says_instruction": re.search(r"\binstructions?\b", text, re.IGNORECASE) is not None,
         "starts_with_punctuation": text[:1] in tuple(string.punctuation),
         "starts_with_non_ascii": not text[:1].isascii(),
@@ -111,7 +105,7 @@ def generate(
             They decide which seeds are drawn.
         sampling ([`Sampling`]):
             How replies are drawn. Its seed must differ between rounds, or an old draw would give the old reply.
-        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short"]`):
+        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short", "refusal", "with_answer"]`):
             What else is dropped, see [`fault`].
         max_attempts_factor (`float`, *optional*, defaults to `5.0`):
             Requests of each kind, as a multiple of what is wanted.

@@ -78,6 +78,8 @@ class LionConfig:
 
         > Imitation
 
+        keep_refusals (`bool`, *optional*, defaults to `False`):
+            Whether the student is trained on answers in which the teacher refuses, see [`is_refusal`].
         training (`dict[str, Any]`, *optional*):
             Fields of `trl-distill sft`, such as `learning_rate`, `use_peft` or `chat_template_path`.
         init_from (`str`, *optional*, defaults to `"previous"`):
@@ -120,9 +122,9 @@ class LionConfig:
             Requests to the generator, as a multiple of what is wanted.
         rouge_threshold (`float`, *optional*, defaults to `0.7`):
             A new instruction whose Rouge-L F-measure with one of the pools is above it is dropped.
-        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short"]`):
+        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short", "refusal", "with_answer"]`):
             What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion`
-            for all five, as in the released code.
+            for all. The released code has all but `refusal` and `with_answer`.
         decontaminate (`list[str]`, *optional*):
             Files with questions, one a line or in rows with `question`, `prompt` or `instruction`, or `truthful_qa`,
             of which no near copy shall be generated.
@@ -170,6 +172,7 @@ class LionConfig:
     generator_temperature: float | None = field(default=1.0, metadata={"help": "Temperature of the generator."})
     generator_max_tokens: int = field(default=512, metadata={"help": "Longest new instruction in tokens."})
 
+    keep_refusals: bool = field(default=False, metadata={"help": "Whether to train on the teacher's refusals."})
     training: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Fields of `trl-distill sft`. In the YAML file: a section."}
     )

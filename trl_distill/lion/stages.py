@@ -28,6 +28,7 @@ from ..text import rouge_l
 from .folder import LionFolder
 from .generation import KINDS, generate, quotas
 from .pools import Scored, partition, write_pool
+from .reading import is_refusal
 from .roles import Answers, Pool, Roles
 from .similarity import UNICODE, SimilarityIndex
 
@@ -35,15 +36,17 @@ from .similarity import UNICODE, SimilarityIndex
 logger = logging.getLogger(__name__)
 
 
-def training_rows(instructions: Pool, answers: Answers) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def training_rows(
+    instructions: Pool, answers: Answers, keep_refusals: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """
     Instructions and the teacher's answers as rows for [`~trl.SFTTrainer`], whose loss is on the completion.
 
     Returns:
         `tuple[list[dict], dict[str, int]]`: Conversational rows `prompt`, `completion` with the `id` of the
-        instruction, and counts: `rows`, and what was left out: `failed`, `empty`, `cut_off`.
+        instruction, and counts: `rows`, and what was left out: `failed`, `empty`, `cut_off`, `refused`.
     """
-    rows, counts = [], Counter(rows=0, failed=0, empty=0, cut_off=0)
+    rows, counts = [], Counter(rows=0, failed=0, empty=0, cut_off=0, refused=0)
     for instruction, answer in zip(instructions, answers, strict=True):
         if isinstance(answer, FailedCall):
             counts["failed"] += 1
@@ -51,6 +54,8 @@ def training_rows(instructions: Pool, answers: Answers) -> tuple[list[dict[str, 
             counts["cut_off"] += 1
         elif not answer.text.strip():
             counts["empty"] += 1
+        elif not keep_refusals and is_refusal(answer.text, instruction.text):
+            counts["refused"] += 1
         else:
             counts["rows"] += 1
             prompt = [{"role": "user", "content": instruction.text}]
@@ -62,7 +67,8 @@ def training_rows(instructions: Pool, answers: Answers) -> tuple[list[dict[str, 
 def answers(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
     """The teacher answers what the round trains on."""
     manifest, pool = folder.begin(round), folder.to_answer(round)
-    rows, counts = training_rows(pool, roles.ask(store, roles.teacher, "teacher", ("answers", round), pool))
+    replies = roles.ask(store, roles.teacher, "teacher", ("answers", round), pool)
+    rows, counts = training_rows(pool, replies, folder.config.keep_refusals)
     if not rows:
         raise ValueError(f"The teacher {roles.teacher.name} gave no answer to train on: {counts}.")
     write_rows(manifest.folder / "answers.jsonl", rows)
