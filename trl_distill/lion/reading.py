@@ -56,12 +56,15 @@ _ANSWER, _ELSEWHERE = _any_of(_LISTS["answers"]), _any_of(_LISTS["answers_elsewh
 _NAMED = rf"(?:{_any_of(_LISTS['qualifiers'])}[^\S\n]*)*(?:{_ANSWER}|(?P<elsewhere>{_ELSEWHERE}))"
 # A line that begins with "Answer:" or "A:", or a heading of that name
 _ANSWER_LINE = re.compile(
-    rf"\n[<\[>*_#( -]*(?:{_NAMED}|(?P<a>a))(?:[^\S\n]*\([^)\n]*\))?[*_\s]*(?:[:：\]>]|\s[-–—]\s)[*_]*"
+    rf"\n[<\[>*_#( -]*(?:{_NAMED}(?:[^\S\n]*\([^)\n]*\))?[*_\s]*(?:[:：\]>]|\s[-–—]\s)|(?P<a>a)[*_]*:)[*_]*"
     rf"|\n(?:#+[ ]*|[*_]{{2}})+{_NAMED.replace('<elsewhere>', '<heading>')}[*_]*[^\S\n]*(?=\n)",
     re.IGNORECASE,
 )
 _ABOUT = re.compile("|".join(form.replace("{answer}", _ANSWER[:-1] + ")s?") for form in _TEXTS["about_an_answer"]))
 _BLANK = re.compile(r"[\W_]*(?:\[[^\]\n]*\]|<[^>\n]*>|\([^)\n]*\))?[\W_]*")
+_GOES_ON = re.compile(
+    r"\n\W*(?:problem|question|q|now|input|text|sentence|options?|select)\b|[:：?？]\W*$", re.IGNORECASE
+)
 _OBLIGING = re.compile(rf"\n\n(?i:{_any_of(_LISTS['interjections'])})[!,]\s+[^\Wa-z]")
 
 _CANNOT = r"""i(?:'m|[ ]am)?[ ]?(?:can't|cannot|can[ ]not|won't|will[ ]not|not[ ]able[ ]to|unable[ ]to
@@ -74,7 +77,9 @@ _ENGLISH = rf"""
     (?:{_CANNOT}|i[ ](?:don't|do[ ]not|must[ ]decline|have[ ]to[ ]decline)|i(?:'m|[ ]am)[ ]not)
     [ ](?:respectfully[ ]|be[ ]|able[ ]|going[ ]|feel[ ]|comfortable[ ]|to[ ]|with[ ])*
     (?:help|assist|comply|fulfill?|creat|generat|provid|produc|writ|answer|support|engag|discuss|shar|complet|do[ ]th
-      |continu|offer|giv|respond|process|that|this|your)
+      |continu|offer|giv|respond|process|that|this|your|have[ ](?:access|the[ ]abilit|the[ ]capabilit))
+  | (?:(?:i'm|i[ ]am)[ ]sorry\W+|unfortunately\W+)?(?:but[ ])?i(?:'m|[ ]am)[ ]an[ ]ai\b[^.\n]{{0,40}}
+    \b(?:don't|do[ ]not|can't|cannot|not[ ]able|unable)
   | (?:i'm|i[ ]am)[ ](?:very[ ]|so[ ])?sorry[^.\n]{{0,80}}\b(?:guidelines|polic(?:y|ies))\b
   | my[ ](?:guidelines|polic(?:y|ies)|programming)[ ](?:do[ ]not|don't)[ ]allow
   | (?:unfortunately\W+|regrettably\W+)?
@@ -88,7 +93,7 @@ _ENGLISH = rf"""
   | i[ ](?:must|have[ ]to)[ ](?:respectfully[ ])?decline[ ](?:this|that|your|the[ ]request)
   | as[ ]an?[ ](?:ai|artificial[ ]intelligence|(?:large[ ])?language)
     (?:[ ](?:language|model|assistant|system|chatbot))*,[^.\n]{{0,30}}
-    \bi(?:'m|[ ]am|[ ]do)?[ ]?(?:can't|cannot|can[ ]not|won't|don't|not[ ]able|unable)
+    \bi(?:'m|[ ]am|[ ]do)?[ ]?(?:can't|cannot|can[ ]not|won't|don't|not[ ](?:able|capable|have|possess)|unable)
 """
 _REFUSAL = re.compile("|".join([rf"(?x:{_ENGLISH})", *_TEXTS["refusals"]]))
 _REFUSAL_WANTED, _HELP = re.compile(_TEXTS["asks_for_a_refusal"]), re.compile(_TEXTS["helps"])
@@ -183,13 +188,15 @@ def has_answer(text: str) -> bool:
     text = re.sub(r"\n{2,}", "\n\n", "\n".join(map(str.strip, text.split("\n"))))
     if _OBLIGING.search(text):
         return True
-    lines = list(_ANSWER_LINE.finditer(text))
-    if not lines or _BLANK.fullmatch(text[lines[-1].end() :]):
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)  # code has lines like these
+    *_, line = [None, *_ANSWER_LINE.finditer(text)]
+    if line is None or _BLANK.fullmatch(behind := text[line.end() :]) or _GOES_ON.search(behind):
         return False
-    line, before = lines[-1], text[: lines[-1].start()].lower()
-    word = line["elsewhere"] or line["heading"]
-    if line["a"]:  # one of several choices, or in a text with questions
-        return not re.search(r"\n\W*[bq]\W*[:：]", text, re.IGNORECASE)
+    before, word = text[: line.start()].lower(), line["elsewhere"] or line["heading"]
+    if line["a"] and re.search(
+        r"\n\W*[bq]\W*:", text, re.IGNORECASE
+    ):  # one of the choices, or in a text with questions
+        return False
     others = "input" if "output" in line[0].lower() else "user|human|customer"  # in a series, or in a dialogue
     if re.search(rf"(?:^|\n)\W*(?:{others})\W*[:：]", before):
         return False
