@@ -51,7 +51,8 @@ class LionConfig:
         dataset_config (`str`, *optional*), dataset_split (`str`, *optional*):
             Configuration and split. The split defaults to `train`, or the only one.
         max_instructions (`int`, *optional*), heldout_size (`int`, *optional*, defaults to `80`):
-            Take so many of them at random, and set so many of these aside for evaluation before the first round.
+            Take so many of them at random, and set so many of these aside for evaluation before the first round, by
+            groups of near copies (see [`hold_out`]).
         output_dir (`str`):
             Folder for calls, pools, students and reports.
 
@@ -121,7 +122,8 @@ class LionConfig:
         max_attempts_factor (`float`, *optional*, defaults to `5.0`):
             Requests to the generator, as a multiple of what is wanted.
         rouge_threshold (`float`, *optional*, defaults to `0.7`):
-            A new instruction whose Rouge-L F-measure with one of the pools is above it is dropped.
+            Two instructions whose Rouge-L F-measure is above it are near copies. A new one that is a near copy of one
+            of the pools is dropped.
         filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short", "refusal", "with_answer"]`):
             What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion`
             for all. The released code has all but `refusal` and `with_answer`.

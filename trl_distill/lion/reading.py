@@ -50,7 +50,7 @@ _OPENING = re.compile(rf"(?:[<\[](?P<name>{_TAG})[>\]]\s*)+", re.IGNORECASE)
 _CLOSING = re.compile(rf"(?:[<\[]/(?P<name>{_TAG})[>\]]\s*)+$", re.IGNORECASE)
 _ECHO = re.compile(r"<example>.*?</example>\s*(?=\S)|.*#\s?Created Instruction\s?#:?\s*(?=\S)", re.DOTALL)
 _END = re.compile(r"(?:(?:<\|\w+\|>|<end_of_turn>|<eos>)[^\S\n]*(?:\n.*)?|</s>)$", re.DOTALL)
-_QUOTES = {'"': '"', "'": "'", "“": "”", "„": "“", "‘": "’", "«": "»", "「": "」", "『": "』", "**": "**"}
+_QUOTES = dict(pair.split() for pair in ('" "', "' '", "“ ”", "„ “", "‘ ’", "« »", "「 」", "『 』", "** **"))
 
 _ANSWER, _ELSEWHERE = _any_of(_LISTS["answers"]), _any_of(_LISTS["answers_elsewhere"])
 _NAMED = rf"(?:{_any_of(_LISTS['qualifiers'])}[^\S\n]*)*(?:{_ANSWER}|(?P<elsewhere>{_ELSEWHERE}))"
