@@ -34,20 +34,29 @@ KINDS = ("hard", "easy")
 DEFAULT_FILTERS = ("cut_off", "too_short", "refusal", "with_answer")
 LION_FILTERS = (*DEFAULT_FILTERS, "says_instruction", "starts_with_punctuation", "starts_with_non_ascii")
 
-_TEXTS = yaml.safe_load(Path(__file__).with_name("generation.yaml").read_text(encoding="utf-8"))
+RELEASED = yaml.safe_load(Path(__file__).with_name("released.yaml").read_text(encoding="utf-8"))
+_TEXTS = {
+    "ours": yaml.safe_load(Path(__file__).with_name("generation.yaml").read_text(encoding="utf-8")),
+    "released": RELEASED["generator"],
+}
 
 
 class GenerationError(ValueError):
     """The generator did not give enough usable instructions within the limit of attempts."""
 
 
-def generation_request(seed: Instruction, kind: str, sampling: Sampling, sample_index: int = 0) -> ChatRequest:
+def generation_request(
+    seed: Instruction, kind: str, sampling: Sampling, sample_index: int = 0, prompts: str = "ours"
+) -> ChatRequest:
     """
     The question for one new instruction like `seed`: of a `"hard"` one same subject, kind of work and difficulty, of
-    an `"easy"` one same subject, rarer. `sample_index` says which draw this is, for a seed that is drawn again.
+    an `"easy"` one same subject, rarer. `sample_index` says which draw this is, for a seed that is drawn again, and
+    `prompts` whose words these are, `"ours"` or the authors' (`"released"`).
     """
-    text = _TEXTS["prompt"].format(relation=_TEXTS["relation"][kind], seed=seed.text)
-    return ChatRequest([{"role": "user", "content": text}], sampling, sample_index)
+    texts = _TEXTS[prompts]
+    messages = [{"role": "system", "content": texts["system"]}] if "system" in texts else []
+    text = texts["prompt"].format(relation=texts["relation"][kind], seed=seed.text)
+    return ChatRequest([*messages, {"role": "user", "content": text}], sampling, sample_index)
 
 
 def fault(text: str, finish_reason: str, filters: Sequence[str]) -> str | None:
@@ -88,6 +97,7 @@ def generate(
     sampling: Sampling,
     filters: Sequence[str] = DEFAULT_FILTERS,
     max_attempts_factor: float = 5.0,
+    prompts: str = "ours",
 ) -> tuple[list[Instruction], dict[str, int]]:
     """
     Ask for new instructions until there are enough.
@@ -109,6 +119,8 @@ def generate(
             What else is dropped, see [`fault`].
         max_attempts_factor (`float`, *optional*, defaults to `5.0`):
             Requests of each kind, as a multiple of what is wanted.
+        prompts (`str`, *optional*, defaults to `"ours"`):
+            Whose words they are, see [`generation_request`].
 
     Returns:
         `tuple[list[Instruction], dict[str, int]]`: The new instructions, hard ones and easy ones as they came, and
@@ -135,7 +147,8 @@ def generate(
                     "`max_attempts_factor` or its temperature, or lower `n_new`."
                 )
             for parent in draws[kind].choices(seeds[kind], k=min(missing[kind], left)) if missing[kind] else ():
-                wave.append((kind, parent, generation_request(parent, kind, sampling, asked[kind, parent.id])))
+                request = generation_request(parent, kind, sampling, asked[kind, parent.id], prompts)
+                wave.append((kind, parent, request))
                 asked[kind] += 1
                 asked[kind, parent.id] += 1
         counts["requests"] += len(wave)

@@ -31,7 +31,7 @@ from .estimate import Estimate, estimate
 from .folder import LionFolder
 from .imitation import Training
 from .lion_config import LionConfig
-from .roles import Roles
+from .roles import Roles, Train
 
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,14 @@ class LionLoop:
             All settings.
         instructions (`Iterable[dict]`, *optional*):
             Rows to start from, in place of `dataset_name`.
-        teacher, referee, generator ([`~trl_distill.chat.BaseChatModel`], *optional*):
-            Models in place of the entries of the config. Referee and generator default to the teacher.
-        train (`Callable[[str, Path, Path], None]`, *optional*):
-            `train(model, rows, output)` trains `model` on a JSON Lines file of `prompt` and `completion`, and puts the
-            student into the folder `output`, which does not exist yet. What is beside it in its parent stays until the
-            training is finished, also if the run is killed. Defaults to [`Training`].
+        teacher, referee, generator, evaluator ([`~trl_distill.chat.BaseChatModel`], *optional*):
+            Models in place of the entries of the config.
+        train (`Callable[[str, Path, Path], None]` or `dict`, *optional*):
+            `train(model, rows, output)` trains `model` on a JSON Lines file, and puts the student into the folder
+            `output`, which does not exist yet. What is beside it in its parent stays until the training is finished,
+            also if the run is killed. Defaults to [`Training`]. A dictionary holds one for each of the `stages` of the
+            config: rows of `"sft"` are `prompt` and `completion`, of `"dpo"` `prompt`, `chosen` and `rejected`, of
+            `"minillm"` `prompt`.
         student (`Callable[[Path], BaseChatModel]`, *optional*):
             The model in a student's folder. Defaults to [`~trl_distill.chat.LocalChatModel`].
         progress (`bool`, *optional*, defaults to `False`):
@@ -105,7 +107,8 @@ class LionLoop:
         teacher: BaseChatModel | None = None,
         referee: BaseChatModel | None = None,
         generator: BaseChatModel | None = None,
-        train: Callable[[str, Path, Path], None] | None = None,
+        evaluator: BaseChatModel | None = None,
+        train: Train | dict[str, Train] | None = None,
         student: Callable[[Path], BaseChatModel] | None = None,
         progress: bool = False,
     ):
@@ -113,10 +116,11 @@ class LionLoop:
             if getattr(config, name) is None:
                 raise ValueError(f"`{name}` is not set.")
         self.config = config
-        self.roles = Roles(config, teacher, referee, generator, student, train)
+        self.roles = Roles(config, teacher, referee, generator, evaluator, student, train)
         self.folder = LionFolder(config, instructions, progress)
-        if isinstance(self.roles.train, Training) and "training" not in self.folder.manifest(0).stages:
-            self.roles.train.check(config.student_model)  # before the first paid call
+        imitation = self.roles.train["sft"]
+        if isinstance(imitation, Training) and "training" not in self.folder.manifest(0).stages:
+            imitation.check(config.student_model)  # before the first paid call
         self._restart_from = None if config.restart_from is None else self.folder.place(config.restart_from)
 
     def estimate(self) -> list[Estimate]:
@@ -201,7 +205,10 @@ def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], s
     report, pool = [], 0
     for entry in rounds:
         row: dict[str, Any] = {"round": entry["round"]}
-        stages = {stage: {k: v for k, v in facts.items() if k != "sha256"} for stage, facts in entry["stages"].items()}
+        stages = {
+            stage: {name: value for name, value in facts.items() if name not in ("sha256", "settings", "follows")}
+            for stage, facts in entry["stages"].items()
+        }
         if "pools" in stages:
             row["pools"] = stages["pools"]["counts"]
             pool = row["pools"]["pool"] - row["pools"]["heldout"]
@@ -211,7 +218,12 @@ def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], s
             row["hard_share"] = counts["hard"] / (counts["hard"] + counts["easy"] + counts["below_floor"])
         if "generation" in stages:
             row["generation"] = stages["generation"]
-            pool = row["generation"]["counts"]["pool"] + row["generation"]["counts"]["accepted"]
+            counts = row["generation"]["counts"]
+            if "selection" in stages:
+                row["selection"] = stages["selection"]
+                pool = counts["pool"] + row["selection"]["counts"]["taken"]
+            else:
+                pool = counts["pool"] + counts["accepted"]
         row["pool"] = pool
         if "answers" in stages:
             row["answers"] = stages["answers"]["counts"]
