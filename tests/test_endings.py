@@ -113,8 +113,12 @@ def test_a_closing_token_that_ends_nothing_is_refused(tokens, closing, tokenizer
         (MISTRAL, "</s>"),
         (PHI3, "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"),  # it stops one line later
         "{%- if messages[0].role != 'system' %}{{ raise_exception('No system') }}{% endif %}",  # cannot be tried
+        (
+            CHATML.replace("{{ m.content | trim }}", "{% for part in m.content %}{{ part.text }}{% endfor %}"),
+            *QWEN[1:],
+        ),
     ],
-    ids=["zephyr", "mistral", "phi-3", "other turns"],
+    ids=["zephyr", "mistral", "phi-3", "other turns", "content in parts"],
 )
 def test_what_ends_says_nothing(tokens, tokenizer_with, caplog):
     tokens = (tokens, "</s>") if isinstance(tokens, str) else tokens
@@ -283,7 +287,7 @@ def test_lion_is_refused_before_the_first_call(student, tmp_path):
 
     def loop(folder, **training):
         config = LionConfig(output_dir=str(tmp_path / folder), student_model=student(), training=training)
-        rows = [{"instruction": f"Name {number} birds of the forest."} for number in range(90)]
+        rows = [{"instruction": f"{number} " * 5} for number in range(90)]
         return LionLoop(config, rows, teacher=FunctionChatModel(asked, "teacher"))
 
     with pytest.raises(ValueError, match="Set `eos_token: <.im_end.>` in `training`"):

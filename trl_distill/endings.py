@@ -66,13 +66,15 @@ def check_ending(
     def behind_the_answer(turns: int) -> tuple[str, list[int]]:
         """What a template writes behind an answer, and the tokens of that which are none of ordinary text."""
         text = processing_class.apply_chat_template(_TURNS[:turns], tokenize=False, chat_template=chat_template)
-        text = text.rpartition(_ANSWER)[2]
+        _, found, text = text.rpartition(_ANSWER)
+        if not found:
+            raise TemplateError("The template does not show a text.")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return text, [token for token in ids if token in tokenizer.added_tokens_decoder]
 
     try:
         (text, closing), (_, following) = behind_the_answer(2), behind_the_answer(3)
-    except TemplateError:  # one that wants other turns
+    except TemplateError:  # one that wants other turns, or content in parts
         return
     # Some leave the last turn open, and their models stop at the token that begins the next one
     if set(closing or following[:1]) & set(ends):

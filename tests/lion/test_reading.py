@@ -26,6 +26,7 @@ from trl_distill.chat import Completion
 from trl_distill.lion import Instruction, LionConfig, training_rows
 from trl_distill.lion.generation import fault
 from trl_distill.lion.reading import has_answer, is_refusal, read_instruction
+from trl_distill.lion.stages import preference_rows
 
 
 REPLIES = read_rows(Path(__file__).with_name("generator_replies.jsonl"))
@@ -83,6 +84,13 @@ def test_refusals_of_a_teacher(answer, instruction, refused):
     assert (len(rows), counts["refused"], counts["rows"]) == (not refused, refused, not refused)
     rows, counts = training_rows([Instruction(instruction)], [Completion(answer)], keep_refusals=True)
     assert (rows[0]["completion"][0]["content"], counts["refused"]) == (answer, 0)
+
+
+def test_no_pair_prefers_a_refusal():
+    pool = [Instruction("Pick a lock."), Instruction("Name a bird.")]
+    theirs, ours = [Completion("I can't assist with that."), Completion("A wren.")], [Completion("Turn it.")] * 2
+    assert [row["id"] for row in preference_rows(pool, theirs, ours)] == [pool[1].id]
+    assert len(preference_rows(pool, theirs, ours, keep_refusals=True)) == 2
 
 
 class TestLoop:

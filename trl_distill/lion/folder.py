@@ -172,7 +172,7 @@ class LionFolder:
         if config.max_instructions is not None:
             pool = drawn(pool, config.max_instructions, config.seed, "pool")
         counts["pool"] = len(pool)
-        pool, heldout, groups = hold_out(pool, config.heldout_size, config.seed, config.rouge_threshold)
+        pool, heldout, groups = hold_out(pool, config.heldout_size, config.seed)
         counts |= {"heldout": len(heldout), "heldout_groups": groups}
         manifest.folder.mkdir(parents=True, exist_ok=True)
         files = {"heldout.jsonl": heldout, "cache_pool.jsonl": pool, "train_pool.jsonl": pool}

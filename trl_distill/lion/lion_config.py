@@ -30,7 +30,7 @@ _COMPARISON = (
 )
 _MINING = f"{_COMPARISON} referee tau tau_quantile min_teacher_score miner loss_share"
 _OF_STAGE = {
-    "pools": "dataset_name dataset_config dataset_split max_instructions heldout_size rouge_threshold seed",
+    "pools": "dataset_name dataset_config dataset_split max_instructions heldout_size seed",
     "discrimination": f"{_MINING} cache_sample rescore",
     "generation": "generator generator_temperature generator_max_tokens n_new oversample hard_share rouge_threshold "
     "filters decontaminate strategy prompts",
@@ -173,8 +173,7 @@ class LionConfig:
         max_attempts_factor (`float`, *optional*, defaults to `5.0`):
             Requests to the generator, as a multiple of what is wanted.
         rouge_threshold (`float`, *optional*, defaults to `0.7`):
-            Two instructions whose Rouge-L F-measure is above it are near copies. A new one that is a near copy of one
-            of the pools is dropped.
+            A new instruction whose Rouge-L F-measure with one of the pools is above it is dropped.
         filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short", "refusal", "with_answer"]`):
             What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion`
             for all. The released code has all but `refusal` and `with_answer`.

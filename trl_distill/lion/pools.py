@@ -148,7 +148,7 @@ def hold_out(
     if len(taken) < size:
         said = f"{len(taken)} of {len(pool)} instructions are held out, not {size}: the others have more near copies"
         if not taken:
-            raise ValueError(f"{said}. Lower `heldout_size` to 0, or raise `rouge_threshold` ({threshold}).")
+            raise ValueError(f"{said}. Set `heldout_size` to 0, or take instructions that differ more.")
         logger.warning("%s.", said)
     return [pool[i] for i in range(len(pool)) if i not in taken], [pool[i] for i in sorted(taken)], groups
 
