@@ -29,6 +29,7 @@ from ..files import write_json
 from . import stages
 from .estimate import Estimate, estimate
 from .folder import LionFolder
+from .imitation import Training
 from .lion_config import LionConfig
 from .rehearsal import rehearse
 from .report import draw_report, make_report, warnings_of
@@ -119,6 +120,9 @@ class LionLoop:
         self.config = config
         self.roles = Roles(config, teacher, referee, generator, evaluator, student, train)
         self.folder = LionFolder(config, instructions, progress)
+        imitation = self.roles.train["sft"]
+        if isinstance(imitation, Training) and "training" not in self.folder.manifest(0).stages:
+            imitation.check(config.student_model)  # before the first paid call
         self._restart_from = None if config.restart_from is None else self.folder.place(config.restart_from)
 
     def estimate(self) -> list[Estimate]:
