@@ -16,6 +16,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -432,3 +433,24 @@ class TestKilledTraining:
         assert ("Waiting for a training" in said) == (not all_processes)
         assert "resume_from_checkpoint" in (output.parent / "sft.yaml").read_text()
         assert same(output, trained(base, rows, tmp_path, fields | {"save_strategy": "no"}))
+
+    def test_other_settings_wait_for_the_training_that_is_alive_and_begin_anew(self, base, tmp_path):
+        rows = tmp_path / "rows.jsonl"
+        pool = [Instruction(toy.task(0, i)) for i in range(6)]
+        write_rows(rows, training_rows(pool, [Completion(f"right {item.text}") for item in pool])[0])
+        fields = FIELDS | {"max_steps": 240, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+        output = tmp_path / "training/student"
+        output.parent.mkdir()
+        process = self.start(fields, base, rows, output)
+        while process.poll() is None and not list(output.parent.glob("run/checkpoint-*/trainer_state.json")):
+            time.sleep(0.005)
+        assert process.poll() is None, process.stderr.read()
+        process.kill()
+        process.wait()
+        changed = FIELDS | {"learning_rate": 5e-3, "max_steps": 3}
+        again = self.start(changed, base, rows, output)
+        _, said = again.communicate()
+        assert again.returncode == 0, said
+        [pid] = re.findall(r"Waiting for a training of a killed run .* `kill (\d+)` ends it", said)
+        assert int(pid) != process.pid and "was begun with other settings or rows, and begins anew" in said
+        assert same(output, trained(base, rows, tmp_path, changed))
