@@ -22,7 +22,7 @@ from pages import AUTODOC, pages
 
 # Names of the API reference -> where they are in the package
 DOCUMENTED = {
-    match[1].rpartition(".")[2]: f"trl_distill.{match[1]}"
+    match[3].rpartition(".")[2]: f"trl_distill.{match[3]}"
     for page in pages()
     for match in AUTODOC.finditer(page.read_text(encoding="utf-8"))
 }

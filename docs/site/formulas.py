@@ -13,28 +13,31 @@
 # limitations under the License.
 
 """
-Formulas as MathML, which browsers show by themselves: no script, no font and no other server.
+Formulas as MathML, which browsers show by themselves: no script, and no other server.
 
-On pages they are written as GitHub reads them, `$`...`$` in a line and a fenced block `math` on its own; docstrings have
-`\\( ... \\)` and `$$ ... $$`, which TRL's pages have.
+On pages they are written as GitHub reads them, `$`...`$` in a line and a fenced block `math` on its own; docstrings
+have `\\( ... \\)` and `$$ ... $$`, which TRL's pages have.
 """
 
-from latex2mathml.converter import convert
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
+from math_core import LatexToMathML
 
 
-def mathml(formula: str, display: str) -> str:
-    return convert(" ".join(formula.split()), display=display)
+_CONVERTER = LatexToMathML()
+
+
+def mathml(formula: str, display: bool) -> str:
+    return _CONVERTER.convert_with_local_state(formula, displaystyle=display)
 
 
 def block(source, language, css_class, options, md, **kwargs):
     """A fenced block `math`, for `pymdownx.superfences`."""
-    return mathml(source, "block")
+    return mathml(source, display=True)
 
 
 class _Formula(InlineProcessor):
-    def __init__(self, pattern: str, display: str, md):
+    def __init__(self, pattern: str, display: bool, md):
         super().__init__(pattern, md)
         self.display = display
 
@@ -46,10 +49,10 @@ class Formulas(Extension):
     def extendMarkdown(self, md):
         before_code_spans = 200
         for name, pattern, display in (
-            ("page", r"\$`([^`]+)`\$", "inline"),
-            ("docstring", r"\\\\?\((.+?)\\\\?\)", "inline"),
-            ("display", r"\$\$([^$]+)\$\$", "block"),
-            ("dollar", r"(?<![\w$\\])\$(?=\S)([^$\n]*[^\s$])\$(?![\w$])", "inline"),
+            ("page", r"\$`([^`]+)`\$", False),
+            ("docstring", r"\\\\?\((.+?)\\\\?\)", False),
+            ("display", r"\$\$([^$]+)\$\$", True),
+            ("dollar", r"(?<![\w$\\])\$(?=\S)([^$\n]*[^\s$])\$(?![\w$])", False),
         ):
             md.inlinePatterns.register(_Formula(pattern, display, md), f"formula-{name}", before_code_spans)
 

@@ -20,8 +20,8 @@ page links to is copied beside it, and a line such as
 
     [`MiniLLMTrainer`](../trl_distill/minillm/minillm_trainer.py): `train`, `save_model` <!-- [[autodoc]] -->
 
-becomes the entry of that class in the API reference. What does not resolve stops the build. Needs Python alone, so that
-the tests can check pages without what renders them.
+becomes the entry of that class in the API reference. What does not resolve stops the build. Needs Python alone, so
+that the tests can check pages without what renders them.
 """
 
 import ast
@@ -37,7 +37,9 @@ TRAINER = "https://huggingface.co/docs/transformers/main_classes/trainer#transfo
 
 FENCE = re.compile(r"^( *)(`{3,})[^`]*?^\1\2 *$", re.M | re.S)
 LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\](?:\([^()]*\))?)*\]\()([^()\s]+)(\))")
-AUTODOC = re.compile(r"^\[`([\w.]+)`\]\(([\w./]+)\)(?:: ([\w`, ]+))? <!-- \[\[autodoc\]\] -->$", re.M)
+AUTODOC = re.compile(
+    r"^(?:(#+) ([\w.]+)\n\n)?\[`([\w.]+)`\]\(([\w./]+)\)(?:: ([\w`, ]+))? <!-- \[\[autodoc\]\] -->$", re.M
+)
 
 
 def pages() -> list[Path]:
@@ -74,21 +76,26 @@ def definition(page: Path, name: str, source: str) -> ast.ClassDef | ast.Functio
     raise ValueError(f"{page.relative_to(ROOT)} documents {name}, but {source} defines no {short}.")
 
 
-def api_entry(page: Path, name: str, source: str, members: str | None) -> str:
+def api_entry(page: Path, heading: str | None, title: str | None, name: str, source: str, members: str | None) -> str:
     node = definition(page, name, source)
-    options, after = [], ""
+    before, options, after = "", [], ""
+    if title == node.name:  # its own heading takes the place of the page's
+        before = f"[](){{ #{title.lower()} }}\n\n"
+        options.append(f"heading_level: {len(heading)}")
+    elif title:
+        before = f"{heading} {title}\n\n"
     if isinstance(node, ast.ClassDef):
         named = re.findall(r"\w+", members or "")
-        own = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+        own = {item.name for item in node.body if isinstance(item, ast.FunctionDef) and ast.get_docstring(item)}
         if members or node.name.endswith("Config"):
             options.append(f"members: {[member for member in named if member in own]}")
         if node.name.endswith("Config"):
             options.append("show_signature: false")
         inherited = [f"[`{member}`]({TRAINER}.{member})" for member in named if member not in own]
         if inherited:
-            after = f"\n\nInherited: {', '.join(inherited)}."
+            after = f"\n\nAs in `transformers.Trainer`: {', '.join(inherited)}."
     lines = [f"::: trl_distill.{name}", *(["    options:"] if options else []), *(f"      {line}" for line in options)]
-    return "\n".join(lines) + after
+    return before + "\n".join(lines) + after
 
 
 def site_page(page: Path, copy) -> str:
@@ -122,7 +129,8 @@ def main(output: Path):
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to)
 
-    copy(Path(__file__).with_name("extra.css"))
+    for name in ("extra.css", "latin_modern_math.woff2"):
+        copy(Path(__file__).with_name(name))
     for page in pages():
         text = site_page(page, copy)
         to = output / page.relative_to(ROOT).with_name(page.name.replace("README", "index"))
