@@ -37,7 +37,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def outside_blocks(text: str) -> str:
+def outside_code(text: str) -> str:
     parts = []
     LAYOUT["outside_code"](text, lambda part: parts.append(part) or part)
     return "\n".join(parts)
@@ -45,13 +45,13 @@ def outside_blocks(text: str) -> str:
 
 def anchors(page) -> set[str]:
     """What GitHub makes of the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", outside_blocks(page.read_text(encoding="utf-8")), re.M)
+    headings = re.findall(r"^#+ (.+)$", outside_code(page.read_text(encoding="utf-8")), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links(page):
-    for _, link, _ in LAYOUT["LINK"].findall(outside_blocks(page.read_text(encoding="utf-8"))):
+    for _, link, _ in LAYOUT["LINK"].findall(outside_code(page.read_text(encoding="utf-8"))):
         to = LAYOUT["target"](page, link)
         anchor = link.partition("#")[2]
         if anchor and not re.match(r"[a-z]+:", link):
@@ -62,18 +62,18 @@ def test_links(page):
 def test_notation(page):
     """GitHub shows neither doc-builder's tags nor its formulas, and a stray bar in a table as one column more."""
     text = page.read_text(encoding="utf-8")
-    left = re.sub(r"(?<!\$)`[^`\n]+`(?!\$)", "code", outside_blocks(LAYOUT["AUTODOC"].sub("", text)))
+    left = re.sub(r"(?<!\$)`[^`\n]+`(?!\$)", "code", LAYOUT["AUTODOC"].sub("", outside_code(text)))
     assert "[[autodoc]]" not in left, "write [`Name`](../trl_distill/file.py): `method` <!-- [[autodoc]] -->"
     assert "\\(" not in left and "$$" not in left, "write $`x`$, and a fenced block math for a formula of its own"
     assert not re.search(r"\[code\](?!\()", left), "a name in brackets is no link on GitHub: [`Name`](page.md#name)"
-    for table in re.findall(r"(?:^\|.*\|$\n?)+", outside_blocks(text), re.M):
+    for table in re.findall(r"(?:^\|.*\|$\n?)+", outside_code(text), re.M):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
 
 
 def test_documented_names():
     documented = []
     for page in PAGES:
-        for _, _, name, source, members in LAYOUT["AUTODOC"].findall(page.read_text(encoding="utf-8")):
+        for _, _, name, source, members in LAYOUT["entries"](page):
             LAYOUT["definition"](page, name, source)
             module, _, short = f"trl_distill.{name}".rpartition(".")
             documented.append(getattr(importlib.import_module(module), short))

@@ -17,14 +17,12 @@
 import re
 
 from griffe import Extension
-from pages import AUTODOC, pages
+from pages import entries, identifier, pages
 
 
 # Names of the API reference -> where they are in the package
 DOCUMENTED = {
-    match[3].rpartition(".")[2]: f"trl_distill.{match[3]}"
-    for page in pages()
-    for match in AUTODOC.finditer(page.read_text(encoding="utf-8"))
+    name.rpartition(".")[2]: identifier(name, source) for page in pages() for _, _, name, source, _ in entries(page)
 }
 
 

@@ -47,14 +47,14 @@ class _Formula(InlineProcessor):
 
 class Formulas(Extension):
     def extendMarkdown(self, md):
-        before_code_spans = 200
-        for name, pattern, display in (
-            ("page", r"\$`([^`]+)`\$", False),
-            ("docstring", r"\\\\?\((.+?)\\\\?\)", False),
-            ("display", r"\$\$([^$]+)\$\$", True),
-            ("dollar", r"(?<![\w$\\])\$(?=\S)([^$\n]*[^\s$])\$(?![\w$])", False),
+        before_code, after_code = 200, 185  # code spans have 190
+        for name, pattern, display, priority in (
+            ("page", r"(?<!`)\$`([^`]+)`\$(?!`)", False, before_code),
+            ("docstring", r"\\\\?\((.+?)\\\\?\)", False, after_code),
+            ("display", r"\$\$([^$]+)\$\$", True, after_code),
+            ("dollar", r"(?<![\w$\\])\$(?=\S)([^$\n]*[^\s$])\$(?![\w$])", False, after_code),
         ):
-            md.inlinePatterns.register(_Formula(pattern, display, md), f"formula-{name}", before_code_spans)
+            md.inlinePatterns.register(_Formula(pattern, display, md), f"formula-{name}", priority)
 
 
 def makeExtension(**kwargs):

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATTERNS = ("*.md", "docs/*.md", "examples/README.md", "benchmarks/**/README.md", "recipes/**/README.md")
 TRAINER = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.Trainer"
 
-FENCE = re.compile(r"^( *)(`{3,})[^`]*?^\1\2 *$", re.M | re.S)
+CODE = re.compile(r"^( *)(`{3,})[^`\n]*\n.*?^\1\2 *$|(?<!`)``(?!`).+?(?<!`)``(?!`)", re.M | re.S)
 LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\](?:\([^()]*\))?)*\]\()([^()\s]+)(\))")
 AUTODOC = re.compile(
     r"^(?:(#+) ([\w.]+)\n\n)?\[`([\w.]+)`\]\(([\w./]+)\)(?:: ([\w`, ]+))? <!-- \[\[autodoc\]\] -->$", re.M
@@ -47,12 +47,19 @@ def pages() -> list[Path]:
 
 
 def outside_code(text: str, change) -> str:
-    """`text` with `change` applied to what is in no fenced block."""
+    """`text` with `change` applied to what is in no fenced block and between no double backticks."""
     parts, end = [], 0
-    for block in FENCE.finditer(text):
-        parts += [change(text[end : block.start()]), block[0]]
-        end = block.end()
+    for code in CODE.finditer(text):
+        parts += [change(text[end : code.start()]), code[0]]
+        end = code.end()
     return "".join([*parts, change(text[end:])])
+
+
+def entries(page: Path) -> list[tuple[str, str, str, str, str]]:
+    """The lines of a page that stand for entries of the API reference: heading, its text, name, source, members."""
+    found = []
+    outside_code(page.read_text(encoding="utf-8"), lambda part: found.extend(AUTODOC.findall(part)) or part)
+    return found
 
 
 def target(page: Path, link: str) -> Path | None:
@@ -76,26 +83,34 @@ def definition(page: Path, name: str, source: str) -> ast.ClassDef | ast.Functio
     raise ValueError(f"{page.relative_to(ROOT)} documents {name}, but {source} defines no {short}.")
 
 
-def api_entry(page: Path, heading: str | None, title: str | None, name: str, source: str, members: str | None) -> str:
+def identifier(name: str, source: str) -> str:
+    """The dotted path that leads to a public name, which a module of the same name may hide."""
+    path = f"trl_distill.{name}"
+    hidden = source.lstrip("./").removesuffix(".py").replace("/", ".") == path
+    return f"{path}.{name.rpartition('.')[2]}" if hidden else path
+
+
+def api_entry(page: Path, heading: str, title: str, name: str, source: str, members: str) -> str:
     node = definition(page, name, source)
-    before, options, after = "", [], ""
+    before, after, options = "", "", [f"heading: trl_distill.{name}"]
     if title == node.name:  # its own heading takes the place of the page's
         before = f"[](){{ #{title.lower()} }}\n\n"
         options.append(f"heading_level: {len(heading)}")
     elif title:
         before = f"{heading} {title}\n\n"
     if isinstance(node, ast.ClassDef):
-        named = re.findall(r"\w+", members or "")
         own = {item.name for item in node.body if isinstance(item, ast.FunctionDef) and ast.get_docstring(item)}
-        if members or node.name.endswith("Config"):
-            options.append(f"members: {[member for member in named if member in own]}")
+        named, of_transformers = re.findall(r"\w+", members), []
+        if node.name.endswith("Trainer"):
+            of_transformers = [member for member in named if member not in own]
+            links = ", ".join(f"[`{member}`]({TRAINER}.{member})" for member in of_transformers)
+            after = f"\n\nAs in `transformers.Trainer`: {links}." if links else ""
         if node.name.endswith("Config"):
             options.append("show_signature: false")
-        inherited = [f"[`{member}`]({TRAINER}.{member})" for member in named if member not in own]
-        if inherited:
-            after = f"\n\nAs in `transformers.Trainer`: {', '.join(inherited)}."
-    lines = [f"::: trl_distill.{name}", *(["    options:"] if options else []), *(f"      {line}" for line in options)]
-    return before + "\n".join(lines) + after
+        if members or node.name.endswith("Config"):
+            options.append(f"members: {[member for member in named if member not in of_transformers]}")
+    entry = [f"::: {identifier(name, source)}", "    options:", *(f"      {option}" for option in options)]
+    return before + "\n".join(entry) + after
 
 
 def site_page(page: Path, copy) -> str:
@@ -117,7 +132,7 @@ def site_page(page: Path, copy) -> str:
 
     known = set(pages())
     text = page.read_text(encoding="utf-8")
-    text = AUTODOC.sub(lambda match: api_entry(page, *match.groups()), text)
+    text = outside_code(text, lambda part: AUTODOC.sub(lambda match: api_entry(page, *match.groups("")), part))
     return outside_code(text, lambda part: LINK.sub(link, part))
 
 
