@@ -182,8 +182,12 @@ class TestFull:
         assert sum(row["calls"] for row in result.report["ledger"] if row["role"] == "student") == 7 + 2 * 2
 
     def test_rounds_from_the_base(self, in_process, loop, base, tmp_path):
-        loop(init_from="base").run()
+        report = loop(init_from="base", fields=FIELDS | {"logging_steps": 2}).run().report
         folder = tmp_path / "run/round_1"
+        for row in report["rounds"]:  # the losses are in the report, and the state of the trainer with its student
+            state = json.loads((tmp_path / f"run/round_{row['round']}/student/trainer_state.json").read_text())
+            assert row["loss"] == [[line["step"], line["loss"]] for line in state["log_history"] if "loss" in line]
+            assert [step for step, _ in row["loss"]] == [2, 4, 6] and state["global_step"] == 6
         assert len((folder / "answers.jsonl").read_text().splitlines()) == 7 + 3
         assert same(folder / "student", trained(base, folder / "answers.jsonl", tmp_path))
 
@@ -250,7 +254,8 @@ class TestAdapters:
 
     def test_merged_in_each_round(self, in_process, loop, base, tokenizer, tmp_path):
         """T8: the student on disk is a full model, and says what the trained one said."""
-        loop(fields=FIELDS | LORA).run()
+        report = loop(fields=FIELDS | LORA | {"logging_steps": 3}).run().report
+        assert [[step for step, _ in row["loss"]] for row in report["rounds"]] == [[3, 6], [3, 6]]
         begin = base
         for k in (0, 1):
             folder = tmp_path / f"run/round_{k}"

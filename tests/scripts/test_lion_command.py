@@ -176,8 +176,9 @@ def test_an_on_policy_stage_by_its_own_command(stage, write, parrot, tmp_path, c
         "rehearse": True,
     }
     if stage == "dpo":
-        changes["training"] |= {"use_peft": True}
-        changes["dpo"] |= {"use_peft": True}
+        lora = {"use_peft": True, "lora_target_modules": ["all-linear"]}  # in q and v alone a parrot has no gradient
+        changes["training"] |= lora
+        changes["dpo"] |= lora
     lion.run(["--config", write(**changes)])
     assert "finished" in said(capsys) and (tmp_path / "out/rehearsal.json").exists()
     first, last = (tmp_path / f"out/round_1/{name}" for name in ("student_training", "student"))
