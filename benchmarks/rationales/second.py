@@ -61,7 +61,7 @@ class SecondLaboratory(Laboratory):
 
     pupil: Dial = DIAL
     drills: Primer = PRIMER
-    questions: int = 600
+    questions: int = 200
     samples: int = 6
     batch_size: int = 16
     rank: int = 1
@@ -72,7 +72,7 @@ class SecondLaboratory(Laboratory):
     steps: int = 100  # optimizer steps of a stage
     looks: int = 5  # at the held-out questions in each stage
     rounds: int = 4  # in which a student's own samples are drawn
-    own_samples: int = 4  # of each question of a round
+    own_samples: int = 8  # of each question of a round
 
     @property
     def rank_of_nats_size(self) -> int:
@@ -404,6 +404,10 @@ ARMS: dict[str, tuple[Callable, tuple[float, ...]]] = {
     "nce weighted_ce": (lambda run: nce(run, "weighted_ce"), FROM_BASE),
     "nce kd": (lambda run: nce(run, "kd"), FROM_BASE),
 }
+CONTROLS = (
+    "cot kd", "cot kd, longer", "rft", "mix", "right steps", "negative then positive", "nat, zero adapter",
+    "lora of nat's size",
+)  # fmt: skip
 KEPT = ("cot kd", "cot kd, longer", "nat")  # students that other arms need
 FULL = ["cot kd", "cot kd, longer", "rft", "pairs", "ul", "redi", "right steps", "right steps, ul"]
 
