@@ -365,7 +365,8 @@ def contrast(run: Run):
     return Contrast(model, run.rate)
 
 
-FROM_BASE, GOING_ON, SHARES = (3e-3, 1e-2, 3e-2), (1e-3, 3e-3, 1e-2), (0.1, 0.3, 0.5)
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of learning rates
+FROM_BASE, GOING_ON, SHARES = GRID[3:6], GRID[2:5], (0.1, 0.3, 0.5)
 # What each arm does, and what is tried on the pilot seed: learning rates, or shares
 ARMS: dict[str, tuple[Callable, tuple[float, ...]]] = {
     "cot kd": (lambda run: run.sft(run.fresh(), run.right), FROM_BASE),

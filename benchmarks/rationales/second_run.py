@@ -23,7 +23,7 @@ import statistics
 
 from benchmarks.laboratory import THREADS, make_parser, pack, quiet, resume, save
 
-from .second import ARMS, FULL, PILOT, Run, SecondLaboratory, train
+from .second import ARMS, FULL, GRID, PILOT, Run, SecondLaboratory, train
 
 
 def accuracy(run: dict) -> float:
@@ -59,6 +59,20 @@ def prepare(laboratory: SecondLaboratory, seed: int) -> dict:
     }
 
 
+def further(results: dict, full: bool, share: float, arm: str) -> float | None:
+    """The rate beyond the best of an arm on the pilot seed, if that is the lowest or the highest of at most four."""
+    tried = sorted(
+        run["rate"]
+        for run in results["runs"]
+        if (run["full"], run["share"], run["seed"], run["arm"]) == (full, share, PILOT, arm)
+    )
+    best, grid = chosen(results, full, share)[arm], [rate * (0.1 if full else 1) for rate in GRID]
+    if arm in ("cot kd", "contrast") or len(tried) > 4 or best not in (tried[0], tried[-1]):
+        return None
+    beyond = grid.index(best) + (1 if best == tried[-1] else -1)
+    return grid[beyond] if 0 <= beyond < len(grid) else None
+
+
 def main():
     parser = make_parser(__doc__, "rationales_second", ARMS, seeds=5)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 1.0], help="of the right rows")
@@ -79,22 +93,20 @@ def main():
                 results["prepare"][str(seed)] = prepare(laboratory, seed)
             for arm in arms:
                 rates = chosen(results, args.full, share)
-                tried = [rate * (0.1 if args.full else 1) for rate in ARMS[arm][1]]
-                for rate in tried if seed == PILOT else [rates[arm]]:
-                    if (args.full, share, seed, arm, rate) in done:
-                        continue
-                    run = Run(laboratory, arm, share, seed, rate, args.full, rates)
-                    result = train(run)
-                    right = result.pop("right")
-                    results["runs"].append(
-                        result | {"right": pack(right), "provenance": len(results["provenance"]) - 1}
-                    )
-                    save(results, args.output)
-                    print(
-                        f"{share:g} {seed} {arm} {rate:g}: {100 * sum(right) / len(right):.1f} %, "
-                        f"{result['cpu_seconds']:.0f} s",
-                        flush=True,
-                    )
+                todo = [rate * (0.1 if args.full else 1) for rate in ARMS[arm][1]] if seed == PILOT else [rates[arm]]
+                while todo:
+                    rate = todo.pop(0)
+                    if (args.full, share, seed, arm, rate) not in done:
+                        done.add((args.full, share, seed, arm, rate))
+                        result = train(Run(laboratory, arm, share, seed, rate, args.full, rates))
+                        right = result.pop("right")
+                        about = {"right": pack(right), "provenance": len(results["provenance"]) - 1}
+                        results["runs"].append(result | about)
+                        save(results, args.output)
+                        score = f"{100 * sum(right) / len(right):.1f} %, {result['cpu_seconds']:.0f} s"
+                        print(f"{share:g} {seed} {arm} {rate:g}: {score}", flush=True)
+                    if seed == PILOT and not todo and (rate := further(results, args.full, share, arm)):
+                        todo = [rate]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch
 from benchmarks.laboratory import pack
 from benchmarks.rationales.dial import DIAL, Dial, Primer
 from benchmarks.rationales.second import ARMS, FULL, PILOT, Contrast, Run, SecondLaboratory, pairs_of, train
-from benchmarks.rationales.second_run import chosen, prepare
+from benchmarks.rationales.second_run import chosen, further, prepare
 
 
 SIZE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -141,3 +141,9 @@ def test_the_best_rate_of_the_pilot_is_chosen():
     runs = [pilot(1e-3, [True, False]), pilot(3e-3, [True, True]), pilot(1e-2, [False, False])]
     runs += [pilot(1e-2, [True, True], share=1.0), pilot(1e-2, [True, True], seed=0)]
     assert chosen({"runs": runs}, False, 0.1) == {"ul": 3e-3}
+    assert further({"runs": runs}, False, 0.1, "ul") is None
+    runs[0]["right"] = runs[1]["right"] = pack([False, False])
+    runs[2]["right"] = pack([True, False])
+    assert further({"runs": runs}, False, 0.1, "ul") == 3e-2
+    runs += [pilot(3e-2, [True, True]), pilot(1e-1, [True, True])]
+    assert further({"runs": runs}, False, 0.1, "ul") is None
