@@ -90,10 +90,14 @@ class Dial(World):
         return self.answer_of(completion) == self.answer_of(self.work(prompt))
 
     def right_tokens(self, prompt: str, completion: str) -> int:
-        """Tokens before the first wrong step, or before the answer if all steps are right."""
+        """Tokens before the first wrong one."""
         words, expected = completion.split(), self.work(prompt).split()
         same = [word == other for word, other in zip(words, expected, strict=False)]
-        return (same.index(False) if False in same else len(same)) // 6 * 6
+        return same.index(False) if False in same else len(same)
+
+    def right_steps(self, prompt: str, completion: str) -> int:
+        """Tokens before the first wrong step, or before the answer if all steps are right."""
+        return self.right_tokens(prompt, completion) // 6 * 6
 
     def is_easy(self, prompt: str) -> bool:
         """Whether no misconception touches a question."""

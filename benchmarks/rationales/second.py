@@ -175,7 +175,7 @@ class Run:
 
     def marked(self) -> list[dict]:
         """Balanced rows that say where the first mistake is."""
-        before = self.laboratory.pupil.right_tokens
+        before = self.laboratory.pupil.right_steps
         rows = [row | {"right_tokens": before(row["prompt"], row["completion"])} for row in self.wrong]
         return [{"right_tokens": 0} | row for row in self.balanced(rows)]
 
@@ -184,10 +184,19 @@ class Run:
         rows = []
         for row in self.wrong:
             words = row["completion"].split()
-            start = self.laboratory.pupil.right_tokens(row["prompt"], row["completion"])
+            start = self.laboratory.pupil.right_steps(row["prompt"], row["completion"])
             prompt, rest = " ".join([row["prompt"], *words[:start]]), " ".join(words[start:])
             rows.append({"prompt": prompt, "completion": f" {rest}", "label": False})
         return self.balanced(rows)
+
+    def to_the_first_wrong_token(self) -> list[dict]:
+        """Balanced rows whose wrong completions end with the first wrong token; those before it are right."""
+        rows = []
+        for row in self.wrong:
+            start = self.laboratory.pupil.right_tokens(row["prompt"], row["completion"])
+            words = row["completion"].split()[: start + 1]
+            rows.append(row | {"completion": f" {' '.join(words)}", "right_tokens": start})
+        return [{"right_tokens": 0} | row for row in self.balanced(rows)]
 
     def own(self, model, number: int) -> list[dict]:
         """A round of the student's own samples to a part of the training questions, with their labels."""
@@ -382,6 +391,14 @@ ARMS: dict[str, tuple[Callable, tuple[float, ...]]] = {
     ),
     "right steps, ul": (lambda run: run.sft(run.kept("cot kd"), run.marked(), objective="ul"), GOING_ON),
     "right steps, redi": (lambda run: run.sft(run.kept("cot kd"), run.marked(), objective="redi"), GOING_ON),
+    "first wrong token, ul": (
+        lambda run: run.sft(run.kept("cot kd"), run.to_the_first_wrong_token(), objective="ul"),
+        GOING_ON,
+    ),
+    "first wrong token, redi": (
+        lambda run: run.sft(run.kept("cot kd"), run.to_the_first_wrong_token(), objective="redi"),
+        GOING_ON,
+    ),
     "from the first mistake, ul": (
         lambda run: run.sft(run.kept("cot kd"), run.from_the_first_mistake(), objective="ul"),
         GOING_ON,

@@ -51,7 +51,7 @@ def prepare(laboratory: SecondLaboratory, seed: int) -> dict:
         "wrong": len(rationales) - sum(rationales["label"]),
         "wrong only": len(wrong - right) / laboratory.questions,
         "right before the first mistake": statistics.mean(
-            laboratory.pupil.right_tokens(row["prompt"], row["completion"]) / len(row["completion"].split())
+            laboratory.pupil.right_steps(row["prompt"], row["completion"]) / len(row["completion"].split())
             for row in rationales
             if not row["label"]
         ),

@@ -154,7 +154,7 @@ def controls_of(arm: str) -> list[str]:
     controls = ["cot kd, longer"]
     if arm in ("pairs", "nsr") or arm.startswith("nce"):
         controls.append("rft")
-    if "mistake" in arm or "right steps" in arm:
+    if any(words in arm for words in ("mistake", "right steps", "first wrong")):
         controls.append("right steps")
     if arm == "nat":
         controls += ["lora of nat's size", "nat, zero adapter"]

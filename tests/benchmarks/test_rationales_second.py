@@ -41,9 +41,10 @@ def test_questions_are_worked_out_step_by_step():
     wrong = "7 + 9 = 16 ; 16 * 2 = 8 ; 8 - 9 = 1 ; #### 1"
     assert DIAL.misconceived(8, "-", 9) == 1 and DIAL.misconceived(20, "+", 6) == 3
     assert DIAL.misconceived(8, "-", 3) is DIAL.misconceived(7, "+", 9) is DIAL.misconceived(20, "*", 2) is None
-    assert not DIAL.correct(question, wrong) and DIAL.right_tokens(question, wrong) == 12
-    assert DIAL.right_tokens(question, right[:-2] + "22") == 18  # all steps are right, but not the answer
-    assert DIAL.right_tokens(question, right) == DIAL.right_tokens(question, right + " ;") == 18
+    assert not DIAL.correct(question, wrong)
+    assert (DIAL.right_tokens(question, wrong), DIAL.right_steps(question, wrong)) == (16, 12)
+    assert DIAL.right_steps(question, right[:-2] + "22") == 18  # all steps are right, but not the answer
+    assert DIAL.right_tokens(question, right) == DIAL.right_tokens(question, right + " ;") == 20
     assert DIAL.answer_of(right + " ;") is None
 
 
@@ -118,6 +119,11 @@ def test_rows_of_an_arm(laboratory):
         start = marked["right_tokens"]
         assert len(row["prompt"].split()) == len(whole["prompt"].split()) + start
         assert DIAL.work(whole["prompt"]).split()[:start] == whole["completion"].split()[:start]
+    for row, whole in zip(run.to_the_first_wrong_token(), run.wrong, strict=False):
+        *before, wrong = row["completion"].split()
+        assert len(before) == row["right_tokens"] and whole["completion"].startswith(row["completion"])
+        right = DIAL.work(whole["prompt"]).split()
+        assert right[: len(before)] == before and right[len(before)] != wrong
 
 
 def test_contrast_without_a_share_is_the_positive_student(laboratory):
