@@ -77,6 +77,9 @@ def main():
     parser = make_parser(__doc__, "rationales_second", ARMS, seeds=5)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 1.0], help="of the right rows")
     parser.add_argument("--full", action="store_true", help="train all weights, where `PLAN.md` says so")
+    parser.add_argument(
+        "--rates-of", type=float, help="share whose pilot chooses the rates of all, without another pilot"
+    )
     args = parser.parse_args()
     quiet()
 
@@ -88,11 +91,11 @@ def main():
     done = {tuple(run[name] for name in names) for run in results["runs"]}
     arms = [arm for arm in args.arms if arm in FULL or not args.full]
     for share in args.shares:
-        for seed in (PILOT, *args.seeds):
+        for seed in (PILOT, *args.seeds) if args.rates_of is None else args.seeds:
             if str(seed) not in results["prepare"]:
                 results["prepare"][str(seed)] = prepare(laboratory, seed)
             for arm in arms:
-                rates = chosen(results, args.full, share)
+                rates = chosen(results, args.full, args.rates_of or share)
                 todo = [rate * (0.1 if args.full else 1) for rate in ARMS[arm][1]] if seed == PILOT else [rates[arm]]
                 while todo:
                     rate = todo.pop(0)
