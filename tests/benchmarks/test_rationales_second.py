@@ -25,6 +25,7 @@ from benchmarks.laboratory import pack
 from benchmarks.rationales.dial import DIAL, Dial, Primer
 from benchmarks.rationales.second import ARMS, FULL, PILOT, Contrast, Run, SecondLaboratory, pairs_of, train
 from benchmarks.rationales.second_run import chosen, further, prepare
+from benchmarks.rationales.table import after_holm, controls_of, second
 
 
 SIZE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -93,8 +94,8 @@ def test_every_arm_trains(laboratory, full):
     base = {name: weight.clone() for name, weight in laboratory.base().state_dict().items()}
     for arm in FULL if full else ARMS:
         result = train(Run(laboratory, arm, 0.5, 0, rates[arm], full, rates))
-        assert len(result.pop("right")) == 20
-        results.append(result)
+        assert len(result["right"]) == 20
+        results.append(result | {"right": pack(result["right"])})
     for name, weight in laboratory.base().state_dict().items():
         assert torch.equal(weight, base[name])
     of_arm = {result["arm"]: result for result in results}
@@ -105,7 +106,8 @@ def test_every_arm_trains(laboratory, full):
     if not full:
         sizes = {arm: result.get("trainable_parameters") for arm, result in of_arm.items()}
         assert sizes["nat"] == sizes["nat, zero adapter"] == sizes["lora of nat's size"] > sizes["cot kd"]
-    assert prepare(laboratory, 0)["right"] > 0
+    printed = second({"prepare": {"0": prepare(laboratory, 0)}, "runs": results})
+    assert all(f"| {arm} | 1 | " in printed for arm in of_arm)
 
 
 def test_rows_of_an_arm(laboratory):
@@ -137,6 +139,16 @@ def test_contrast_without_a_share_is_the_positive_student(laboratory):
     found = contrast.answers(laboratory, questions)
     contrast.model.set_adapter("default")
     assert found == laboratory.accuracy(contrast.model, questions)
+
+
+def test_controls_and_correction():
+    assert controls_of("ul") == ["cot kd, longer"] and controls_of("pairs") == ["cot kd, longer", "rft"]
+    assert controls_of("first wrong token, ul") == ["cot kd, longer", "right steps"]
+    assert controls_of("nat") == ["cot kd, longer", "lora of nat's size", "nat, zero adapter"]
+    near, far = [0.8, 0.1, 0.5, 0.2, 0.9], [1.0, 1.1, 1.0, 0.9, 1.0]  # p of 0.033 and below 1e-4
+    assert after_holm({"a": near}) == {"a"} and after_holm({"a": near, "b": near}) == set()
+    assert after_holm({"a": near, "b": far}) == {"a", "b"}
+    assert after_holm({"a": [-value for value in far], "b": [1.0]}) == set()
 
 
 def test_the_best_rate_of_the_pilot_is_chosen():
