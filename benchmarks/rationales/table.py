@@ -47,6 +47,10 @@ CONTROL = {
 }
 
 
+# Of the second laboratory, the control of all arms
+LONGER = "cot kd, longer"
+
+
 def arms_table(results: dict) -> str:
     """All arms, each against CoT KD and against its control."""
     rates: dict[tuple[str, float], list[dict]] = {}
@@ -151,7 +155,7 @@ def table(results: dict) -> str:
 
 def controls_of(arm: str) -> list[str]:
     """Controls that need nothing that an arm of the second laboratory has not, as `PLAN.md` says."""
-    controls = ["cot kd, longer"]
+    controls = [LONGER]
     if arm in ("pairs", "nsr") or arm.startswith("nce"):
         controls.append("rft")
     if any(words in arm for words in ("mistake", "right steps", "first wrong")):
@@ -200,12 +204,18 @@ def regime(results: dict, full: bool, share: float) -> str:
         mark = (" **wins**" if arm in stand[i] else " (not after Holm)") if wins else ""
         return f"{gain(right[arm], right[control])}{mark}"
 
+    def over_longer(arm: str) -> str:
+        if strictest.get(arm) == LONGER:
+            return compared(arm, 0, LONGER)
+        return gain(right[arm], right[LONGER]) if arm != LONGER else ""
+
     rows = [
         [
             arm,
             len(of),
             *(mean(shares(arm, kind)) for kind in (None, True, False)),
-            f"{strictest[arm]}: {compared(arm, 0, strictest[arm])}" if arm in uses else "",
+            over_longer(arm),
+            f"{strictest[arm]}: {compared(arm, 0, strictest[arm])}" if strictest.get(arm, LONGER) != LONGER else "",
             compared(arm, 1, best) if arm in uses else "",
             f"{of[0]['rate']:g}",
             average(run["stopped_at"] for run in of) if "stopped_at" in of[0] else "",
@@ -214,7 +224,15 @@ def regime(results: dict, full: bool, share: float) -> str:
         ]
         for arm, of in of_arm.items()
     ]
-    heads = ["arm", "seeds", "accuracy %", "easy %", "hard %", "minus its strictest control, points"]
+    heads = [
+        "arm",
+        "seeds",
+        "accuracy %",
+        "easy %",
+        "hard %",
+        f"minus {LONGER}, points",
+        "minus its strictest control, where another",
+    ]
     heads += [f"minus the best control, {best}", "rate", "stopped at", "trained", "CPU s"]
     weights = "all weights" if full else "LoRA"
     return f"{100 * share:.0f} % of the right rows, {weights}:\n\n{markdown(heads, rows)}"
