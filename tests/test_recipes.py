@@ -186,7 +186,7 @@ def test_nat_and_nce_run_when_tiny(path, labelled):
 
 
 @recipes_of("labeled_sft")
-@pytest.mark.parametrize("objective", ["cot_kd", "mix", "nt", "ul"])
+@pytest.mark.parametrize("objective", ["cot_kd", "mix", "nt", "ul", "redi"])
 def test_baselines_run_when_tiny(path, objective, labelled):
     labeled_sft.run(["--config", make_tiny(path, labelled, "labelled.jsonl", "out"), "--objective", objective])
     assert (labelled / "out" / "adapter_model.safetensors").is_file()

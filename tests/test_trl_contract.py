@@ -63,6 +63,7 @@ SIGNATURES = {
     SFTTrainer._prepare_dataset: "dataset processing_class args packing formatting_func dataset_name",
     SFTTrainer._set_signature_columns_if_needed: "",
     SFTTrainer.compute_loss: "model inputs return_outputs num_items_in_batch",
+    SFTTrainer._get_num_items_in_batch: "batch_samples device",
     SFTTrainer._load_from_checkpoint: "resume_from_checkpoint model",
     SFTTrainer._load_best_model: "",
     SFTTrainer.train: "resume_from_checkpoint trial ignore_keys_for_eval",

@@ -35,7 +35,7 @@ TRAINING = {
     "minillm": "reverse KL on the student's own answers (on-policy, local teacher)",
     "nat": "right rationales beside a frozen adapter that learned the wrong ones (recorded answers)",
     "nce": "right rationales, weighted by what the negative adapter knows (recorded answers)",
-    "labeled_sft": "right and wrong rationales without an adapter of their own: CoT KD, MIX, NT, UL",
+    "labeled_sft": "right and wrong rationales without an adapter of their own: CoT KD, MIX, NT, UL, REDI",
     "ranker": "a model that tells right rationales from wrong ones, for asc",
     "sft": "supervised fine-tuning with TRL's trainer",
     "dpo": "preference optimization with TRL's trainer, the reference checked",

@@ -77,10 +77,16 @@ class Laboratory:
         return self.ask(self.test_questions, seed=-3, without=reported) if seed == 100 else reported
 
     def draw(
-        self, model: PreTrainedModel, questions: Sequence[str], samples: int, seed: int, temperature: float = 1.0
+        self,
+        model: PreTrainedModel,
+        questions: Sequence[str],
+        samples: int,
+        seed: int,
+        temperature: float = 1.0,
+        logprobs: bool = True,
     ) -> list[Samples]:
         """Completions of each question."""
-        sampling = Sampling(temperature, max_tokens=self.pupil.max_completion_length, seed=seed, logprobs=True)
+        sampling = Sampling(temperature, max_tokens=self.pupil.max_completion_length, seed=seed, logprobs=logprobs)
         with LocalChatModel("arm", batch_size=1024, load=lambda: (model, self.tokenizer)) as arm:
             return draw_samples(arm, [{"prompt": question} for question in questions], samples, sampling)
 
@@ -110,7 +116,7 @@ class Laboratory:
 
     def accuracy(self, model: PreTrainedModel, questions: Sequence[str]) -> list[bool]:
         """Whether each greedy answer is right."""
-        answers = self.draw(model, questions, samples=1, seed=0, temperature=0.0)
+        answers = self.draw(model, questions, samples=1, seed=0, temperature=0.0, logprobs=False)
         return [
             self.pupil.correct(question, sample.completions[0])
             for question, sample in zip(questions, answers, strict=True)

@@ -20,9 +20,12 @@ Prints the results of the laboratory of rationales as Markdown.
 
 import statistics
 
-from benchmarks.laboratory import average, gain, markdown, mean, print_table, unpack
+from scipy import stats
+
+from benchmarks.laboratory import average, gain, markdown, mean, paired, print_table, unpack
 
 from .arms import ARMS, STUDENTS
+from .second import CONTROLS, PILOT
 
 
 # What an arm is compared with beside CoT KD, so that one thing differs
@@ -42,6 +45,10 @@ CONTROL = {
     "nce kd": "nce kd, mean weight",
     "nce weighted_ce": "sft on augmented data",
 }
+
+
+# Of the second laboratory, the control of all arms
+LONGER = "cot kd, longer"
 
 
 def arms_table(results: dict) -> str:
@@ -144,6 +151,104 @@ def facts(results: dict) -> str:
 def table(results: dict) -> str:
     parts = [facts(results), arms_table(results)]
     return "\n\n".join(parts + ([votes_table(results)] if results["vote"] else []))
+
+
+def controls_of(arm: str) -> list[str]:
+    """Controls that need nothing that an arm of the second laboratory has not, as `PLAN.md` says."""
+    controls = [LONGER]
+    if arm in ("pairs", "nsr") or arm.startswith("nce"):
+        controls.append("rft")
+    if any(words in arm for words in ("mistake", "right steps", "first wrong")):
+        controls.append("right steps")
+    if arm == "nat":
+        controls += ["lora of nat's size", "nat, zero adapter"]
+    return controls
+
+
+def after_holm(differences: dict[str, list[float]]) -> set[str]:
+    """Arms whose mean difference is above 0 by the t-test over seeds, 5 % over all of them together."""
+    tested = {arm: stats.ttest_1samp(each, 0).pvalue for arm, each in differences.items() if len(each) > 1}
+    stand = set()
+    for rank, arm in enumerate(sorted(tested, key=tested.get)):
+        if tested[arm] > 0.05 / (len(tested) - rank):
+            break
+        stand.add(arm)
+    return {arm for arm in stand if statistics.mean(differences[arm]) > 0}
+
+
+def regime(results: dict, full: bool, share: float) -> str:
+    """All arms of a regime of the second laboratory, each against its strictest control and the best of all."""
+    runs = [run for run in results["runs"] if (run["full"], run["share"]) == (full, share) and run["seed"] != PILOT]
+    of_arm = {arm: [run for run in runs if run["arm"] == arm] for arm in dict.fromkeys(run["arm"] for run in runs)}
+    right = {arm: {run["seed"]: unpack(run["right"]) for run in of} for arm, of in of_arm.items()}
+    means = {arm: statistics.mean(map(statistics.mean, verdicts.values())) for arm, verdicts in right.items()}
+    easy = unpack(results["prepare"][str(runs[0]["seed"])]["easy"])  # the test is the same for all seeds
+
+    def shares(arm: str, kind: bool | None) -> list[float]:
+        return [
+            statistics.mean(value for value, is_easy in zip(values, easy, strict=True) if kind in (None, is_easy))
+            for values in right[arm].values()
+        ]
+
+    best = max((arm for arm in CONTROLS if arm in means), key=means.get)
+    uses = [arm for arm in means if arm not in CONTROLS]
+    strictest = {
+        arm: max((control for control in controls_of(arm) if control in means), key=means.get) for arm in uses
+    }
+    against = {arm: [paired(right[arm], right[control]) for control in (strictest[arm], best)] for arm in uses}
+    stand = [after_holm({arm: against[arm][i]["each"] for arm in uses}) for i in range(2)]
+
+    def compared(arm: str, i: int, control: str) -> str:
+        result = against[arm][i]
+        wins = result["difference"] > max(result["over_seeds"], result["over_questions"])
+        mark = (" **wins**" if arm in stand[i] else " (not after Holm)") if wins else ""
+        return f"{gain(right[arm], right[control])}{mark}"
+
+    def over_longer(arm: str) -> str:
+        if strictest.get(arm) == LONGER:
+            return compared(arm, 0, LONGER)
+        return gain(right[arm], right[LONGER]) if arm != LONGER else ""
+
+    rows = [
+        [
+            arm,
+            len(of),
+            *(mean(shares(arm, kind)) for kind in (None, True, False)),
+            over_longer(arm),
+            f"{strictest[arm]}: {compared(arm, 0, strictest[arm])}" if strictest.get(arm, LONGER) != LONGER else "",
+            compared(arm, 1, best) if arm in uses else "",
+            f"{of[0]['rate']:g}",
+            average(run["stopped_at"] for run in of) if "stopped_at" in of[0] else "",
+            f"{of[0]['trainable_parameters']:,}" if "stopped_at" in of[0] else "",
+            average(run["cpu_seconds"] for run in of),
+        ]
+        for arm, of in of_arm.items()
+    ]
+    heads = [
+        "arm",
+        "seeds",
+        "accuracy %",
+        "easy %",
+        "hard %",
+        f"minus {LONGER}, points",
+        "minus its strictest control, where another",
+    ]
+    heads += [f"minus the best control, {best}", "rate", "stopped at", "trained", "CPU s"]
+    weights = "all weights" if full else "LoRA"
+    return f"{100 * share:.0f} % of the right rows, {weights}:\n\n{markdown(heads, rows)}"
+
+
+def second(results: dict) -> str:
+    prepared = [facts for seed, facts in results["prepare"].items() if int(seed) != PILOT]
+    numbers = {name: statistics.mean(facts[name] for facts in prepared) for name in ("right", "wrong", "wrong only")}
+    base = [statistics.mean(unpack(facts["base"])) for facts in prepared[:1]]
+    about = (
+        f"Base of {prepared[0]['parameters']:,} parameters, {mean(base)} % right. {numbers['right']:.0f} right and "
+        f"{numbers['wrong']:.0f} wrong rows a seed; {100 * numbers['wrong only']:.0f} % of the questions have wrong "
+        "ones only."
+    )
+    regimes = dict.fromkeys((run["full"], run["share"]) for run in results["runs"] if run["seed"] != PILOT)
+    return "\n\n".join([about, *(regime(results, *which) for which in regimes)])
 
 
 def real_model(result: dict) -> str:

@@ -13,7 +13,8 @@
 # limitations under the License.
 
 """
-Train a model on right and wrong rationales by a baseline of NAT: CoT KD, MIX, NT or UL, with [`LabeledSFTTrainer`].
+Train a model on right and wrong rationales without an adapter of their own: CoT KD, MIX, NT, UL or REDI, with
+[`LabeledSFTTrainer`].
 
 ```bash
 trl-distill labeled_sft --config recipes/nat_nce_asc/baselines.yaml --objective cot_kd [--FIELD VALUE ...]

@@ -73,7 +73,7 @@ def train_stages(folder: Path, output: Path, processes: int, **settings) -> tupl
 
 
 def run(folder: Path, processes: int) -> dict:
-    """Both stages of NAT and the two baselines with a loss of their own."""
+    """Both stages of NAT and the baselines with a loss of their own."""
     output = folder.with_name(str(processes))
     negative, trainer = train_stages(folder, output / "nat", processes)
     trainer.save_model()
@@ -84,7 +84,7 @@ def run(folder: Path, processes: int) -> dict:
     resumed = NegativeAssistedTrainer(**arguments(*where, **path))
     resumed.train(resume_from_checkpoint=str(output / "nat/checkpoint-2"))
     result["resumed"] = history(resumed)
-    for objective in ("nt", "ul"):
+    for objective in ("nt", "ul", "redi"):
         settings = dict(objective=objective, negative_weight=0.5)
         baseline = LabeledSFTTrainer(**arguments(folder, output / objective, LabeledSFTConfig, processes, **settings))
         baseline.train()

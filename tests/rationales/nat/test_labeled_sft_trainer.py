@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Value
+from datasets import Dataset, Value
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
@@ -27,7 +27,8 @@ from trl_distill import LabeledSFTConfig, LabeledSFTTrainer
 from trl_distill.rationales.nat.labeled_sft_trainer import labeled_token_loss
 
 
-OBJECTIVES = ["cot_kd", "mix", "nt", "ul"]
+OBJECTIVES = ["cot_kd", "mix", "nt", "ul", "redi"]
+OWN_LOSS = OBJECTIVES[2:]
 
 
 @pytest.fixture
@@ -43,24 +44,29 @@ def make_trainer(tiny_model, tokenizer, rows, settings, tmp_path):
 def dense_objective(model, tokenizer, rows, objective, weight):
     """The objective and the mean log-probabilities of right and wrong tokens, row by row in float64."""
     model = model.double()
-    total, count, logps = 0.0, 0, {True: [], False: []}
+    terms, logps = [], {True: [], False: []}  # of each row its tokens' terms
     for row in rows:
         if objective == "cot_kd" and not row["label"]:
             continue
         prompt = tokenizer(row["prompt"]).input_ids
         ids = prompt + tokenizer(row["completion"] + "<|endoftext|>").input_ids
         p = model(torch.tensor([ids])).logits[0].softmax(-1)
+        terms.append([])
         for t in range(len(prompt), len(ids)):
             q = p[t - 1, ids[t]]
-            logps[row["label"]].append(q.log().item())
-            if row["label"] or objective == "mix":
-                total = total - q.log()
-            elif objective == "nt":
-                total = total + weight * q.log()
+            right = row["label"] or t - len(prompt) < row.get("right_tokens", 0)
+            logps[right].append(q.log().item())
+            if right or objective == "mix":
+                terms[-1].append(-q.log())
+            elif objective == "ul":
+                terms[-1].append(-weight * (1 - q).log())
             else:
-                total = total - weight * (1 - q).log()
-            count += 1
-    return total / count, {label: sum(values) / len(values) for label, values in logps.items() if values}
+                terms[-1].append(weight * q.log())
+    if objective == "redi":
+        value = sum(sum(row) / len(row) for row in terms) / len(terms)
+    else:
+        value = sum(map(sum, terms)) / sum(map(len, terms))
+    return value, {label: sum(values) / len(values) for label, values in logps.items() if values}
 
 
 def batch_of(trainer, tokenizer, rows):
@@ -73,7 +79,7 @@ def batch_of(trainer, tokenizer, rows):
 
 class TestTokenLoss:
     logps = torch.tensor([[0.25, 0.5], [0.25, 0.5], [0.9, 1.0]]).log()
-    label = torch.tensor([1.0, 0.0, 0.0])
+    right = torch.tensor([[True], [False], [False]])
 
     def test_closed_forms(self):
         log = math.log
@@ -82,19 +88,19 @@ class TestTokenLoss:
             ("ul", [[log(4), log(2)], [0.1 * log(4 / 3), 0.1 * log(2)], [0.1 * log(10), 0.1 * log(1e5)]]),
             ("mix", [[log(4), log(2)], [log(4), log(2)], [-log(0.9), 0.0]]),
         ):
-            found = labeled_token_loss(self.logps, self.label, objective, 0.1)
+            found = labeled_token_loss(self.logps, self.right, objective, 0.1)
             torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
     def test_gradients_stay_finite_at_the_ends(self):
-        for objective in ("nt", "ul"):
+        for objective in OWN_LOSS:
             logps = torch.tensor([[0.0, -1e-7, -200.0]], requires_grad=True)
-            labeled_token_loss(logps, torch.tensor([0.0]), objective, 1.0).sum().backward()
+            labeled_token_loss(logps, torch.tensor([[False]]), objective, 1.0).sum().backward()
             assert logps.grad.isfinite().all()
 
     def test_unlikelihood_keeps_its_digits_where_p_is_almost_1(self):
         logps = torch.tensor([[-3.3e-5, -7.7e-5]])
         expected = [-math.log(-math.expm1(value)) for value in logps[0].tolist()]
-        found = labeled_token_loss(logps, torch.tensor([0.0]), "ul", 1.0)
+        found = labeled_token_loss(logps, torch.tensor([[False]]), "ul", 1.0)
         assert found[0].tolist() == pytest.approx(expected, rel=1e-6)  # 1 - exp would be off by 1e-4
 
 
@@ -117,10 +123,41 @@ class TestLoss:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         for (name, found), parameter in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(found.grad.double(), parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
-        if objective in ("nt", "ul"):
+        if objective in OWN_LOSS:
             assert metrics["logps/right"] == pytest.approx(logps[True], rel=1e-5)
             assert metrics["logps/wrong"] == pytest.approx(logps[False], rel=1e-5)
         assert {"mean_token_accuracy", "entropy", "num_tokens"} <= set(metrics)
+
+    @pytest.mark.parametrize("objective", OWN_LOSS)
+    def test_right_tokens_of_wrong_rows(self, make_trainer, tiny_model, tokenizer, rows, objective):
+        """Against float64, and with a step of several batches; a count beyond the end makes the row a right one."""
+        marked = rows.add_column("right_tokens", [i % 7 * 5 for i in range(len(rows))])
+        trainer = make_trainer(objective, train_dataset=marked, eval_dataset=marked, per_device_eval_batch_size=24)
+        found = trainer.evaluate()
+        weight = trainer.args.negative_weight
+        expected, logps = dense_objective(tiny_model(), tokenizer, marked, objective, weight)
+        without, others = dense_objective(tiny_model(), tokenizer, rows, objective, weight)
+        assert found["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+        assert expected.item() != pytest.approx(without.item(), rel=1e-2)
+        assert found["eval_logps/wrong"] == pytest.approx(logps[False], rel=1e-5)
+        batch, source = batch_of(trainer, tokenizer, marked)
+        trainer.compute_loss(trainer.model.train(), dict(batch)).backward()
+        model = tiny_model()
+        dense_objective(model, tokenizer, source, objective, weight)[0].backward()
+        for found, parameter in zip(trainer.model.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(found.grad.double(), parameter.grad, rtol=1e-3, atol=1e-6)
+
+    def test_a_row_that_is_right_and_wrong_cancels(self, make_trainer, rows):
+        """The fixed point of NT and REDI with a weight of 1: the two terms of a pair of equal rows are opposite."""
+        right = rows.select(range(4)).to_list()
+        twice = Dataset.from_list([row | {"label": label} for row in right for label in (True, False)])
+        for objective in ("nt", "redi"):
+            values = dict(train_dataset=twice, per_device_train_batch_size=8, negative_weight=1.0)
+            trainer = make_trainer(objective, **values)
+            loss = trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+            loss.backward()
+            assert abs(loss.item()) < 1e-6
+            assert max(parameter.grad.abs().max() for parameter in trainer.model.parameters()) < 1e-6
 
     @pytest.mark.parametrize("objective", ["cot_kd", "mix"])
     @pytest.mark.parametrize("extra", [{}, dict(packing=True, max_length=64, shuffle_dataset=True)])
@@ -145,7 +182,7 @@ class TestLoss:
         nt, ul = (run(objective, objective, negative_weight=0.0) for objective in ("nt", "ul"))
         assert losses(nt) == pytest.approx(losses(ul), rel=1e-6)
 
-    @pytest.mark.parametrize("objective", ["nt", "ul"])
+    @pytest.mark.parametrize("objective", OWN_LOSS)
     def test_accumulation_changes_nothing(self, run, objective):
         runs = []
         for n in (1, 8):
@@ -163,19 +200,19 @@ class TestLoss:
             _, found[objective] = dense_objective(trainer.model, tokenizer, rows, "mix", 1.0)
         assert all(logps[True] > -5 for logps in found.values()), "right rows are not learned"
         wrong = {objective: logps[False] for objective, logps in found.items()}
-        assert wrong["mix"] > wrong["cot_kd"] > wrong["ul"] > wrong["nt"]
+        assert wrong["mix"] > wrong["cot_kd"] > wrong["ul"] > max(wrong["nt"], wrong["redi"])
 
-    @pytest.mark.parametrize("objective", ["nt", "ul"])
+    @pytest.mark.parametrize("objective", OWN_LOSS)
     def test_evaluation_is_the_objective(self, make_trainer, tokenizer, rows, objective):
         trainer = make_trainer(objective, eval_dataset=rows, per_device_eval_batch_size=24)
         metrics = trainer.evaluate()
-        expected, logps = dense_objective(trainer.model, tokenizer, rows, objective, 0.05)
+        expected, logps = dense_objective(trainer.model, tokenizer, rows, objective, trainer.args.negative_weight)
         assert metrics["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
         assert metrics["eval_logps/wrong"] == pytest.approx(logps[False], rel=1e-5)
         trainer.model.float()
         assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(metrics["eval_loss"])
 
-    @pytest.mark.parametrize("objective", ["nt", "ul"])
+    @pytest.mark.parametrize("objective", OWN_LOSS)
     def test_experts_keep_their_auxiliary_loss(self, make_trainer, tiny_experts, tokenizer, rows, objective):
         found = []
         for coefficient in (0.0, 0.5):
@@ -187,7 +224,7 @@ class TestLoss:
 
 
 class TestRun:
-    @pytest.mark.parametrize("objective", ["nt", "ul"])
+    @pytest.mark.parametrize("objective", OWN_LOSS)
     def test_resumes_and_saves(self, run, make_trainer, objective, tmp_path):
         saving = dict(save_strategy="steps", save_steps=4)
         whole = run(objective, "whole", **saving)
@@ -225,13 +262,14 @@ class TestRun:
     def test_defaults_of_the_paper(self):
         args = LabeledSFTConfig("x", bf16=False)
         assert (args.objective, args.negative_weight, args.learning_rate) == ("cot_kd", 0.05, 3e-4)
+        assert LabeledSFTConfig("x", bf16=False, objective="redi").negative_weight == 0.8
 
 
 class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (dict(objective="dpo"), "`objective` must be one of cot_kd, mix, nt, ul, got 'dpo'"),
+            (dict(objective="dpo"), "`objective` must be one of cot_kd, mix, nt, ul, redi, got 'dpo'"),
             (dict(objective="nt", negative_weight=-1.0), "must not be negative, got -1.0: `objective='nt'` subtracts"),
             (dict(objective="nt", packing=True), "`objective='nt'` weighs whole rows.*`False`"),
             (dict(objective="ul", padding_free=True, max_length=None), "`objective='ul'` weighs whole rows.*`False`"),

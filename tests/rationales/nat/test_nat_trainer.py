@@ -358,7 +358,7 @@ def test_two_processes_give_the_loss_of_one(mode, on_one_and_two_processes, base
     one, two = on_one_and_two_processes(Path(__file__).with_name("run_nat.py"), base_folder, mode)
     assert two["resumed"] == two["positive"]
     assert one.pop("eval_loss") == pytest.approx(two.pop("eval_loss"), rel=1e-4)
-    steps = {"negative": 2, "positive": 4, "resumed": 4, "nt": 6, "ul": 6}
+    steps = {"negative": 2, "positive": 4, "resumed": 4, "nt": 6, "ul": 6, "redi": 6}
     for run, entries in one.items():
         assert len(entries) == steps[run]
         for first, second in zip(entries, two[run], strict=True):

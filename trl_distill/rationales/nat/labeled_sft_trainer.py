@@ -27,18 +27,16 @@ from ..data import PAPER, ColumnCollator, check_rows, default_args, log_means, r
 from .nat_config import LabeledSFTConfig
 
 
-def labeled_token_loss(logps: Tensor, label: Tensor, objective: str, negative_weight: float) -> Tensor:
+def labeled_token_loss(logps: Tensor, right: Tensor, objective: str, negative_weight: float) -> Tensor:
     """
-    Losses `(B, T)` of the tokens of right and wrong rationales, Eq. (15) and (16) of the
-    [NAT](https://huggingface.co/papers/2312.12832) paper, from their log-probabilities `(B, T)` and the `label` of
-    their row `(B,)`.
+    Losses `(B, T)` of right and wrong tokens, Eq. (15) and (16) of the [NAT](https://huggingface.co/papers/2312.12832)
+    paper, from their log-probabilities `(B, T)` and whether they are `right` `(B, T)`, or `(B, 1)` for whole rows.
 
-    `"nt"` is `-log p` of right tokens and `+ w log p` of wrong ones, which has no lower bound; `"ul"` is `-log p` of
-    right tokens and `-w log(1 - p)` of wrong ones, where `1 - p` is held above 1e-5; any other `objective` is `-log p`
-    of all.
+    `"nt"` and `"redi"` are `-log p` of right tokens and `+ w log p` of wrong ones, which has no lower bound; `"ul"` is
+    `-log p` of right tokens and `-w log(1 - p)` of wrong ones, where `1 - p` is held above 1e-5; any other `objective`
+    is `-log p` of all.
     """
-    right = label.bool()[:, None]  # (B, 1)
-    if objective == "nt":
+    if objective in ("nt", "redi"):
         return torch.where(right, -logps, negative_weight * logps)
     if objective == "ul":
         unlikelihood = -(-torch.expm1(logps)).clamp(min=1e-5).log()  # (B, T), -log(1 - p)
@@ -50,7 +48,8 @@ class LabeledSFTTrainer(SFTTrainer):
     """
     Trainer for the baselines that [NAT](https://huggingface.co/papers/2312.12832) is compared with: supervised
     fine-tuning on rationales with a `label`, where wrong ones are left out (CoT KD), trained like right ones (MIX),
-    subtracted (NT) or made unlikely (UL).
+    subtracted (NT) or made unlikely (UL). And for the second stage of
+    [REDI](https://huggingface.co/papers/2505.24850), which subtracts them with each row's loss a mean of its tokens.
 
     Example:
 
@@ -67,13 +66,15 @@ class LabeledSFTTrainer(SFTTrainer):
     ```
 
     The terms of right and wrong rows are summed over tokens and divided by the number of all tokens of the step, so
-    that the split into micro-batches and processes changes nothing.
+    that the split into micro-batches and processes changes nothing; in REDI by its rows.
 
     Args:
         args ([`LabeledSFTConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         train_dataset ([`~datasets.Dataset`]):
-            Rows `prompt`, `completion` and boolean `label`, true if the final answer is right.
+            Rows `prompt`, `completion` and boolean `label`, true if the final answer is right. A column `right_tokens`
+            may say how many tokens of a wrong completion stand before its first mistake: NT, UL and REDI train on them
+            as on right ones.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Rows for evaluation. The loss is the training objective.
         model, data_collator, kwargs:
@@ -96,10 +97,11 @@ class LabeledSFTTrainer(SFTTrainer):
         args = args or default_args(LabeledSFTConfig, model, "LabeledSFT")
         check_rows(train_dataset)
         check_rows(eval_dataset, "eval_dataset")
+        self._columns = [name for name in ("label", "right_tokens") if name in train_dataset.column_names]
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         check_trainer_ending(self, train_dataset)
-        if args.objective in ("nt", "ul"):
-            self.data_collator = ColumnCollator(self.data_collator, ("label",))
+        if args.objective not in ("cot_kd", "mix"):
+            self.data_collator = ColumnCollator(self.data_collator, self._columns)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), **kwargs)
@@ -114,26 +116,37 @@ class LabeledSFTTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.args.objective in ("nt", "ul") and "label" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "label"]
+        if self.args.objective not in ("cot_kd", "mix") and "label" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, *self._columns]
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        if self.args.objective == "redi":  # what the loss is divided by: rows in place of tokens
+            batch_samples = [batch | {"shift_labels": batch["label"]} for batch in batch_samples]
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(
         self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ):
         if self.args.objective in ("cot_kd", "mix"):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        label = inputs.pop("label")  # (B,)
+        label, *right_tokens = (inputs.pop(name)[:, None] for name in self._columns)  # (B, 1)
 
-        # The parent class calls this in place of the model, sums `log_probs` and divides by the tokens of the step
+        # The parent class calls this in place of the model, sums `log_probs` and divides by the items of the step
         def forward(fused_lm_head: bool = False, **kwargs):
             if not fused_lm_head:
                 return model(**kwargs)
             outputs = model(fused_lm_head=True, **kwargs)
             logps, mask = outputs.log_probs, outputs.label_mask  # (B, T - 1)
-            right = label.bool()[:, None] & mask
+            right = label.bool() & mask
+            for count in right_tokens:
+                right = right | mask & (mask.cumsum(1) <= count)
             of_rows = {"logps/right": right, "logps/wrong": mask & ~right}
             log_means(self, {name: ((logps.detach() * rows).sum(), rows.sum()) for name, rows in of_rows.items()})
-            losses = labeled_token_loss(logps, label, self.args.objective, self.args.negative_weight)
+            losses = labeled_token_loss(logps, right, self.args.objective, self.args.negative_weight)
+            if self.args.objective == "redi":
+                losses = losses / mask.sum(1, keepdim=True).clamp(min=1)
+                if num_items_in_batch is None:  # the parent divides by the tokens of this batch
+                    losses = losses * mask.sum() / len(mask)
             outputs.log_probs = -losses * mask
             return outputs
 

@@ -111,9 +111,13 @@ class LabeledSFTConfig(SFTConfig):
         objective (`str`, *optional*, defaults to `"cot_kd"`):
             What the rows with a false `label` do, in the words of [NAT](https://huggingface.co/papers/2312.12832):
             `"cot_kd"` leaves them out, `"mix"` trains on them like on the others, `"nt"` (negative training) subtracts
-            their cross-entropy, `"ul"` (unlikelihood) adds `-log(1 - p)` of their tokens.
-        negative_weight (`float`, *optional*, defaults to `0.05`):
-            Weight of the wrong rows' term in `"nt"` and `"ul"`. The paper's value.
+            their cross-entropy, `"ul"` (unlikelihood) adds `-log(1 - p)` of their tokens. `"redi"` is the second stage
+            of [REDI](https://huggingface.co/papers/2505.24850), for a model that has been trained on the right rows:
+            like `"nt"`, but the loss of a row is the mean of its tokens, and that of a step the mean of its rows.
+        negative_weight (`float`, *optional*):
+            Weight of the wrong rows' term in `"nt"`, `"ul"` and `"redi"`. If `None`, the paper's: `0.8` for `"redi"`,
+            else `0.05`. `"nt"` with `10.0` on the model's own samples weighs like W-REINFORCE with 0.1 for right ones
+            and 1 for wrong ones ([2506.01347](https://huggingface.co/papers/2506.01347)).
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -123,34 +127,38 @@ class LabeledSFTConfig(SFTConfig):
     learning_rate: float = field(
         default=3e-4, metadata={"help": "The initial learning rate for AdamW. 3e-4 in the released code."}
     )
-    objective: Literal["cot_kd", "mix", "nt", "ul"] = field(
+    objective: Literal["cot_kd", "mix", "nt", "ul", "redi"] = field(
         default="cot_kd",
         metadata={
             "help": "What rows with a false label do: 'cot_kd' leaves them out, 'mix' trains on them like on the "
-            "others, 'nt' subtracts their cross-entropy, 'ul' adds the unlikelihood of their tokens.",
-            "choices": ["cot_kd", "mix", "nt", "ul"],
+            "others, 'nt' subtracts their cross-entropy, 'ul' adds the unlikelihood of their tokens, 'redi' subtracts "
+            "row means, from a model that has been trained on the right rows.",
+            "choices": ["cot_kd", "mix", "nt", "ul", "redi"],
         },
     )
-    negative_weight: float = field(
-        default=0.05, metadata={"help": "Weight of the wrong rows' term in 'nt' and 'ul'. 0.05 in the paper."}
+    negative_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the wrong rows' term. Defaults to the papers': 0.8 for 'redi', else 0.05."},
     )
 
     def __post_init__(self):
         choose_precision(self)
         super().__post_init__()
-        if self.objective not in ("cot_kd", "mix", "nt", "ul"):
-            raise ValueError(f"`objective` must be one of cot_kd, mix, nt, ul, got {self.objective!r}.")
+        if self.objective not in ("cot_kd", "mix", "nt", "ul", "redi"):
+            raise ValueError(f"`objective` must be one of cot_kd, mix, nt, ul, redi, got {self.objective!r}.")
+        if self.negative_weight is None:
+            self.negative_weight = 0.8 if self.objective == "redi" else 0.05
         if self.negative_weight < 0:
             raise ValueError(
                 f"`negative_weight` must not be negative, got {self.negative_weight}: `objective='nt'` subtracts "
                 "already."
             )
-        if self.objective in ("nt", "ul") and (self.packing or self.padding_free):
+        if self.objective not in ("cot_kd", "mix") and (self.packing or self.padding_free):
             raise ValueError(
                 f"`objective={self.objective!r}` weighs whole rows, and `packing` and `padding_free` join rows. Set "
                 "both to `False`."
             )
-        if self.objective in ("nt", "ul") and (self.loss_type != "nll" or self.label_smoothing_factor != 0):
+        if self.objective not in ("cot_kd", "mix") and (self.loss_type != "nll" or self.label_smoothing_factor != 0):
             raise ValueError(
                 f"`objective={self.objective!r}` is a loss of its own and cannot have `loss_type={self.loss_type!r}` "
                 f"with `label_smoothing_factor={self.label_smoothing_factor}`. Leave both at their defaults."
