@@ -41,6 +41,7 @@ FOUNDATIONS = {
     "evaluation",
     "training",
     "sft",
+    "sft_config",
     "sft_trainer",
     "hardware",
 }

@@ -20,12 +20,14 @@ Commands and libraries stand on it. Nothing heavy is imported before it is used.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import platform
+import signal
 import sys
 from argparse import Action, Namespace
 from collections.abc import Callable, Iterator
@@ -139,6 +141,24 @@ def check_launcher(values: Namespace) -> None:
             raise ValueError(f"`use_cpu` is set, but the launcher's config asks for {name}, which shards over GPUs.")
         if getattr(values, other, None):
             raise ValueError(f"`{other}` is set, but the launcher's config asks for {name}. Leave one of them out.")
+
+
+def end_children(patience: float = 10) -> None:
+    """End the processes that this one has started, and theirs: none is to go on for nobody."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=patience)[1]:
+        child.kill()
+
+
+def end_with_launcher() -> None:
+    """Have Linux end this process with the launcher that has started it, if there is one, even by `kill -9`."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def resolve(
@@ -335,13 +355,17 @@ def run_training(
         finds_checkpoint (`bool`, *optional*, defaults to `False`):
             Whether the trainer knows better than [`resolve`] where the last run has stopped.
     """
-    with user_errors(prog):
-        args = parse()
-        script_args, training_args, _, dataset_args, *_ = args
-        goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
-        if goes_on:
-            training_args.resume_from_checkpoint = None
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-    train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
+    end_with_launcher()
+    try:
+        with user_errors(prog):
+            args = parse()
+            script_args, training_args, _, dataset_args, *_ = args
+            goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
+            if goes_on:
+                training_args.resume_from_checkpoint = None
+            resolve(script_args, training_args, dataset_args)
+            dataset_name = script_args.dataset_name
+            trainer = build_trainer(*args)
+        train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
+    except KeyboardInterrupt:  # who has launched this process says how to go on
+        raise SystemExit(128 + signal.SIGINT) from None

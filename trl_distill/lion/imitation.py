@@ -31,7 +31,7 @@ from ..chat.local import weights_digest
 from ..checkpoints import damage
 from ..files import file_digest, write_json
 from ..text import closest
-from ..training import accelerate_config_path, check_value, launch_fields, launch_flags
+from ..training import accelerate_config_path, check_value, end_children, launch_fields, launch_flags
 from .lion_config import LionConfig, what_is_learned
 
 
@@ -196,7 +196,7 @@ class Training:
             try:
                 code = process.wait()
             except BaseException:
-                process.kill()
+                end_children()
                 raise
         if code:
             raise ChildProcessError(
