@@ -39,6 +39,7 @@ FOUNDATIONS = {
     "text",
     "chat",
     "evaluation",
+    "extras",
     "training",
     "sft",
     "sft_config",

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from trl_distill import __version__
 from trl_distill.scripts import help
-from trl_distill.scripts.arguments import raise_error, split_arguments, strict
+from trl_distill.scripts.arguments import raise_error, split_arguments, stray, strict
 from trl_distill.text import closest
 from trl_distill.training import accelerate_config_path, end_children, launch_fields, launch_flags, user_errors
 
@@ -77,9 +77,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train a small model from a larger one. Values come from FILE, flags win over it, unknown fields "
         "stop the run.\n\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in (TRAINING | OTHERS).items()),
         epilog="Fields of a command: trl-distill COMMAND --help. Several GPUs: --accelerate_config NAME (cpu, "
-        "single_gpu, ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch. Completion "
-        'of commands and fields in bash and zsh:\npip install argcomplete; eval "$(register-python-argcomplete '
-        'trl-distill)".',
+        "single_gpu, ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch.\n"
+        "Completion of commands and fields: pip install trl-distill[completion]\n"
+        'eval "$(register-python-argcomplete trl-distill)"    # bash and zsh',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"trl-distill {__version__}")
@@ -116,7 +116,8 @@ def complete() -> None:
             parser.add_argument("--accelerate_config")
     else:
         parser.add_argument("command", choices=TRAINING | OTHERS)
-    argcomplete.autocomplete(parser, always_complete_options="long")
+    other_names = [name for action in parser._actions for name in action.option_strings[1:]]
+    argcomplete.autocomplete(parser, always_complete_options="long", exclude=other_names)
 
 
 def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
@@ -144,7 +145,7 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
 
     args = strict(launch_command_parser()).parse_args([*launch_argv, "--module", module, *script_argv])
     if args.training_script != module:
-        raise_error(f"unexpected argument {args.training_script!r}.")
+        raise_error(stray(args.training_script))
     args.output_dir = values.output_dir or "trainer_output"  # for whoever stops the run
     return args
 

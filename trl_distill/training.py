@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .checkpoints import checkpoint_to_resume
-from .files import data_errors, file_format
+from .extras import check_training_packages
+from .files import check_there, data_errors, file_format
 
 
 if TYPE_CHECKING:
@@ -65,9 +66,11 @@ def user_errors(prog: str) -> Iterator[None]:
 
 def check_value(action: Action, value: object) -> None:
     """Check a scalar from YAML like a flag: of a default, argparse looks at neither the type nor the choices."""
-    if value is None or isinstance(value, list) and action.nargs is not None:
+    if value is None or isinstance(value, list) and action.nargs in ("+", "*"):
         return
     converted = value
+    if getattr(action.type, "__name__", None) == "string_to_bool" and not isinstance(value, bool | str):
+        raise ValueError(f"`{action.dest}` must be true or false, got {value!r}.")
     if getattr(action.type, "__name__", None) in ("int", "float"):  # of `int | None` fields too
         try:
             converted = action.type(str(value))
@@ -173,6 +176,8 @@ def resolve(
     name = script_args.dataset_name
     if not name and not dataset_args.datasets:
         raise ValueError("no data: set `dataset_name` to a dataset of the Hub, a folder or a file, or set `datasets`.")
+    if name and not dataset_args.datasets:
+        check_there(name)
     if name and not dataset_args.datasets and os.path.isfile(name):
         dataset_args.datasets = [DatasetConfig(path=file_format(name), data_files=name)]
         dataset_args.streaming = script_args.dataset_streaming
@@ -360,6 +365,7 @@ def run_training(
         with user_errors(prog):
             args = parse()
             script_args, training_args, _, dataset_args, *_ = args
+            check_training_packages({name: value for part in args for name, value in vars(part).items()})
             goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
             if goes_on:
                 training_args.resume_from_checkpoint = None

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..chat import BaseChatModel, BudgetReached, CallStore
+from ..extras import need, warn_of_pictures
 from ..files import write_json
+from ..text import rouge_scorer
 from . import stages
 from .estimate import Estimate, estimate
 from .folder import LionFolder
@@ -117,6 +119,9 @@ class LionLoop:
         for name in ("output_dir", "student_model"):
             if getattr(config, name) is None:
                 raise ValueError(f"`{name}` is not set.")
+        rouge_scorer()  # a missing package shall be found before the first call
+        if config.student_load_in_4bit:
+            need("bitsandbytes", "`student_load_in_4bit`")
         self.config = config
         self.roles = Roles(config, teacher, referee, generator, evaluator, student, train)
         self.folder = LionFolder(config, instructions, progress)
@@ -151,6 +156,7 @@ class LionLoop:
         """
         if self.config.dry_run:
             raise ValueError("`dry_run` is set, so nothing may be asked. Call `estimate`, or leave it out.")
+        warn_of_pictures()
         status, last = "finished", 0
         with self.folder.open_store() as store:
             if self._restart_from is not None:
@@ -194,5 +200,5 @@ class LionLoop:
             try:
                 draw_report(folder.path / "report.png", report)
             except ImportError:
-                logger.warning("No report.png: matplotlib is not installed.")
+                pass  # said when the run began
         return report

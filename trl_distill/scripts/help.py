@@ -95,7 +95,7 @@ class _Help(Action):
             else:
                 hidden += len(actions)
         if hidden:
-            parser.epilog = f"{hidden} more, those of transformers such as `output_dir` and `max_steps`: --help-all."
+            parser.epilog = f"--help-all shows {hidden} more, of transformers, such as `output_dir` and `max_steps`."
         parser.print_help()
         parser.exit()
 

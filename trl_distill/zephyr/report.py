@@ -155,7 +155,7 @@ def save_picture(path: Path, draw: Callable[..., None], *args: Any) -> None:
         with whole_path(path) as new:
             draw(new, *args)
     except ImportError:
-        logger.warning("No %s: it needs matplotlib. Install it with `pip install trl-distill[bench]`.", path.name)
+        logger.warning("No %s: it needs matplotlib. Install it with `pip install trl-distill[plot]`.", path.name)
 
 
 def plain(name: str) -> str:
