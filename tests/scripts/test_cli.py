@@ -15,14 +15,12 @@
 import json
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.commands import CPU, error_of
+from tests.commands import error_of, run_python
 from trl_distill import cli
 from trl_distill.scripts import dpo, minillm, sft
 from trl_distill.scripts.arguments import parse_strictly, present_day, read_config
@@ -37,33 +35,6 @@ SCRIPTS = {"minillm": minillm, "sft": sft, "dpo": dpo}
 def fields():
     """The fields of each training command."""
     return {name: {action.dest for action in script.make_parser()._actions} for name, script in SCRIPTS.items()}
-
-
-@pytest.fixture
-def sft_config(tmp_path, tokenizer, tiny_model, prompts):
-    """A config file of a run with a tiny model and one JSON Lines file."""
-    tiny_model(vocab_size=264).save_pretrained(tmp_path / "student")  # the saved tokenizer gets one more special token
-    tokenizer.save_pretrained(tmp_path / "student")
-    prompts.to_json(tmp_path / "rows.jsonl")
-    values = {
-        "model_name_or_path": str(tmp_path / "student"),
-        "dataset_name": str(tmp_path / "rows.jsonl"),
-        "output_dir": str(tmp_path / "out"),
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-    }
-
-    def write(**changes):
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(CPU | values | changes))
-        return str(path)
-
-    return write
-
-
-def run_python(*arguments):
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
 
 
 class TestPresentDayNames:

@@ -1,0 +1,81 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*arguments):
+    """A command in a session of its own, so that a signal may go to all of its processes, as from a terminal."""
+    command = [sys.executable, "-m", "trl_distill.cli", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def family(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+LONG = {"max_steps": 100_000, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2, "disable_tqdm": None}
+
+
+class TestStoppedTraining:
+    @pytest.mark.parametrize("how", ["ctrl_c", "kill", "kill_9"])
+    def test_no_trainer_is_left_and_one_line_says_how_to_go_on(self, how, sft_config, tmp_path):
+        process = start("sft", "--config", sft_config(**LONG), "--accelerate_config", "cpu")
+        wait_for(process, lambda: list(tmp_path.glob("out/checkpoint-*/trainer_state.json")))
+        children = family(process)
+        assert children
+        if how == "ctrl_c":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGTERM if how == "kill" else signal.SIGKILL)
+        said, _ = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive
+        assert "Traceback" not in said and "%|" not in said and "\r" not in said, said
+        if how == "kill_9":
+            return
+        assert process.returncode == 130
+        config = tmp_path / "config.yaml"
+        again = f"sft --config {config} --accelerate_config cpu --resume_from_checkpoint latest"
+        assert said.splitlines()[-1] == f"trl-distill sft: stopped. To go on: trl-distill {again}"
+
+    def test_without_a_checkpoint(self, sft_config, tmp_path):
+        process = start("sft", "--config", sft_config(**LONG | {"save_steps": 100_000, "logging_steps": 1}))
+        wait_for(process, lambda: family(process))
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Traceback" not in said, said
+        assert "There is no checkpoint yet. To begin anew: trl-distill sft --config" in said.splitlines()[-1]
