@@ -45,6 +45,7 @@ FOUNDATIONS = {
     "sft_config",
     "sft_trainer",
     "hardware",
+    "launcher",
 }
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}

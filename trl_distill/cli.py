@@ -22,7 +22,6 @@ Each command is a module of `trl_distill.scripts` with two functions: `make_pars
 
 import argparse
 import importlib
-import logging
 import os
 import shlex
 import signal
@@ -30,7 +29,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trl_distill import __version__
+from trl_distill import __version__, launcher
 from trl_distill.scripts import help
 from trl_distill.scripts.arguments import raise_error, split_arguments, stray, strict
 from trl_distill.text import closest
@@ -158,7 +157,7 @@ def launch(command: str, argv: list[str]) -> int:
 
     with user_errors(f"trl-distill {command}"):
         args = launch_arguments(command, argv)
-    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # names each default that it takes
+    launcher.quiet()
     try:
         launch_command(args)
     except (KeyboardInterrupt, SignalException):

@@ -190,7 +190,7 @@ class Training:
             self._finish(run, output)
 
     def _train(self, config: Path, lock: IO) -> None:
-        launch = ["accelerate.commands.launch", *self._launch, "--module", self.module, "--config", str(config)]
+        launch = ["trl_distill.launcher", *self._launch, "--module", self.module, "--config", str(config)]
         inherited = {} if fcntl is None else {"pass_fds": [lock.fileno()]}
         with subprocess.Popen([sys.executable, "-m", *launch], **inherited) as process:
             lock.write(str(process.pid))
