@@ -40,8 +40,8 @@ def read_rows(path):
     return [json.loads(line) for line in text.decode().splitlines()]
 
 
-def run_python(*arguments):
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+def run_python(*arguments, **environment):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
 
 

@@ -118,12 +118,34 @@ class TestStrictParsing:
             ("- a list", [], "must hold `field: value` lines, got list"),
             ("a: b: c", [], "is not valid YAML"),
             ("env: 3", [], "must hold `NAME: value` lines, got 3"),
+            ("save_steps: [500]", [], "`save_steps` must be of type float, got [500]"),
+            ("num_train_epochs: {a: 1}", [], "`num_train_epochs` must be of type float, got {'a': 1}"),
+            ("packing: [true]", [], "`packing` must be true or false, got [True]"),
+            ("bf16: 2", [], "`bf16` must be true or false, got 2"),
+            ("", ["--config", "b.yaml"], "config.yaml, b.yaml. Put them into one."),
+            ("", ["my.yml"], "unexpected argument 'my.yml'. Did you mean `--config my.yml`?"),
+            ("", ["--seed", "1", "my.yaml"], "unexpected argument 'my.yaml'. Did you mean `--config my.yaml`?"),
+            ("", ["--student", "none"], "unknown field `student` on the command line: use `model_name_or_path`."),
         ],
     )
     def test_mistakes_stop_before_the_launch(self, text, arguments, expected, tmp_path, capsys):
         config = tmp_path / "config.yaml"
         config.write_text(text or "max_steps: 1")
         assert expected in error_of(capsys, cli.main, "sft", "--config", str(config), *arguments)
+
+    @pytest.mark.parametrize(
+        ("command", "arguments", "expected"),
+        [
+            ("evaluate", ["evaluate.yaml"], "Did you mean `--config evaluate.yaml`?"),
+            ("sample", ["--modle_name_or_path", "x"], "Did you mean model_name_or_path"),  # before what is required
+            ("feedback", ["--student", "none"], "`student` has fields of its own"),
+            ("feedback", ["--judges", "gpt-4.1"], "`judges` has fields of its own"),
+            ("lion", ["--teacher=gpt-4.1"], "`teacher` has fields of its own"),
+            ("recipe", ["minillm.yaml"], "no recipe 'minillm.yaml'"),
+        ],
+    )
+    def test_mistakes_in_flags_of_other_commands(self, command, arguments, expected, capsys):
+        assert expected in error_of(capsys, cli.main, command, *arguments)
 
     def test_missing_config_file(self, capsys):
         assert "No such file" in error_of(capsys, cli.main, "sft", "--config", "nowhere.yaml")
@@ -241,6 +263,10 @@ class TestScripts:
             ({"eval_strategy": "steps"}, "no test split: set `test_split_size`"),
             ({"resume_from_checkpoint": True}, "nothing to resume"),
             ({"dataset_name": __file__}, "expected one of .json, .jsonl, .csv, .parquet"),
+            ({"dataset_name": "data/none.parquet"}, "No such file: data/none.parquet"),
+            ({"dataset_name": "./none"}, "No such file: ./none"),
+            ({"report_to": ["dvclive"]}, "needs the package dvclive. Install it with `pip install dvclive`."),
+            ({"report_to": "wandbb"}, "`report_to` must name trackers, got 'wandbb'. Did you mean wandb?"),
         ],
     )
     @pytest.mark.parametrize("command", SCRIPTS)
