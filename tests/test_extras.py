@@ -52,8 +52,10 @@ def test_what_is_not_needed_is_not_asked_for(without):
 
 
 def test_the_line_names_the_extra(without):
-    without("openai", "matplotlib")
-    assert "`pip install trl-distill[api]`" in missing("openai", "x") and "[plot]" in missing("matplotlib", "x")
+    without("openai", "wandb")
+    assert "`pip install trl-distill[api]`" in missing("openai", "x") and "`pip install wandb`" in missing(
+        "wandb", "x"
+    )
     assert missing("sys", "x") is None
     need("sys", "x")
 

@@ -25,7 +25,7 @@ from .text import closest
 
 logger = logging.getLogger(__name__)
 
-_EXTRAS = {"bitsandbytes": "qlora", "math_verify": "eval", "matplotlib": "plot", "openai": "api"}
+_EXTRAS = {"bitsandbytes": "qlora", "math_verify": "eval", "openai": "api"}
 _TRACKERS = {"azure_ml": "azureml", "flyte": "flytekit"}  # where the package has another name than in `report_to`
 
 
@@ -46,8 +46,10 @@ def need(package: str, what: str) -> None:
 
 def warn_of_pictures() -> None:
     """Say at the start of a run that there will be no picture at its end."""
-    if (message := missing("matplotlib", "report.png")) is not None:
-        logger.warning("There will be no picture of the results: %s", message)
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        logger.warning("No report.png: it needs matplotlib. Install it with `pip install trl-distill[plot]`.")
 
 
 def check_training_packages(fields: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ Everything that was asked is in one call store, everything that was made is in t
 says what is finished. So a run that stops at any moment goes on there, and gives what it would have given.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -197,8 +198,6 @@ class LionLoop:
         report = make_report(rounds, store.ledger(), status)
         write_json(folder.path / "report.json", report)
         if draw:
-            try:
+            with contextlib.suppress(ImportError):  # said when the run began
                 draw_report(folder.path / "report.png", report)
-            except ImportError:
-                pass  # said when the run began
         return report
