@@ -147,7 +147,7 @@ def _in_words(row: dict[str, Any]) -> str:
 
 
 def save_picture(path: Path, draw: Callable[..., None], *args: Any) -> None:
-    """Have `draw(path, *args)` make a picture, as a whole; without matplotlib there is none, which the run has said."""
+    """Have `draw(path, *args)` make a picture, as a whole; none without matplotlib, which the run has said."""
     with contextlib.suppress(ImportError), whole_path(path) as new:
         draw(new, *args)
 
