@@ -92,12 +92,11 @@ def show_parser(command: str, whole: bool = False) -> argparse.ArgumentParser:
     Parser of a command to be shown, not used: the configs of trainings import peft and torch with transformers, which
     takes seconds, and need neither. Without torch the default of `optim` is another one, which only the `whole` shows.
     """
-    if command in TRAINING:
-        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # of torch, which seems to be missing
-        for name in ("peft",) if whole else ("peft", "torch"):
-            sys.modules.setdefault(name, None)
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # of torch, which seems to be missing
+    for name in ("peft",) if whole else ("peft", "torch"):
+        sys.modules.setdefault(name, None)
     parser = importlib.import_module(f"trl_distill.scripts.{command}").make_parser(prog=f"trl-distill {command}")
-    parser.description = parser.description or f"{TRAINING[command]}."
+    parser.description = parser.description or f"{(TRAINING | OTHERS)[command]}."
     return parser
 
 
@@ -194,6 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not sys.stderr.isatty():  # bars that are drawn over each other on a terminal are lines in a file
         os.environ.setdefault("TQDM_DISABLE", "1")
+    if argv is None and args.command in TRAINING:
+        sys.modules.setdefault("peft", None)  # seconds to import, and this process trains nothing
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is to leave no more behind than Ctrl-C
     try:
@@ -206,8 +207,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.command is None:
         parser.print_help()
-    elif args.command in TRAINING and (flags := help.asked(args.arguments)):
-        show_parser(args.command, whole=help.WHOLE in flags).parse_args(flags)
+    elif args.command in TRAINING | OTHERS and (flags := help.asked(args.arguments)):
+        parser = show_parser(args.command, whole=help.WHOLE in flags)
+        parser.parse_args(flags[:1] if hasattr(parser, "dataclass_types") else ["--help"])
     elif args.command in TRAINING:
         return launch(args.command, args.arguments)
     elif args.command in OTHERS:

@@ -101,7 +101,7 @@ class TestCompletion:
             ("trl-distill nce --max_st", {"--max_steps"}),
             ("trl-distill sft --conf", {"--config"}),
             ("trl-distill lion --seed 1 --strat", {"--strategy"}),
-            ("trl-distill sample --seed 3 --dtype bf", set()),
+            ("trl-distill sample --seed 3 --dtype x", set()),
             ("trl-distill sample --dtype bfl", {"bfloat16"}),
         ],
     )

@@ -114,7 +114,13 @@ class TestOtherCommands:
         prompts = tmp_path / "my prompts.jsonl"
         prompts.write_text('{"prompt": "Who?"}\n')
         with socket.create_server(("127.0.0.1", 0)) as silent:
-            arguments = ["sample", "--base_url", f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "--model", "m"]
+            arguments = [
+                "sample",
+                "--base_url",
+                f"http://127.0.0.1:{silent.getsockname()[1]}/v1",
+                "--model_name_or_path",
+                "m",
+            ]
             arguments += ["--dataset_name", prompts, "--output_file", tmp_path / "samples.jsonl"]
             process = start(*arguments)
             silent.settimeout(60)
