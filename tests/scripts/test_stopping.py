@@ -122,6 +122,7 @@ class TestOtherCommands:
                 "m",
             ]
             arguments += ["--dataset_name", prompts, "--output_file", tmp_path / "samples.jsonl"]
+            arguments += ["--concurrency", "1"]  # with more, those under way are waited for: they are paid for
             process = start(*arguments)
             silent.settimeout(60)
             connection, _ = silent.accept()
