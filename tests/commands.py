@@ -15,7 +15,10 @@
 
 import gzip
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +38,11 @@ def write_rows(path, rows):
 def read_rows(path):
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return [json.loads(line) for line in text.decode().splitlines()]
+
+
+def run_python(*arguments, **environment):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
 
 
 def stops(run, *arguments):

@@ -29,7 +29,7 @@ from trl_distill import (
     NegativeAssistedConfig,
 )
 from trl_distill.hardware import Hardware, choose_precision
-from trl_distill.sft_trainer import SFTConfig
+from trl_distill.sft_config import SFTConfig
 from trl_distill.zephyr.dpo_config import DPOConfig
 
 

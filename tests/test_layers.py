@@ -39,10 +39,13 @@ FOUNDATIONS = {
     "text",
     "chat",
     "evaluation",
+    "extras",
     "training",
     "sft",
+    "sft_config",
     "sft_trainer",
     "hardware",
+    "launcher",
 }
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}

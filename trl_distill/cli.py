@@ -22,13 +22,18 @@ Each command is a module of `trl_distill.scripts` with two functions: `make_pars
 
 import argparse
 import importlib
+import os
+import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
-from trl_distill import __version__
-from trl_distill.scripts.arguments import raise_error, split_arguments, strict
+from trl_distill import __version__, launcher
+from trl_distill.scripts import help
+from trl_distill.scripts.arguments import raise_error, split_arguments, stray, strict
 from trl_distill.text import closest
-from trl_distill.training import accelerate_config_path, launch_fields, launch_flags, user_errors
+from trl_distill.training import accelerate_config_path, end_children, launch_fields, launch_flags, user_errors
 
 
 TRAINING = {
@@ -71,7 +76,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train a small model from a larger one. Values come from FILE, flags win over it, unknown fields "
         "stop the run.\n\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in (TRAINING | OTHERS).items()),
         epilog="Fields of a command: trl-distill COMMAND --help. Several GPUs: --accelerate_config NAME (cpu, "
-        "single_gpu, ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch.",
+        "single_gpu, ddp, fsdp2,\nzero2, zero3, one of TRL's, or a file), and any flag of accelerate launch.\n"
+        "Completion of commands and fields: pip install trl-distill[completion]\n"
+        'eval "$(register-python-argcomplete trl-distill)"    # bash and zsh',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"trl-distill {__version__}")
@@ -80,13 +87,44 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def show_parser(command: str, whole: bool = False) -> argparse.ArgumentParser:
+    """
+    Parser of a command to be shown, not used: the configs of trainings import peft and torch with transformers, which
+    takes seconds, and need neither. Without torch the default of `optim` is another one, which only the `whole` shows.
+    """
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # of torch, which seems to be missing
+    for name in ("peft",) if whole else ("peft", "torch"):
+        sys.modules.setdefault(name, None)
+    parser = importlib.import_module(f"trl_distill.scripts.{command}").make_parser(prog=f"trl-distill {command}")
+    parser.description = parser.description or f"{(TRAINING | OTHERS)[command]}."
+    return parser
+
+
+def complete() -> None:
+    """Tell the shell what may follow, by argcomplete: a command, or a field of one."""
+    import argcomplete
+
+    line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
+    parser = argparse.ArgumentParser()
+    if len(line) > 2 and line[1] in TRAINING | OTHERS:
+        os.environ["_ARGCOMPLETE"] = "2"  # so many words are the program
+        parser = show_parser(line[1])
+        if line[1] in TRAINING:
+            parser.add_argument("--config")
+            parser.add_argument("--accelerate_config")
+    else:
+        parser.add_argument("command", choices=TRAINING | OTHERS)
+    other_names = [name for action in parser._actions for name in action.option_strings[1:]]
+    argcomplete.autocomplete(parser, always_complete_options="long", exclude=other_names)
+
+
 def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
     """Arguments of `accelerate launch` for a training command, all of `argv` checked first."""
     from accelerate.commands.launch import launch_command_parser
 
     module = f"trl_distill.scripts.{command}"
     parser = importlib.import_module(module).make_parser(prog=f"trl-distill {command}")
-    _, config, flags = split_arguments(parser, argv, launch_fields())
+    values, config, flags = split_arguments(parser, argv, launch_fields())
 
     # The script gets what the launcher does not take. `flags` is an ordered part of `argv`.
     remaining = iter(flags)
@@ -105,19 +143,28 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
 
     args = strict(launch_command_parser()).parse_args([*launch_argv, "--module", module, *script_argv])
     if args.training_script != module:
-        raise_error(f"unexpected argument {args.training_script!r}.")
+        raise_error(stray(args.training_script))
+    args.output_dir = values.output_dir or "trainer_output"  # for whoever stops the run
     return args
 
 
 def launch(command: str, argv: list[str]) -> int:
     from accelerate.commands.launch import launch_command
     from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     with user_errors(f"trl-distill {command}"):
         args = launch_arguments(command, argv)
+    launcher.quiet()
     try:
         launch_command(args)
+    except (KeyboardInterrupt, SignalException):
+        end_children()
+        if not any(Path(args.output_dir).glob("**/checkpoint-*")):
+            return stopped(command, argv, "There is no checkpoint yet. To begin anew")
+        resume = "--resume_from_checkpoint"
+        return stopped(command, argv if resume in argv else [*argv, resume, "latest"])
     except subprocess.CalledProcessError as error:  # the script has said why
         return error.returncode
     except ChildFailedError as error:  # so has the first one of several processes that has failed
@@ -132,11 +179,37 @@ def launch(command: str, argv: list[str]) -> int:
     return 0
 
 
+def stopped(command: str, argv: list[str], what_next: str = "To go on") -> int:
+    """Say how a run that was stopped goes on, and return its exit code."""
+    again = shlex.join(["trl-distill", command, *argv])
+    sys.stderr.write(f"trl-distill {command}: stopped. {what_next}: {again}\n")
+    return 128 + signal.SIGINT
+
+
 def main(argv: list[str] | None = None) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        complete()
     parser = make_parser()
     args = parser.parse_args(argv)
+    if not sys.stderr.isatty():  # bars that are drawn over each other on a terminal are lines in a file
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    if argv is None and args.command in TRAINING:
+        sys.modules.setdefault("peft", None)  # seconds to import, and this process trains nothing
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is to leave no more behind than Ctrl-C
+    try:
+        return run(parser, args)
+    except KeyboardInterrupt as error:
+        what_next = f"{error} To go on" if error.args else "To go on"
+        return stopped(args.command, args.arguments, what_next)
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.command is None:
         parser.print_help()
+    elif args.command in TRAINING | OTHERS and (flags := help.asked(args.arguments)):
+        parser = show_parser(args.command, whole=help.WHOLE in flags)
+        parser.parse_args(flags[:1] if hasattr(parser, "dataclass_types") else ["--help"])
     elif args.command in TRAINING:
         return launch(args.command, args.arguments)
     elif args.command in OTHERS:

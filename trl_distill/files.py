@@ -164,6 +164,14 @@ def data_errors(name: str) -> Iterator[None]:
         raise ValueError(f"{name} cannot be read: {reason}.") from error
 
 
+def check_there(name: str) -> None:
+    """Raise `FileNotFoundError` for a file that is not there, before the Hub is asked for a data set of its name."""
+    is_file = name.removesuffix(".gz").endswith(tuple(_FORMATS))
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1  # names of the Hub are `owner/name`
+    if (is_file or is_path) and not os.path.exists(name):
+        raise FileNotFoundError(f"No such file: {name}")
+
+
 def load_rows(name: str, config: str | None = None, split: str | None = None) -> Iterable[dict[str, Any]]:
     """
     Rows of a data set, those of a JSON Lines file as they are: `datasets` would give each the keys of all others.
@@ -204,13 +212,12 @@ def load_split(name: str, config: str | None = None, split: str | None = None, d
     """
     from datasets import Dataset, load_dataset, load_from_disk
 
+    check_there(name)
     path = Path(name)
     part = split if split is not None and set(split) & set("[+") else None  # cut by `datasets`, from a file or the Hub
     with data_errors(name):
         if path.is_file():
             data = load_dataset(file_format(name), data_files=name, split=part)
-        elif name.removesuffix(".gz").endswith(tuple(_FORMATS)):
-            raise FileNotFoundError(f"No such file: {name}")
         elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             data = load_from_disk(name)
         else:

@@ -83,7 +83,7 @@ def build_trainer(
 def make_parser(prog: str | None = None) -> "TrlParser":
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
-    from .sft_trainer import SFTConfig
+    from .sft_config import SFTConfig
 
     return TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig), prog=prog)
 

@@ -12,31 +12,20 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""TRL's `SFTTrainer`, which says what `max_length` takes away, and its config, with the precision of the machine."""
+"""TRL's `SFTTrainer`, which says what `max_length` takes away."""
 
 import copy
-from dataclasses import dataclass
 
 import trl
 from accelerate.logging import get_logger
 from datasets import Dataset
 
 from .endings import check_trainer_ending
-from .hardware import choose_precision
 
 
 logger = get_logger(__name__)
 
 _NAMED = 5  # rows
-
-
-@dataclass
-class SFTConfig(trl.SFTConfig):
-    """[`~trl.SFTConfig`] whose precision is, by default, that of the machine."""
-
-    def __post_init__(self):
-        choose_precision(self)
-        super().__post_init__()
 
 
 class CountingSFTTrainer(trl.SFTTrainer):

@@ -20,12 +20,14 @@ Commands and libraries stand on it. Nothing heavy is imported before it is used.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import platform
+import signal
 import sys
 from argparse import Action, Namespace
 from collections.abc import Callable, Iterator
@@ -34,7 +36,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .checkpoints import checkpoint_to_resume
-from .files import data_errors, file_format
+from .extras import check_training_packages
+from .files import check_there, data_errors, file_format
 
 
 if TYPE_CHECKING:
@@ -72,9 +75,11 @@ def _remedy(error: str) -> str:
 
 def check_value(action: Action, value: object) -> None:
     """Check a scalar from YAML like a flag: of a default, argparse looks at neither the type nor the choices."""
-    if value is None or isinstance(value, list) and action.nargs is not None:
+    if value is None or isinstance(value, list) and action.nargs in ("+", "*"):
         return
     converted = value
+    if getattr(action.type, "__name__", None) == "string_to_bool" and not isinstance(value, bool | str):
+        raise ValueError(f"`{action.dest}` must be true or false, got {value!r}.")
     if getattr(action.type, "__name__", None) in ("int", "float"):  # of `int | None` fields too
         try:
             converted = action.type(str(value))
@@ -150,6 +155,24 @@ def check_launcher(values: Namespace) -> None:
             raise ValueError(f"`{other}` is set, but the launcher's config asks for {name}. Leave one of them out.")
 
 
+def end_children(patience: float = 10) -> None:
+    """End the processes that this one has started, and theirs: none is to go on for nobody."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=patience)[1]:
+        child.kill()
+
+
+def end_with_launcher() -> None:
+    """Have Linux end this process with the launcher that has started it, if there is one, even by `kill -9`."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def resolve(
     script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
 ) -> None:
@@ -162,6 +185,8 @@ def resolve(
     name = script_args.dataset_name
     if not name and not dataset_args.datasets:
         raise ValueError("no data: set `dataset_name` to a dataset of the Hub, a folder or a file, or set `datasets`.")
+    if name and not dataset_args.datasets:
+        check_there(name)
     if name and not dataset_args.datasets and os.path.isfile(name):
         dataset_args.datasets = [DatasetConfig(path=file_format(name), data_files=name)]
         dataset_args.streaming = script_args.dataset_streaming
@@ -344,13 +369,18 @@ def run_training(
         finds_checkpoint (`bool`, *optional*, defaults to `False`):
             Whether the trainer knows better than [`resolve`] where the last run has stopped.
     """
-    with user_errors(prog):
-        args = parse()
-        script_args, training_args, _, dataset_args, *_ = args
-        goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
-        if goes_on:
-            training_args.resume_from_checkpoint = None
-        resolve(script_args, training_args, dataset_args)
-        dataset_name = script_args.dataset_name
-        trainer = build_trainer(*args)
-    train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
+    end_with_launcher()
+    try:
+        with user_errors(prog):
+            args = parse()
+            script_args, training_args, _, dataset_args, *_ = args
+            check_training_packages({name: value for part in args for name, value in vars(part).items()})
+            goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
+            if goes_on:
+                training_args.resume_from_checkpoint = None
+            resolve(script_args, training_args, dataset_args)
+            dataset_name = script_args.dataset_name
+            trainer = build_trainer(*args)
+        train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
+    except KeyboardInterrupt:  # who has launched this process says how to go on
+        raise SystemExit(128 + signal.SIGINT) from None

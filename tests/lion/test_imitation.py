@@ -321,7 +321,7 @@ class TestTraining:
         )
         training("base", tmp_path / "rows.jsonl", tmp_path / "training/student")
         config = tmp_path / "training/sft.yaml"
-        launch = ["accelerate.commands.launch", "--quiet", "--config_file", accelerate_config_path("ddp")]
+        launch = ["trl_distill.launcher", "--quiet", "--config_file", accelerate_config_path("ddp")]
         launch += [
             "--num_processes",
             "2",

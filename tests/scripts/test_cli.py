@@ -15,14 +15,12 @@
 import json
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.commands import CPU, error_of
+from tests.commands import error_of, run_python
 from trl_distill import cli
 from trl_distill.scripts import dpo, minillm, sft
 from trl_distill.scripts.arguments import parse_strictly, present_day, read_config
@@ -37,33 +35,6 @@ SCRIPTS = {"minillm": minillm, "sft": sft, "dpo": dpo}
 def fields():
     """The fields of each training command."""
     return {name: {action.dest for action in script.make_parser()._actions} for name, script in SCRIPTS.items()}
-
-
-@pytest.fixture
-def sft_config(tmp_path, tokenizer, tiny_model, prompts):
-    """A config file of a run with a tiny model and one JSON Lines file."""
-    tiny_model(vocab_size=264).save_pretrained(tmp_path / "student")  # the saved tokenizer gets one more special token
-    tokenizer.save_pretrained(tmp_path / "student")
-    prompts.to_json(tmp_path / "rows.jsonl")
-    values = {
-        "model_name_or_path": str(tmp_path / "student"),
-        "dataset_name": str(tmp_path / "rows.jsonl"),
-        "output_dir": str(tmp_path / "out"),
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-    }
-
-    def write(**changes):
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(CPU | values | changes))
-        return str(path)
-
-    return write
-
-
-def run_python(*arguments):
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
 
 
 class TestPresentDayNames:
@@ -147,12 +118,34 @@ class TestStrictParsing:
             ("- a list", [], "must hold `field: value` lines, got list"),
             ("a: b: c", [], "is not valid YAML"),
             ("env: 3", [], "must hold `NAME: value` lines, got 3"),
+            ("save_steps: [500]", [], "`save_steps` must be of type float, got [500]"),
+            ("num_train_epochs: {a: 1}", [], "`num_train_epochs` must be of type float, got {'a': 1}"),
+            ("packing: [true]", [], "`packing` must be true or false, got [True]"),
+            ("bf16: 2", [], "`bf16` must be true or false, got 2"),
+            ("", ["--config", "b.yaml"], "config.yaml, b.yaml. Put them into one."),
+            ("", ["my.yml"], "unexpected argument 'my.yml'. Did you mean `--config my.yml`?"),
+            ("", ["--seed", "1", "my.yaml"], "unexpected argument 'my.yaml'. Did you mean `--config my.yaml`?"),
+            ("", ["--student", "none"], "unknown field `student` on the command line: use `model_name_or_path`."),
         ],
     )
     def test_mistakes_stop_before_the_launch(self, text, arguments, expected, tmp_path, capsys):
         config = tmp_path / "config.yaml"
         config.write_text(text or "max_steps: 1")
         assert expected in error_of(capsys, cli.main, "sft", "--config", str(config), *arguments)
+
+    @pytest.mark.parametrize(
+        ("command", "arguments", "expected"),
+        [
+            ("evaluate", ["evaluate.yaml"], "Did you mean `--config evaluate.yaml`?"),
+            ("sample", ["--modle_name_or_path", "x"], "Did you mean model_name_or_path"),  # before what is required
+            ("feedback", ["--student", "none"], "`student` has fields of its own"),
+            ("feedback", ["--judges", "gpt-4.1"], "`judges` has fields of its own"),
+            ("lion", ["--teacher=gpt-4.1"], "`teacher` has fields of its own"),
+            ("recipe", ["minillm.yaml"], "no recipe 'minillm.yaml'"),
+        ],
+    )
+    def test_mistakes_in_flags_of_other_commands(self, command, arguments, expected, capsys):
+        assert expected in error_of(capsys, cli.main, command, *arguments)
 
     def test_missing_config_file(self, capsys):
         assert "No such file" in error_of(capsys, cli.main, "sft", "--config", "nowhere.yaml")
@@ -249,7 +242,7 @@ class TestLaunch:
     def test_help_needs_no_torch(self, argv):
         lines = (
             "import atexit, sys",
-            "atexit.register(lambda: print('torch' in sys.modules))",
+            "atexit.register(lambda: print(sys.modules.get('torch') is not None))",
             "import trl_distill.cli",
         )
         done = run_python("-c", "; ".join([*lines, f"trl_distill.cli.main({argv})"]))
@@ -270,6 +263,10 @@ class TestScripts:
             ({"eval_strategy": "steps"}, "no test split: set `test_split_size`"),
             ({"resume_from_checkpoint": True}, "nothing to resume"),
             ({"dataset_name": __file__}, "expected one of .json, .jsonl, .csv, .parquet"),
+            ({"dataset_name": "data/none.parquet"}, "No such file: data/none.parquet"),
+            ({"dataset_name": "./none"}, "No such file: ./none"),
+            ({"report_to": ["dvclive"]}, "needs the package dvclive. Install it with `pip install dvclive`."),
+            ({"report_to": "wandbb"}, "`report_to` must name trackers, got 'wandbb'. Did you mean wandb"),
         ],
     )
     @pytest.mark.parametrize("command", SCRIPTS)

@@ -494,6 +494,6 @@ class TestReport:
 
     def test_without_matplotlib(self, feedback, tmp_path, caplog):
         report = feedback("ab")
-        assert report["pairs"]["pairs"] and "pip install trl-distill[bench]" in caplog.text
+        assert report["pairs"]["pairs"] and "pip install trl-distill[plot]" in caplog.text
         assert {path.name for path in (tmp_path / "out").iterdir()} >= {"pairs.jsonl", "report.json"}
         assert not list((tmp_path / "out").glob("report.png*"))

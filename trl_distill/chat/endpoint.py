@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from ..extras import need
 from .credentials import Credentials
 from .dialect import RESPONSE_FORMAT, Dialect
 from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, at_least
@@ -175,6 +176,7 @@ class EndpointChatModel(BaseChatModel):
                 f"`base_url` of {parts.hostname} holds a user, a password or a query, which would be stored. Name an "
                 "environment variable that holds the key with `api_key_env`."
             )
+        need("openai", "A model behind a server")
         self.model, self.revision, self.name = model, revision, name or model
         self.base_url, self.api_key_env = base_url.rstrip("/"), api_key_env
         self.concurrency, self.max_attempts = concurrency, max_attempts
@@ -203,12 +205,8 @@ class EndpointChatModel(BaseChatModel):
 
     @cached_property
     def _client(self) -> "OpenAI":
-        try:
-            from openai import DefaultHttpxClient, OpenAI, Timeout
-        except ImportError as error:
-            raise ImportError(
-                "A model behind a server needs the package openai. Install it with `pip install trl-distill[judge]`."
-            ) from error
+        from openai import DefaultHttpxClient, OpenAI, Timeout
+
         key, headers = self._credentials.key(), self._credentials.headers()
         host = urlsplit(self.base_url).hostname
         past_proxies = {f"all://[{host}]" if ":" in host else f"all://{host}": None}

@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..extras import need
 from .models import BaseChatModel, ChatRequest, Completion, FailedCall, at_least, digest, fold_system
 from .thoughts import marking_tokens
 
@@ -135,6 +136,8 @@ class LocalChatModel(BaseChatModel):
         weights: str | None = None,
     ):
         at_least(1, batch_size=batch_size)
+        if load_in_4bit:
+            need("bitsandbytes", "`load_in_4bit`")
         self.model_name_or_path, self.revision, self.name = model_name_or_path, revision, name or model_name_or_path
         self.dtype, self.load_in_4bit, self.device = dtype, load_in_4bit, device
         self.batch_size, self.trust_remote_code = batch_size, trust_remote_code

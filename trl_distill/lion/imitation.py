@@ -29,9 +29,10 @@ from typing import IO, Any
 
 from ..chat.local import weights_digest
 from ..checkpoints import damage
+from ..extras import check_training_packages
 from ..files import file_digest, write_json
 from ..text import closest
-from ..training import accelerate_config_path, check_value, launch_fields, launch_flags
+from ..training import accelerate_config_path, check_value, end_children, launch_fields, launch_flags
 from .lion_config import LionConfig, what_is_learned
 
 
@@ -49,6 +50,7 @@ _SET_BY_THE_LOOP += ("teacher_model_name_or_path",)
 
 def check_training(where: str, training: dict[str, Any], module: str = SFT) -> None:
     """Raise `ValueError` unless all are fields of the training that may be set here, each of its type."""
+    check_training_packages(training)
     for name in training:
         if name in _SET_BY_THE_LOOP:
             raise ValueError(f"`{where}` holds `{name}`, which the loop sets in each round. Remove it.")
@@ -188,7 +190,7 @@ class Training:
             self._finish(run, output)
 
     def _train(self, config: Path, lock: IO) -> None:
-        launch = ["accelerate.commands.launch", *self._launch, "--module", self.module, "--config", str(config)]
+        launch = ["trl_distill.launcher", *self._launch, "--module", self.module, "--config", str(config)]
         inherited = {} if fcntl is None else {"pass_fds": [lock.fileno()]}
         with subprocess.Popen([sys.executable, "-m", *launch], **inherited) as process:
             lock.write(str(process.pid))
@@ -196,7 +198,7 @@ class Training:
             try:
                 code = process.wait()
             except BaseException:
-                process.kill()
+                end_children()
                 raise
         if code:
             raise ChildProcessError(

@@ -19,13 +19,16 @@ Everything that was asked is in one call store, everything that was made is in t
 says what is finished. So a run that stops at any moment goes on there, and gives what it would have given.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..chat import BaseChatModel, BudgetReached, CallStore
+from ..extras import need, warn_of_pictures
 from ..files import write_json
+from ..text import rouge_scorer
 from . import stages
 from .estimate import Estimate, estimate
 from .folder import LionFolder
@@ -117,6 +120,9 @@ class LionLoop:
         for name in ("output_dir", "student_model"):
             if getattr(config, name) is None:
                 raise ValueError(f"`{name}` is not set.")
+        rouge_scorer()  # a missing package shall be found before the first call
+        if config.student_load_in_4bit:
+            need("bitsandbytes", "`student_load_in_4bit`")
         self.config = config
         self.roles = Roles(config, teacher, referee, generator, evaluator, student, train)
         self.folder = LionFolder(config, instructions, progress)
@@ -151,6 +157,7 @@ class LionLoop:
         """
         if self.config.dry_run:
             raise ValueError("`dry_run` is set, so nothing may be asked. Call `estimate`, or leave it out.")
+        warn_of_pictures()
         status, last = "finished", 0
         with self.folder.open_store() as store:
             if self._restart_from is not None:
@@ -191,8 +198,6 @@ class LionLoop:
         report = make_report(rounds, store.ledger(), status)
         write_json(folder.path / "report.json", report)
         if draw:
-            try:
+            with contextlib.suppress(ImportError):  # said when the run began
                 draw_report(folder.path / "report.png", report)
-            except ImportError:
-                logger.warning("No report.png: matplotlib is not installed.")
         return report

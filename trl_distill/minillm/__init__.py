@@ -12,8 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from .minillm_config import MiniLLMConfig
-from .minillm_trainer import MiniLLMTrainer
+import importlib
 
 
-__all__ = ["MiniLLMConfig", "MiniLLMTrainer"]
+# Where each name lives. A module is imported when one of its names is first used: `--help` needs the configs alone.
+_MODULES = {
+    "MiniLLMConfig": ".minillm_config",
+    "MiniLLMTrainer": ".minillm_trainer",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

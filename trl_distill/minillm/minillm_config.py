@@ -129,7 +129,7 @@ class MiniLLMConfig(DistillationConfig):
     score_from: str = field(
         default="rollout",
         metadata={
-            "help": "Where the rollout's log-probabilities come from: its own hidden states, or a forward pass.",
+            "help": "Take log-probabilities from the rollout, or from a forward pass.",
             "choices": ["rollout", "forward"],
         },
     )
@@ -153,7 +153,7 @@ class MiniLLMConfig(DistillationConfig):
     credit: str = field(
         default="sampled",
         metadata={
-            "help": "What later tokens count in a token's credit: sampled rewards, or the exact step KL.",
+            "help": "What later tokens count: sampled rewards, or the exact step KL.",
             "choices": ["sampled", "exact"],
         },
     )

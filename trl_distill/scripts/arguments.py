@@ -141,24 +141,27 @@ def read_config(argv: list[str]) -> tuple[dict, list[str]]:
         `tuple[dict, list[str]]`: The file's other entries, and the arguments without `--config`.
     """
     parser = strict(ArgumentParser(add_help=False))
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append", default=[])
     known, rest = parser.parse_known_args(argv)
-    if known.config is None:
+    if not known.config:
         return {}, rest
+    if len(known.config) > 1:
+        raise ValueError(f"--config names {len(known.config)} files: {', '.join(known.config)}. Put them into one.")
 
     import yaml
 
-    with open(shipped(known.config), encoding="utf-8") as file:
+    [name] = known.config
+    with open(shipped(name), encoding="utf-8") as file:
         try:
             config = yaml.safe_load(file)
         except yaml.YAMLError as error:
-            raise ValueError(f"{known.config} is not valid YAML: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{known.config} must hold `field: value` lines, got {type(config).__name__}.")
+        raise ValueError(f"{name} must hold `field: value` lines, got {type(config).__name__}.")
     env = config.pop("env", {})
     if not isinstance(env, dict):
-        raise ValueError(f"`env` in {known.config} must hold `NAME: value` lines, got {env!r}.")
-    os.environ.update({name: str(value) for name, value in env.items()})
+        raise ValueError(f"`env` in {name} must hold `NAME: value` lines, got {env!r}.")
+    os.environ.update({variable: str(value) for variable, value in env.items()})
     return shipped(config), rest
 
 
@@ -173,6 +176,28 @@ def unknown_field(name: str, fields: set[str], source: str) -> str:
     else:
         hint = f". {closest(name, sorted(fields)) or 'See --help.'}"
     return f"unknown field `{name}` {source}{hint}"
+
+
+def stray(argument: str) -> str:
+    """Sentence about an argument that belongs to no flag."""
+    hint = f" Did you mean `--config {argument}`?" if argument.endswith((".yaml", ".yml")) else ""
+    return f"unexpected argument {argument!r}.{hint}"
+
+
+def check_flags(parser: ArgumentParser, argv: list[str], extra_fields: Container[str]) -> None:
+    """Refuse, before argparse asks for what is missing, a flag that no field has, and a text for a field of fields."""
+    options = parser._option_string_actions
+    for option in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
+        name = option.removeprefix("--").replace("-", "_")
+        if option in options and getattr(options[option].type, "__name__", None) == "dict":
+            raise ValueError(
+                f"`{name}` has fields of its own, as in `{name}: {{...}}`, which only a YAML file can hold: "
+                "`--config FILE`. For none leave it out there."
+            )
+        if option not in options and name not in extra_fields:
+            raise ValueError(unknown_field(name, {action.dest for action in parser._actions}, "on the command line"))
+    if argv and argv[0].endswith((".yaml", ".yml")) and all(action.option_strings for action in parser._actions):
+        raise ValueError(stray(argv[0]))
 
 
 def check_one_process(prog: str) -> None:
@@ -214,13 +239,10 @@ def split_arguments(
             check_value(action, config[action.dest])
             action.default, action.required = config[action.dest], False
 
+    check_flags(parser, argv, extra_fields)
     values, extra_argv = parser.parse_known_args(argv)
-    for argument in extra_argv:
-        name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
-        if argument.startswith("--") and name not in extra_fields:
-            raise ValueError(unknown_field(name, fields, "on the command line"))
     if extra_argv and not extra_argv[0].startswith("--"):
-        raise ValueError(f"unexpected argument {extra_argv[0]!r}.")
+        raise ValueError(stray(extra_argv[0]))
     return values, {name: value for name, value in config.items() if name not in fields}, extra_argv
 
 

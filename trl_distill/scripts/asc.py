@@ -34,6 +34,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from ..extras import need
 from ..files import write_json, write_rows
 from ..training import user_errors
 from .arguments import add_rule, check_outputs, split_arguments
@@ -207,6 +208,9 @@ def run(argv: list[str]) -> None:
     """Parse `argv`, sample, score, vote, show a table and write the files."""
     with user_errors("trl-distill asc"):
         args, _, _ = split_arguments(make_parser("trl-distill asc"), argv)
+        need("math_verify", "Comparing answers")
+        if args.load_ranker_in_4bit:
+            need("bitsandbytes", "`load_ranker_in_4bit`")
         check_outputs(args.samples_file, args.votes_file, args.output_file)
         result, votes = _vote(args)
         if args.votes_file is not None:

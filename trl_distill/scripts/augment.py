@@ -32,6 +32,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from ..extras import need
 from ..files import load_split, write_rows
 from ..training import user_errors
 from .arguments import add_rule, check_outputs, split_arguments
@@ -116,6 +117,7 @@ def run(argv: list[str]) -> None:
     prog = "trl-distill augment"
     with user_errors(prog):
         args, _, _ = split_arguments(make_parser(prog), argv)
+        need("math_verify", "Comparing answers")
         check_outputs(args.output_file, args.pairs_file)
         rows, pairs, counts = augment(args)
         write_rows(args.output_file, rows)

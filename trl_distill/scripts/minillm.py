@@ -43,6 +43,8 @@ class MiniLLMScriptArguments:
     Arguments of the MiniLLM script that are neither the trainer's nor common to all scripts.
 
     Args:
+        > Parameters that control the corpus
+
         lm_dataset_name (`str`, *optional*):
             Dataset of the Hub, folder or file with plain text for the language-modelling loss.
         lm_dataset_config (`str`, *optional*):
@@ -51,6 +53,9 @@ class MiniLLMScriptArguments:
             Split of that dataset.
         lm_dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column with the text.
+
+        > Parameters that control the evaluation
+
         answer_checker (`str`, *optional*):
             `"math"` logs the accuracy of final answers in evaluation. Rows need an `answer` or `completion` with it.
     """

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .arguments import add_config, split_arguments
+from .help import add_help
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def config_parser(config_class: type, prog: str | None, description: str) -> "Hf
     """A parser with the fields of a dataclass, and `--config`."""
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(config_class, prog=prog, description=description)
+    parser = add_help(HfArgumentParser(config_class, prog=prog, description=description))
     add_config(parser)
     return parser
 

@@ -25,13 +25,23 @@ accelerate launch -m trl_distill.scripts.sft --config recipes/zephyr/dsft_qlora.
 """
 
 import sys
+from typing import TYPE_CHECKING
 
+from trl_distill import sft
+from trl_distill.scripts.help import add_help
 from trl_distill.scripts.training import run_command
-from trl_distill.sft import build_trainer, make_parser
+
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+
+def make_parser(prog: str | None = None) -> "TrlParser":
+    return add_help(sft.make_parser(prog))
 
 
 def run(argv: list[str]) -> None:
-    run_command("sft", argv, make_parser, build_trainer)
+    run_command("sft", argv, make_parser, sft.build_trainer)
 
 
 if __name__ == "__main__":

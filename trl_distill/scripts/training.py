@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..training import run_training
 from .arguments import parse_strictly
+from .help import add_help
 
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def training_parser(prog: str | None, config_class: type, *more: type) -> "TrlPa
     """Parser of a trainer's config, of the fields that all training scripts have, and of `more` dataclasses."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
-    return TrlParser((ScriptArguments, config_class, ModelConfig, DatasetMixtureConfig, *more), prog=prog)
+    classes = (ScriptArguments, config_class, ModelConfig, DatasetMixtureConfig, *more)
+    return add_help(TrlParser(classes, prog=prog))
 
 
 def run_command(

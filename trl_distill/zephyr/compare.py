@@ -29,6 +29,7 @@ from ..chat import (
     StoredChatModel,
     judge_report,
 )
+from ..extras import warn_of_pictures
 from ..files import load_rows, write_json, write_rows
 from .compare_config import CompareConfig, check_contestants
 from .compare_report import comparison, count_answers, draw_comparison, judge_items, pair_row
@@ -106,6 +107,8 @@ def run_compare(
     if config.dry_run and not path.is_file():  # nothing to look up, for which local models would be downloaded
         *models, judge = map(stand_in, (*models, judge))
     check_identities(models, "Its answers would be compared with themselves.")
+    if not config.dry_run:
+        warn_of_pictures()
     with open_store(path, config, progress) as store:
         # All are opened before the first call, so that a mistake in the last one costs nothing.
         asked = [(model, store.model(model, role="contestant", stage="answers")) for model in models]

@@ -35,6 +35,7 @@ from ..chat import (
     Missing,
     judge_report,
 )
+from ..extras import warn_of_pictures
 from ..files import load_rows, write_json, write_rows
 from .answers import Ask, Candidate, assign, candidates_of, count_answers, judged, rating_row, with_principle
 from .feedback_config import FeedbackConfig, check_models
@@ -119,6 +120,8 @@ def run_feedback(
     path = Path(config.output_dir) / "calls.sqlite"
     if config.dry_run and not path.is_file():  # nothing to look up, for which local models would be downloaded
         pool, students, judges = ([stand_in(model) for model in models] for models in (pool, students, judges))
+    if not config.dry_run:
+        warn_of_pictures()
     with open_store(path, config, progress) as store:
         run = _Run(config, store, items, pool, students, judges)
         if config.dry_run:

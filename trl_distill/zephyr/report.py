@@ -14,7 +14,7 @@
 
 """What came out of a run of AI feedback, in numbers and as a picture."""
 
-import logging
+import contextlib
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -22,9 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from ..files import whole_path
-
-
-logger = logging.getLogger(__name__)
 
 
 def pair_statistics(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -150,12 +147,9 @@ def _in_words(row: dict[str, Any]) -> str:
 
 
 def save_picture(path: Path, draw: Callable[..., None], *args: Any) -> None:
-    """Have `draw(path, *args)` make a picture, as a whole, or say what is missing for it."""
-    try:
-        with whole_path(path) as new:
-            draw(new, *args)
-    except ImportError:
-        logger.warning("No %s: it needs matplotlib. Install it with `pip install trl-distill[bench]`.", path.name)
+    """Have `draw(path, *args)` make a picture, as a whole; none without matplotlib, which the run has said."""
+    with contextlib.suppress(ImportError), whole_path(path) as new:
+        draw(new, *args)
 
 
 def plain(name: str) -> str:

@@ -12,19 +12,25 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from .asc_config import ASCRankerConfig
-from .asc_trainer import ASCRankerTrainer
-from .scoring import load_ranker, score_rationales
-from .voting import adaptive_self_consistency, self_consistency, vote, weighted_self_consistency
+import importlib
 
 
-__all__ = [
-    "ASCRankerConfig",
-    "ASCRankerTrainer",
-    "adaptive_self_consistency",
-    "load_ranker",
-    "score_rationales",
-    "self_consistency",
-    "vote",
-    "weighted_self_consistency",
-]
+# Where each name lives. A module is imported when one of its names is first used: `--help` needs the configs alone.
+_MODULES = {
+    "ASCRankerConfig": ".asc_config",
+    "ASCRankerTrainer": ".asc_trainer",
+    "adaptive_self_consistency": ".voting",
+    "load_ranker": ".scoring",
+    "score_rationales": ".scoring",
+    "self_consistency": ".voting",
+    "vote": ".voting",
+    "weighted_self_consistency": ".voting",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

@@ -12,17 +12,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from .integration_unit import attach_nat, load_nat
-from .labeled_sft_trainer import LabeledSFTTrainer
-from .nat_config import LabeledSFTConfig, NegativeAssistedConfig
-from .nat_trainer import NegativeAssistedTrainer
+import importlib
 
 
-__all__ = [
-    "LabeledSFTConfig",
-    "LabeledSFTTrainer",
-    "NegativeAssistedConfig",
-    "NegativeAssistedTrainer",
-    "attach_nat",
-    "load_nat",
-]
+# Where each name lives. A module is imported when one of its names is first used: `--help` needs the configs alone.
+_MODULES = {
+    "LabeledSFTConfig": ".nat_config",
+    "LabeledSFTTrainer": ".labeled_sft_trainer",
+    "NegativeAssistedConfig": ".nat_config",
+    "NegativeAssistedTrainer": ".nat_trainer",
+    "attach_nat": ".integration_unit",
+    "load_nat": ".integration_unit",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

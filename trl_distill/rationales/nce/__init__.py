@@ -12,9 +12,20 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from .calibration import calibration_weights
-from .nce_config import NCEConfig
-from .nce_trainer import NCETrainer
+import importlib
 
 
-__all__ = ["NCEConfig", "NCETrainer", "calibration_weights"]
+# Where each name lives. A module is imported when one of its names is first used: `--help` needs the configs alone.
+_MODULES = {
+    "NCEConfig": ".nce_config",
+    "NCETrainer": ".nce_trainer",
+    "calibration_weights": ".calibration",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
