@@ -16,6 +16,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -44,17 +45,40 @@ from .world import LENGTH, VOCABULARY, World, family_of
 
 
 CONTINUED = "no new rows"
-# What each arm sets in `LionConfig`. `None`: no loop, as many steps on the old pool.
-ARMS: dict[str, dict | None] = {
-    "adversarial": {},
-    "random": {"strategy": "random"},
-    "adversarial, hard only": {"hard_share": 1.0},
-    "adversarial, easy only": {"hard_share": 0.0},
-    CONTINUED: None,
-    "adversarial, from the base": {"init_from": "base"},
-    "random, from the base": {"init_from": "base", "strategy": "random"},
-    "adversarial, one order": {"referee_orders": 1},
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    Attributes:
+        config (`dict`, *optional*):
+            What the arm sets in `LionConfig`. `None`: no loop, only more steps on the old pool.
+        control (`str`, *optional*):
+            The arm that it is compared with, so that one thing differs.
+        long (`bool`, *optional*, defaults to `False`):
+            Whether its later rounds take as many steps as a training from the base on all rows would.
+    """
+
+    config: dict | None
+    control: str | None = None
+    long: bool = False
+
+
+BASE = {"init_from": "base"}
+RANDOM = {"strategy": "random"}
+ARMS = {
+    "adversarial": Arm({}, "random"),
+    "random": Arm(RANDOM),
+    "adversarial, long": Arm({}, "random, long", long=True),
+    "random, long": Arm(RANDOM, long=True),
+    "adversarial, from the base": Arm(BASE, "random, from the base"),
+    "random, from the base": Arm(BASE | RANDOM),
+    "adversarial, hard only": Arm({"hard_share": 1.0}, "random"),
+    "adversarial, easy only": Arm({"hard_share": 0.0}, "random"),
+    CONTINUED: Arm(None, "random"),
+    "adversarial, one order": Arm({"referee_orders": 1}, "adversarial"),
 }
+DEFAULT = "adversarial"  # what `LionConfig` does if nothing is set
 ROLES = ["<user>", "<assistant>"]
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
@@ -75,17 +99,21 @@ class Laboratory:
     """The sizes of everything. A test makes a minute laboratory."""
 
     cache: Path  # where models and runs are kept
-    weak: int = 6  # families of which the pool has few tasks, see `World`
+    shared: float = 0.0  # what books of a kind have in common, like the next three see `World`
+    weak: int = 6
     strong_rows: int = 60
     weak_rows: int = 5
     rounds: int = 2  # after the first imitation
     n_new: int = 160  # new instructions of each round
-    epochs: int = 5  # of each round, like the next two
+    epochs: int = 4  # of each round, like the batches
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # of what starts from the base model
+    later_learning_rate: float = 1e-3  # of what goes on with a student
     hidden_size: int = 128  # of the student
-    num_hidden_layers: int = 4
-    drills: int = 51_200  # rows that the base model has read, in batches of 64
+    num_hidden_layers: int = 2
+    drills: int = 25_600  # rows of a course of the base model, in batches of 64
+    courses: int = 4  # that it may take
+    pass_mark: float = 0.995  # share of new drills that it must answer rightly
     drill_learning_rate: float = 1.5e-3
     test_size: int = 60  # tasks of the test for each family
 
@@ -98,7 +126,7 @@ class Laboratory:
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def world(self, seed: int) -> World:
-        return World(seed, self.weak, self.strong_rows, self.weak_rows)
+        return World(seed, self.weak, self.strong_rows, self.weak_rows, self.shared)
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -114,24 +142,54 @@ class Laboratory:
         output.parent.mkdir(parents=True, exist_ok=True)
         work.rename(output)
 
-    def base(self) -> Path:
-        """The model that all students start from: it can use a code book, and knows none of the pool's."""
-        sizes = [self.hidden_size, self.num_hidden_layers, self.drills, self.drill_learning_rate]
-        folder = self.cache / f"base-{self._name(sizes)}"
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            world = self.world(0)
-            dialogues = [turn(text, world.answer(text)) for text in world.drills(self.drills)]
+    def base(self, seed: int) -> Path:
+        """
+        The model that all students of a seed start from: it can use a code book, and knows none of the pool's.
+
+        It takes courses, each with new drills, until it passes. A single one is not enough on every machine: the
+        model understands all of a sudden what a book is, and rounding decides when.
+
+        Raises:
+            `RuntimeError`: If it has not passed after the last course.
+        """
+        sizes = [self.hidden_size, self.num_hidden_layers, self.drills, self.courses, self.pass_mark]
+        folder = self.cache / f"base-{self._name([*sizes, self.drill_learning_rate, seed])}"
+        if folder.exists():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        world, model, clock, right = self.world(seed), self._fresh(seed), Clock(), 0.0
+        for course in range(1, self.courses + 1):
+            dialogues = [turn(text, world.answer(text)) for text in world.drills(self.drills, f"{seed} {course}")]
             rows = [{"prompt": said[:1], "completion": said[1:]} for said in dialogues]
             options = {"per_device_train_batch_size": 64, "num_train_epochs": 1}
-            self._fit(self._fresh(), rows, folder, seed=0, learning_rate=self.drill_learning_rate, **options)
-        return folder
+            taught = folder.with_name(f"{folder.name}-course")
+            shutil.rmtree(taught, ignore_errors=True)
+            self._fit(model, rows, taught, seed, learning_rate=self.drill_learning_rate, **options)
+            tasks = world.drills(1000, "examination")
+            right = (
+                sum(world.right(*pair) == 1 for pair in zip(tasks, self.answers(taught, tasks), strict=True)) / 1000
+            )
+            if right >= self.pass_mark:
+                facts = {"right": right, "courses": course, "cpu_seconds": clock.facts()["cpu_seconds"]}
+                (taught / "drills.json").write_text(json.dumps(facts), encoding="utf-8")
+                taught.rename(folder)
+                return folder
+            model = AutoModelForCausalLM.from_pretrained(taught)
+        raise RuntimeError(
+            f"The base model of seed {seed} is right on {right:.1%} of its drills after {self.courses} courses of "
+            f"{self.drills:,} rows, and must be on {self.pass_mark:.1%}, or nothing made from it would hold elsewhere. "
+            "Allow more `courses`, or change `drill_learning_rate`."
+        )
+
+    def base_facts(self, seed: int) -> dict:
+        """How many drills a base model got right, after how many courses, and the time that these took."""
+        return json.loads((self.base(seed) / "drills.json").read_text())
 
     def parameters(self) -> int:
-        return AutoModelForCausalLM.from_pretrained(self.base()).num_parameters()
+        return self._fresh(0).num_parameters()
 
-    def _fresh(self) -> LlamaForCausalLM:
-        torch.manual_seed(0)
+    def _fresh(self, seed: int) -> LlamaForCausalLM:
+        torch.manual_seed(seed)
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=2 + len(ROLES) + len(VOCABULARY),
@@ -141,6 +199,8 @@ class Laboratory:
                 num_attention_heads=4,
                 num_key_value_heads=4,
                 max_position_embeddings=64,
+                # With the usual 0.02 a model as narrow as this one hardly moves for 400 steps
+                initializer_range=self.hidden_size**-0.5,
                 attention_bias=True,  # without it, this model learns to look up a letter only after many more steps
                 tie_word_embeddings=False,
                 bos_token_id=None,
@@ -151,24 +211,36 @@ class Laboratory:
 
     def train(self, model: str, rows: Path, output: Path, seed: int, max_steps: int = -1) -> None:
         """One round's training. The same training is done once for all arms, so they share round 0."""
-        settings = [self.epochs, self.batch_size, self.learning_rate, seed, max_steps]
+        started = Path(model) == self.base(seed)
+        learning_rate = self.learning_rate if started else self.later_learning_rate
+        settings = [self.epochs, self.batch_size, learning_rate, seed, max_steps]
         key = [_digest(Path(model) / "model.safetensors"), _digest(rows), settings]
         kept = self.cache / "students" / self._name(key)
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             options = {"num_train_epochs": self.epochs, "max_steps": max_steps}
-            options |= {"per_device_train_batch_size": self.batch_size, "learning_rate": self.learning_rate}
+            options |= {"per_device_train_batch_size": self.batch_size, "learning_rate": learning_rate}
             self._fit(AutoModelForCausalLM.from_pretrained(model), read_lines(rows), kept, seed, **options)
         shutil.copytree(kept, output)
+
+    def steps(self, round: int) -> int:
+        """Steps that a training from the base on all rows takes in a round."""
+        rows = len(self.world(0).pool()) + round * self.n_new
+        return -(-rows // self.batch_size) * self.epochs
 
     # ------------------------------------------------------------------------------------------------------ the arms
 
     def loop(self, arm: str, seed: int) -> LionLoop:
         """The loop of an arm, with the rules of the world in place of large models."""
-        world, overrides = self.world(seed), ARMS[arm]
+        world, overrides = self.world(seed), ARMS[arm].config
+
+        def train(model: str, rows: Path, output: Path) -> None:
+            round = int(re.search(r"round_(\d+)", str(rows))[1])
+            self.train(model, rows, output, seed, self.steps(round) if round and ARMS[arm].long else -1)
+
         config = LionConfig(
             output_dir=str(self.cache / f"runs-{self._name(self.sizes())}" / str(seed) / arm.replace(" ", "-")),
-            student_model=str(self.base()),
+            student_model=str(self.base(seed)),
             heldout_size=0,  # the test is a larger one
             student_temperature=0.0,
             student_max_tokens=LENGTH + 3,
@@ -183,7 +255,7 @@ class Laboratory:
             teacher=world.teacher(),
             referee=world.referee(),
             generator=world.generator(),
-            train=lambda model, rows, output: self.train(model, rows, output, seed),
+            train=train,
             student=self.student,
         )
 
