@@ -177,7 +177,7 @@ class Laboratory:
             model = AutoModelForCausalLM.from_pretrained(taught)
         raise RuntimeError(
             f"The base model of seed {seed} is right on {right:.1%} of its drills after {self.courses} courses of "
-            f"{self.drills:,} rows, and must be on {self.pass_mark:.1%}, or nothing made from it would hold elsewhere. "
+            f"{self.drills:,} rows, and must be on {self.pass_mark:.1%}, or nothing made from it holds elsewhere. "
             "Allow more `courses`, or change `drill_learning_rate`."
         )
 
