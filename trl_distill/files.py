@@ -16,6 +16,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -87,6 +88,12 @@ def whole_file(path: str | PathLike) -> Iterator[IO[str]]:
 
 def _open(path: Path, mode: str, compressed: bool) -> IO[str]:
     return (gzip.open if compressed else open)(path, mode, encoding="utf-8")
+
+
+def file_digest(path: str | PathLike) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | PathLike, value: Any) -> None:

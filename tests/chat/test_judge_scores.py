@@ -280,7 +280,7 @@ def test_counts_and_means(report):
 
 
 def test_ties_and_self_preference(report):
-    assert report["ties"] == {"best": 1 / 2, "pairs": 1 / 4}
+    assert report["ties"] == {"best": 1 / 2, "pairs": 1 / 4, "different": {"items": 2, "tied": 1}}
     # Margins 9 - (2 + 4) / 2 = 6 and 6 - 6 = 0: standard deviation sqrt(18), over sqrt(2)
     assert report["self_preference"] == {"margin": 3.0, "standard_error": pytest.approx(3.0), "items": 2}
 
@@ -366,7 +366,7 @@ def test_a_judge_that_tells_nothing_apart_is_named():
     slots = FunctionChatModel(lambda request: _by_slot(request, 8, 5), "slots")
     report = judge_report(items, Judge(slots).judge(items))
     assert report["constant"] and report["warnings"] == ["All 4 scores are 6.5: this judge tells nothing apart."]
-    assert report["position"]["first_minus_last"] == 3.0 and report["ties"] == {"best": 1.0, "pairs": 1.0}
+    assert report["position"]["first_minus_last"] == 3.0 and report["ties"]["different"] == {"items": 2, "tied": 2}
     dumb = judge_report(items, Judge(FunctionChatModel(lambda request: "Nice!", "dumb")).judge(items))
     assert dumb["warnings"] == ["No answer has a score: {'no scores': 4}."]
     assert (dumb["calls"], dumb["reasks"], dumb["constant"]) == (12, 8, False)
@@ -386,7 +386,7 @@ def test_nothing_to_report():
     alone = [item_of("a", ["x"], ["judge"]), item_of("b", [], [])]
     report = judge_report(alone, [judgement_of([4.0]), judgement_of([])], "judge")
     assert report["self_preference"] == {"margin": None, "standard_error": None, "items": 0}
-    assert report["ties"] == {"best": None, "pairs": None} and report["position"]["first_minus_last"] is None
+    assert report["ties"]["best"] is report["ties"]["pairs"] is None and report["position"]["first_minus_last"] is None
     assert judge_report(alone, [judgement_of([4.0]), judgement_of([])], "other")["self_preference"] is None
     with pytest.raises(ValueError, match="2 items, but 0 judgements"):
         judge_report(alone, [])

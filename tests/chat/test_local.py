@@ -137,6 +137,23 @@ class TestAnswers:
         with pytest.raises(ValueError, match="no chat template"):
             local.complete(chats(1))
 
+    def test_losses_of_given_answers_are_those_of_each_row_alone(self, saved, tokenizer):
+        """Token by token in float64, the end token included; what the context has no room for has none."""
+        folder, questions = saved(seed=3), ["Hi", "What is it, in a few words?", "", "x" * 3]
+        texts = ["yes", "no, it is not", "well", "y" * 3000]
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        losses = LocalChatModel(folder, device="cpu", batch_size=2).answer_losses(
+            [ChatRequest([{"role": "user", "content": text}]) for text in questions], texts
+        )
+        for question, text, loss in zip(questions, texts[:3], losses, strict=False):
+            prompt = tokenizer(f"<|user|>{question}<|endoftext|><|assistant|>")["input_ids"]
+            ids = prompt + tokenizer(f"{text}<|endoftext|>")["input_ids"]
+            with torch.no_grad():
+                logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            told = [logps[t - 1, ids[t]].item() for t in range(len(prompt), len(ids))]
+            assert loss == pytest.approx(-sum(told) / len(told), abs=1e-5)
+        assert losses[3] is None
+
     @pytest.mark.parametrize("temperature", [0.5, 1.5])
     def test_frequencies_are_the_probabilities(self, saved, tokenizer, temperature):
         sampling = Sampling(temperature, max_tokens=1)

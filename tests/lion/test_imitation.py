@@ -13,6 +13,7 @@
 # limitations under the License.
 """Real training of tiny models: what a round trains on, where it begins, and what the loop reads back."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -252,17 +253,17 @@ class TestAdapters:
 class TestTraining:
     @pytest.fixture
     def commands(self, monkeypatch, tmp_path):
-        """What is started, in place of starting it."""
-        found = []
-
-        def run(command, **settings):
-            found.append(command)
-            (tmp_path / "training/run").mkdir(exist_ok=True)
-            return subprocess.CompletedProcess(command, 0)
-
-        monkeypatch.setattr(subprocess, "run", run)
-        (tmp_path / "training").mkdir()
-        return found
+        """What is started: a script in place of Python writes it down, and puts what is in `made` into its place."""
+        script, found = tmp_path / "python", tmp_path / "commands"
+        script.write_text(
+            f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {found}\ncp -r {tmp_path}/made/. {tmp_path}/training/run\n"
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+        for name in ("training", "made"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "rows.jsonl").touch()
+        return lambda: found.read_text().splitlines()
 
     def test_how_it_is_launched(self, commands, tmp_path):
         training = Training(
@@ -284,7 +285,7 @@ class TestTraining:
             "--config",
             str(config),
         ]
-        assert commands == [[sys.executable, "-m", *launch]]
+        assert commands() == ["-m", *launch]
         assert yaml.safe_load(config.read_text()) == {
             "model_name_or_path": "base",
             "dataset_name": str(tmp_path / "rows.jsonl"),
@@ -298,14 +299,16 @@ class TestTraining:
         self, dtype, merged, commands, base, tokenizer, tmp_path
     ):
         model = AutoModelForCausalLM.from_pretrained(base)
-        PeftModel(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "training/run")
-        tokenizer.save_pretrained(tmp_path / "training/run")
+        PeftModel(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "made")
+        tokenizer.save_pretrained(tmp_path / "made")
         fields = {} if dtype is None else {"dtype": dtype}
         Training(fields)("base", tmp_path / "rows.jsonl", tmp_path / "training/student")
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "training/student", dtype="auto")
         assert {value.dtype for value in found.state_dict().values()} == {getattr(torch, merged)}
 
     def test_half_a_checkpoint_is_not_gone_on_from(self, commands, tmp_path, caplog):
+        begun = {"fields": {}, "model": "base", "rows": hashlib.sha256(b"").hexdigest()}
+        (tmp_path / "training/begun.json").write_text(json.dumps(begun))
         for number, parts in ((2, ["trainer_state.json", "model.safetensors"]), (4, ["model.safetensors"])):
             (tmp_path / f"training/run/checkpoint-{number}").mkdir(parents=True)
             for part in parts:
@@ -317,8 +320,31 @@ class TestTraining:
         assert "checkpoint-4 is removed: trainer_state.json is missing" in caplog.text
         assert list((tmp_path / "training/student").iterdir()) == []
 
+    @pytest.mark.parametrize(
+        ("fields", "model", "rows", "goes_on"),
+        [
+            ({"learning_rate": 0.1, "per_device_train_batch_size": 2, "report_to": "none"}, "base", "", True),
+            ({"learning_rate": 0.2, "per_device_train_batch_size": 8}, "base", "", False),
+            ({"learning_rate": 0.1, "per_device_train_batch_size": 8}, "other", "", False),
+            ({"learning_rate": 0.1, "per_device_train_batch_size": 8}, "base", "{}", False),
+        ],
+    )
+    def test_only_what_learns_the_same_is_gone_on_with(self, fields, model, rows, goes_on, commands, tmp_path, caplog):
+        """A smaller batch after the memory was full goes on; another learning rate, start or rows begin anew."""
+        begun = {"fields": {"learning_rate": 0.1}, "model": "base", "rows": hashlib.sha256(b"").hexdigest()}
+        (tmp_path / "training/begun.json").write_text(json.dumps(begun))
+        (tmp_path / "training/run/checkpoint-2").mkdir(parents=True)
+        (tmp_path / "training/run/checkpoint-2/trainer_state.json").write_text("{}")
+        (tmp_path / "training/run/checkpoint-2/model.safetensors").write_bytes(save({"weight": torch.ones(3)}))
+        (tmp_path / "rows.jsonl").write_text(rows)
+        Training(fields)(model, tmp_path / "rows.jsonl", tmp_path / "training/student")
+        written = yaml.safe_load((tmp_path / "training/sft.yaml").read_text())
+        assert ("resume_from_checkpoint" in written) == goes_on == bool(list(tmp_path.rglob("checkpoint-*")))
+        assert ("begins anew" in caplog.text) != goes_on
+
     def test_a_training_that_fails(self, monkeypatch, tmp_path):
         (tmp_path / "training").mkdir()
+        (tmp_path / "rows.jsonl").touch()
         monkeypatch.setattr(sys, "executable", shutil.which("false"))
         message = r"`trl-distill sft --config .*sft.yaml`, stopped with exit code 1"
         with pytest.raises(ChildProcessError, match=message):

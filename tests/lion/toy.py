@@ -113,6 +113,18 @@ def student(folder: Path) -> FunctionChatModel:
     return FunctionChatModel(answer, "student", revision=hashlib.sha256(json.dumps(seen).encode()).hexdigest())
 
 
+class Measured(FunctionChatModel):
+    """A student whose loss on an answer is told by a function."""
+
+    def __init__(self, student: FunctionChatModel, loss):
+        super().__init__(student.function, student.name, student.revision)
+        self.loss = loss
+
+    def answer_losses(self, requests, answers):
+        asked = (request.messages[-1]["content"] for request in requests)
+        return [self.loss(text, answer) for text, answer in zip(asked, answers, strict=True)]
+
+
 def models(**others) -> dict:
     """Arguments of a loop in this world."""
     return {

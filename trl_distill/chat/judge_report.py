@@ -48,8 +48,8 @@ def judge_report(
             - `length`: `deciles` of the scored answers by characters with range, mean score and count, and `pearson`
               and `spearman`, correlations of length and score after each item's mean is taken away from both.
             - `models`: mean score and count by model.
-            - `ties`: `best`, the share of items whose best score is shared, and `pairs`, that of equal scores among
-              all pairs of answers to one prompt.
+            - `ties`: `best`, the share of items whose best score is shared, `pairs`, that of equal scores among all
+              pairs of answers to one prompt, and `different`: `items` whose answers differ, and how many are `tied`.
             - `self_preference`: `margin`, the mean over items of the judge's score for its own answers minus that for
               the others, with `standard_error` and `items`. `None` if none of its own is scored.
             - `warnings`: texts for what makes the scores useless.
@@ -89,14 +89,18 @@ def judge_report(
         "position": _position(judgements),
         "length": _length(items, scored),
         "models": {model: {"mean": _mean(of_one), "count": len(of_one)} for model, of_one in sorted(by_model.items())},
-        "ties": _ties(scored),
+        "ties": _ties(items, scored),
         "self_preference": _mean_over_items("margin", margins) if judge_name in by_model else None,
         "warnings": [],
     }
     if answers and not scores:
         report["warnings"].append(f"No answer has a score: {report['unscored']}.")
+    apart = report["ties"]["different"]
     if report["constant"]:
         report["warnings"].append(f"All {len(scores)} scores are {scores[0]:g}: this judge tells nothing apart.")
+    elif apart["items"] > 1 and apart["tied"] == apart["items"]:
+        said = f"All {apart['items']} items whose answers differ end in a tie"
+        report["warnings"].append(f"{said}: over all orders this judge tells nothing apart.")
     return report
 
 
@@ -160,11 +164,17 @@ def _ranks(values: NDArray) -> NDArray:
     return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
-def _ties(scored: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Any]:
+def _ties(items: Sequence[JudgeItem], scored: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Any]:
     several = [[score for _, score in of_item] for of_item in scored if len(of_item) > 1]
+    apart = [
+        len({score for _, score in of_item}) == 1
+        for item, of_item in zip(items, scored, strict=True)
+        if len({item.answers[i].strip() for i, _ in of_item}) > 1
+    ]
     shared = [float(scores.count(max(scores)) > 1) for scores in several]
     equal = [float(a == b) for scores in several for a, b in combinations(scores, 2)]
-    return {"best": _mean(shared), "pairs": _mean(equal)}
+    different = {"items": len(apart), "tied": sum(apart)}
+    return {"best": _mean(shared), "pairs": _mean(equal), "different": different}
 
 
 def _mean(values: Sequence[float] | NDArray) -> float | None:

@@ -317,6 +317,30 @@ class LocalChatModel(BaseChatModel):
             logps = mean_logps(model, prompt, tokens, config.pad_token_id) if sampling.logprobs else [None] * len(ids)
         return tokens, ends, logps
 
+    def answer_losses(self, requests: Sequence[ChatRequest], answers: Sequence[str]) -> list[float | None]:
+        import torch
+
+        from ..generation import batches_by_length, mean_logps, pad_ids
+        from ..models import end_token_ids
+
+        losses: list[float | None] = [None] * len(requests)
+        if not requests:
+            return losses
+        with _generating, torch.no_grad():
+            model, tokenizer, prompts = self._model, self._tokenizer, self._encode(requests)
+            ends = end_token_ids(model, tokenizer)
+            end = [tokenizer.eos_token_id] if tokenizer.eos_token_id in ends else ends[:1]
+            tokens = [[*ids, *end] for ids in tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
+            rows = [[*prompt, *answer] for prompt, answer in zip(prompts, tokens, strict=True)]
+            fits = [i for i, row in enumerate(rows) if len(row) <= self._context]
+            for batch in batches_by_length([rows[i] for i in fits], self.batch_size):
+                numbers = [fits[k] for k in batch]
+                prompt = pad_ids([prompts[i] for i in numbers], 0, "left", model.device)  # (B, P) each
+                logps = mean_logps(model.eval(), prompt, [tokens[i] for i in numbers], 0)
+                for i, logp in zip(numbers, logps, strict=True):
+                    losses[i] = -logp
+        return losses
+
     def _decode(self, tokens: Sequence[int]) -> str:
         """Text without special tokens, but for those that tell thoughts from the answer."""
         tokenizer, text, part = self._tokenizer, "", []

@@ -307,6 +307,14 @@ class BaseChatModel(AbstractContextManager):
         run_batches(self.batches(requests) if requests else [], work, self.concurrency)
         return answers
 
+    def answer_losses(self, requests: Sequence[ChatRequest], answers: Sequence[str]) -> list[float | None]:
+        """
+        Mean negative log-probability of the tokens of given answers and of the token that ends them, at temperature 1.
+
+        `None` where question and answer have no room in the context. `ValueError` for a model that cannot tell.
+        """
+        raise ValueError(f"{self.name} does not tell the loss of a given answer: its weights are not at hand.")
+
     def close(self) -> None:  # noqa: B027  most models hold nothing
         """Give back memory and connections. The next request opens them again."""
 

@@ -16,7 +16,7 @@
 
 from .estimate import Estimate
 from .generation import GenerationError, generate, generation_request
-from .imitation import Training
+from .imitation import Training, trainings
 from .lion_config import LionConfig
 from .loop import LionLoop, LionResult
 from .pools import Instruction, Partition, Scored, hold_out, partition, read_instructions
@@ -42,4 +42,5 @@ __all__ = [
     "partition",
     "read_instructions",
     "training_rows",
+    "trainings",
 ]

@@ -14,12 +14,13 @@
 
 """The dry run: what a loop still has to ask, and what that may cost."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ..chat import BaseChatModel, CallStore, ChatRequest, Completion
-from .folder import LionFolder
+from .folder import TRAININGS, LionFolder
 from .generation import generation_request
 from .pools import Instruction
 from .roles import Roles
@@ -65,41 +66,64 @@ class _Estimator:
                 if stage == "evaluation" and not heldout_is_counted:
                     yield self.teacher(round, stage, self.folder.heldout)
                     heldout_is_counted = True
-                if stage != "training":
+                if stage not in TRAININGS:
                     yield from getattr(self, stage)(round)
 
     def discrimination(self, round: int) -> Iterator[Estimate]:
         place = (round, "discrimination")
-        if not self.folder.manifest(round - 1).finished("training"):
-            yield from self.comparison(place, None, self.size_to_score(round))
+        if not self.is_trained(round - 1):
+            yield from self.mining(place, None, self.size_to_score(round))
             return
         pool = self.folder.to_score(round)
         failed = self.teacher(*place, pool)
         if failed.calls:  # all others were asked for the training
             yield failed
-        yield from self.comparison(place, pool, len(pool))
+        yield from self.mining(place, pool, len(pool))
 
     def generation(self, round: int) -> Iterator[Estimate]:
         place = (round, "generation", "generator")
         asked = sum(row.calls - row.failures - row.unanswered for row in self.store.ledger() if row[:3] == place)
         request = generation_request(self.longest(), "easy", self.config.sampling("generator"))
-        yield self.missing(place, self.roles.generator, _unknown(request, max(self.config.n_new - asked, 0)))
+        yield self.missing(place, self.roles.generator, _unknown(request, max(self.config.n_candidates - asked, 0)))
+
+    def selection(self, round: int) -> Iterator[Estimate]:
+        place, there = (round, "selection"), self.folder.manifest(round).finished("generation")
+        pool = self.folder.pool(round, "candidates") if there else None
+        yield self.teacher(*place, pool) if there else self.teacher_of_new(*place, self.config.n_candidates)
+        yield from self.mining(place, pool, self.config.n_candidates)
 
     def answers(self, round: int) -> Iterator[Estimate]:
-        if round == 0 or self.folder.manifest(round).finished("generation"):
+        stages, manifest = self.folder.stages(round), self.folder.manifest(round)
+        is_selected = "selection" in stages
+        if round == 0 or manifest.finished("selection" if is_selected else "generation"):
             yield self.teacher(round, "answers", self.folder.to_answer(round))
-        else:
-            [request] = self.roles.questions("teacher", [_of_length(self.config.generator_max_tokens)])
-            requests = _unknown(request, self.config.n_new)
-            yield self.missing((round, "answers", "teacher"), self.roles.teacher, requests)
+        elif not is_selected:  # else all candidates are answered by then
+            yield self.teacher_of_new(round, "answers", self.config.n_new)
 
     def evaluation(self, round: int) -> Iterator[Estimate]:
-        pool = self.folder.heldout if self.folder.manifest(round).finished("training") else None
-        yield from self.comparison((round, "evaluation"), pool, len(self.folder.heldout))
+        pool = self.folder.heldout if self.is_trained(round) else None
+        yield from self.comparison((round, "evaluation"), pool, len(self.folder.heldout), self.roles.evaluates)
 
-    def comparison(self, place: tuple[int, str], pool: Sequence[Instruction] | None, size: int) -> Iterator[Estimate]:
-        """Calls of student and referee: exact for the student if it is there, for the referee if the answers are."""
+    def is_trained(self, round: int) -> bool:
+        return self.folder.manifest(round).finished(self.folder.trainings(round)[-1])
+
+    def mining(self, place: tuple[int, str], pool: Sequence[Instruction] | None, size: int) -> Iterator[Estimate]:
+        """Calls of a comparison, as far as the miner asks for one: whom the loss will choose is not known yet."""
+        if self.config.miner == "both":
+            pool, size = None, math.ceil(self.config.loss_share * size)
+        if self.config.miner != "loss":
+            yield from self.comparison(place, pool, size)
+
+    def teacher_of_new(self, round: int, stage: str, count: int) -> Estimate:
+        [request] = self.roles.questions("teacher", [_of_length(self.config.generator_max_tokens)])
+        return self.missing((round, stage, "teacher"), self.roles.teacher, _unknown(request, count))
+
+    def comparison(
+        self, place: tuple[int, str], pool: Sequence[Instruction] | None, size: int, judge: str = "referee"
+    ) -> Iterator[Estimate]:
+        """Calls of student and judge: exact for the student if it is there, for the judge if the answers are."""
         (round, stage), roles = place, self.roles
+        model = roles.judges[judge]
         if pool is None:
             yield Estimate(*place, "student", size, 0, 0, 0.0)
         else:
@@ -110,13 +134,13 @@ class _Estimator:
                 theirs = roles.ask(self.store, roles.teacher, "teacher", (stage, round), pool)
                 ours = roles.ask(self.store, student, "student", (stage, round), pool)
                 items, _ = roles.items(pool, theirs, ours)
-                yield self.missing((*place, "referee"), roles.referee, roles.judge(roles.referee).requests(items))
+                yield self.missing((*place, judge), model, roles.judge(model).requests(items))
                 return
         longest = (self.config.teacher_max_tokens, self.config.student_max_tokens)
         items, _ = roles.items([self.longest()], *([Completion("x" * length)] for length in longest))
-        first, *_ = roles.judge(roles.referee).requests(items)
+        first, *_ = roles.judge(model).requests(items)
         requests = _unknown(first, size * self.config.referee_orders)
-        yield self.missing((*place, "referee"), roles.referee, requests)
+        yield self.missing((*place, judge), model, requests)
 
     def teacher(self, round: int, stage: str, pool: Sequence[Instruction]) -> Estimate:
         return self.missing((round, stage, "teacher"), self.roles.teacher, self.roles.questions("teacher", pool))

@@ -27,7 +27,7 @@ from typing import Any
 
 from ..chat import CallStore
 from ..chat.local import weights_digest
-from ..files import evaluation_questions, load_split, read_rows, write_json
+from ..files import evaluation_questions, file_digest, load_split, read_rows, write_json
 from .lion_config import LionConfig
 from .pools import Instruction, drawn, hold_out, read_instructions, read_pool, write_pool
 
@@ -35,14 +35,14 @@ from .pools import Instruction, drawn, hold_out, read_instructions, read_pool, w
 logger = logging.getLogger(__name__)
 
 # In the order of a round. Round 0 has no student to learn from, so it begins with its answers.
-STAGES = ("discrimination", "generation", "answers", "training", "evaluation")
+STAGES = ("discrimination", "generation", "selection", "answers", "training", "dpo", "minillm", "evaluation")
+TRAININGS = ("training", "dpo", "minillm")  # of these
 
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, of weights, config and tokenizer in a model's folder, or of all files in another folder."""
     if path.is_file():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     if any(path.glob("*.safetensors")):
         return weights_digest(path)
     files = {str(file.relative_to(path)): digest_of(file) for file in path.rglob("*") if file.is_file()}
@@ -166,8 +166,19 @@ class LionFolder:
     def round(self, round: int) -> Path:
         return self.path / f"round_{round}"
 
-    def student(self, round: int) -> Path:
-        return self.round(round) / "student"
+    def student(self, round: int, stage: str | None = None) -> Path:
+        """The folder of the student that a training stage makes, by default the last one of the round."""
+        last = self.trainings(round)[-1]
+        return self.round(round) / ("student" if stage in (None, last) else f"student_{stage}")
+
+    def trainings(self, round: int) -> list[str]:
+        """Stages of a round that make a student."""
+        return [stage for stage in self.stages(round) if stage in TRAININGS]
+
+    def name_of(self, model: str) -> str:
+        """How a manifest names where a training started: inside the folder of the run by the path there."""
+        path = Path(model)
+        return str(path.relative_to(self.path)) if path.is_relative_to(self.path) else model
 
     def manifest(self, round: int) -> Manifest:
         return Manifest(self.round(round))
@@ -181,14 +192,19 @@ class LionFolder:
         """All instructions up to a round, or its `train_pool`."""
         return read_pool(self.round(round) / f"{name}.jsonl")
 
-    def scores(self, round: int) -> list[dict[str, Any]]:
-        """What the referee gave in a round."""
-        return list(read_rows(self.round(round) / "scores.jsonl"))
+    def scores(self, round: int, name: str = "scores") -> list[dict[str, Any]]:
+        """What the miner found in the pool of a round, or in its `selection`; nothing if there is no such stage."""
+        path = self.round(round) / f"{name}.jsonl"
+        return list(read_rows(path)) if path.exists() else []
 
     def stages(self, round: int) -> list[str]:
         """Stages of a round, in their order."""
-        skipped = {"discrimination", "generation"} if round == 0 else set()
-        skipped |= {"discrimination"} if self.config.strategy == "random" else set()
+        config = self.config
+        skipped = {"dpo", "minillm"} - set(config.stages)
+        skipped |= {"discrimination", "generation", "selection", "dpo", "minillm"} if round == 0 else set()
+        if config.strategy == "random" and "dpo" not in config.stages:
+            skipped.add("discrimination")
+        skipped |= {"selection"} if config.n_candidates == config.n_new else set()
         skipped |= set() if self.heldout else {"evaluation"}
         return [stage for stage in STAGES if stage not in skipped]
 
@@ -197,12 +213,23 @@ class LionFolder:
 
     def has_converged(self, round: int) -> bool:
         """Whether too few instructions were hard in a round to go on from there."""
-        found = self.manifest(round).stages.get("discrimination")
+        looked = "selection" if "selection" in self.stages(round) else "discrimination"  # unseen ones tell more
+        found = self.manifest(round).stages.get(looked)
         return found is not None and found["counts"]["hard"] < self.config.min_hard
 
     def to_answer(self, round: int) -> list[Instruction]:
-        """What a round trains on: the Train Pool, or if it begins with the base, all instructions so far."""
-        return self.pool(round, "train_pool" if self.config.init_from == "previous" else "cache_pool")
+        """What a round trains on: the Train Pool with what is replayed, or from the base all instructions so far."""
+        if round == 0 or self.config.init_from == "base":
+            return self.pool(round)
+        new, old = self.pool(round, "train_pool"), self.pool(round - 1)
+        size = {"none": 0, "share": len(new), "all": len(old)}[self.config.replay]
+        return [*drawn(old, size, self.config.seed, "replay", round), *new]
+
+    def hard(self, round: int) -> list[Instruction]:
+        """Instructions that are known to be hard for the student of the round before."""
+        rows = [*self.scores(round), *self.scores(round, "selection")]
+        hard = {row["id"] for row in rows if row["kind"] == "hard"}
+        return [item for item in self.pool(round) if item.id in hard]
 
     def known_scores(self, round: int) -> dict[str, dict[str, Any]]:
         """Rows of scores from earlier rounds that are not made anew, by id."""
@@ -237,6 +264,6 @@ class LionFolder:
 
     def _forget(self, round: int, stages: Sequence[str]) -> None:
         if "training" in stages:
-            for name in ("training", "student"):  # of a training that was killed, perhaps before it was recorded
-                shutil.rmtree(self.round(round) / name, ignore_errors=True)
+            for name in (*TRAININGS, "student", "student_training"):  # of a training that was killed, perhaps before
+                shutil.rmtree(self.round(round) / name, ignore_errors=True)  # it was recorded
         self.manifest(round).forget(stages)

@@ -14,6 +14,7 @@
 
 """The training of a student, by default in a process of its own."""
 
+import json
 import logging
 import shutil
 import subprocess
@@ -21,12 +22,16 @@ import sys
 from argparse import Action
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+from ..chat.local import weights_digest
 from ..checkpoints import damage
+from ..files import file_digest, write_json
 from ..text import closest
 from ..training import accelerate_config_path, check_value, launch_fields, launch_flags
+from .lion_config import LionConfig
 
 
 try:
@@ -36,20 +41,36 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+SFT = "trl_distill.sft"
 _SET_BY_THE_LOOP = ("model_name_or_path", "dataset_name", "output_dir", "resume_from_checkpoint")
+_SET_BY_THE_LOOP += ("teacher_model_name_or_path",)
+# Fields that say how a training is computed and watched, not what it learns
+_HARDWARE = (
+    "per_device_ gradient_accumulation_steps gradient_checkpointing bf16 fp16 tf32 use_cpu dataloader_ deepspeed fsdp "
+    "ddp_ dataset_num_proc torch_compile torch_empty_cache_steps use_liger_kernel attn_implementation eval_ do_eval "
+    "activation_offloading save_ logging_ log_ report_to run_name project trackio_ push_to_hub hub_ disable_tqdm"
+).split()
 
 
-def check_training(training: dict[str, Any]) -> None:
-    """Raise `ValueError` unless all are fields of `trl-distill sft` that may be set here, each of its type."""
-    from ..sft import make_parser
+def what_is_learned(training: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a training but for those of the hardware, which may change between two runs of it."""
+    return {name: value for name, value in training.items() if not name.startswith(tuple(_HARDWARE))}
 
+
+def check_training(where: str, training: dict[str, Any], module: str = SFT) -> None:
+    """Raise `ValueError` unless all are fields of the training that may be set here, each of its type."""
     for name in training:
         if name in _SET_BY_THE_LOOP:
-            raise ValueError(f"`training` holds `{name}`, which the loop sets in each round. Remove it.")
+            raise ValueError(f"`{where}` holds `{name}`, which the loop sets in each round. Remove it.")
         if name == "hub_token":
-            raise ValueError(f"`training` holds `{name}`, which must not be in a file. Put it into `HF_TOKEN`.")
-    known = {action.dest: action for action in make_parser()._actions if action.dest != "help"}
-    _check_fields("training", training, known, "See `trl-distill sft --help`.")
+            raise ValueError(f"`{where}` holds `{name}`, which must not be in a file. Put it into `HF_TOKEN`.")
+    parser = import_module(module).make_parser()
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    _check_fields(where, training, known, f"See `trl-distill {_command(module)} --help`.")
+
+
+def _command(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def _check_fields(where: str, values: dict[str, Any], known: dict[str, Action], help_text: str) -> None:
@@ -62,6 +83,33 @@ def _check_fields(where: str, values: dict[str, Any], known: dict[str, Action], 
             raise ValueError(f"`{where}`: {error}") from error
 
 
+def trainings(config: LionConfig, modules: dict[str, str]) -> "dict[str, Training]":
+    """By stage its training, launched by the module of the command."""
+    made = {}
+    for stage, module in modules.items():
+        where, teacher = "training" if stage == "sft" else stage, None
+        if stage == "minillm" and "teacher_model_server_url" not in config.minillm:
+            entry = config.teacher or {}
+            if "model_name_or_path" not in entry:
+                raise ValueError(
+                    "`minillm` reads the probabilities of the teacher: `teacher` must be a local model, with "
+                    "`model_name_or_path`. For one behind an API there is `stages: [sft, dpo]`."
+                )
+            teacher = {"teacher_model_name_or_path": entry["model_name_or_path"]}
+            if "revision" in entry:
+                teacher["teacher_model_revision"] = entry["revision"]
+        made[stage] = Training(
+            getattr(config, where),
+            config.adapter_rounds == "merge",
+            config.accelerate_config,
+            config.launch,
+            module,
+            where,
+            teacher,
+        )
+    return made
+
+
 class Training:
     """
     Train a student like `trl-distill sft`, in processes of its own: the memory of one stage is free for the next, and
@@ -69,9 +117,14 @@ class Training:
 
     Args:
         training (`dict[str, Any]`), merge (`bool`, *optional*, defaults to `True`):
-            Fields of `trl-distill sft`, and whether an adapter is merged into its base when it is trained.
+            Fields of the training, and whether an adapter is merged into its base when it is trained.
         accelerate_config (`str`, *optional*), launch (`dict[str, Any]`, *optional*):
             How the training is launched: a config by name or as a file, and flags of `accelerate launch`.
+        module (`str`, *optional*, defaults to `"trl_distill.sft"`), where (`str`, *optional*, defaults to
+        `"training"`):
+            What is launched, a module with a `make_parser` that takes `--config`, and what errors call its fields.
+        teacher (`dict[str, Any]`, *optional*):
+            Fields for the teacher of that training, which the loop knows.
     """
 
     def __init__(
@@ -80,10 +133,14 @@ class Training:
         merge: bool = True,
         accelerate_config: str | None = None,
         launch: dict[str, Any] | None = None,
+        module: str = SFT,
+        where: str = "training",
+        teacher: dict[str, Any] | None = None,
     ):
-        check_training(training)
+        check_training(where, training, module)
         _check_fields("launch", launch or {}, launch_fields(), "See `accelerate launch --help`.")
-        self.training, self.merge, self._launch = training, merge, ["--quiet"]
+        self.training, self.merge, self._launch = training | (teacher or {}), merge, ["--quiet"]
+        self.module, self.command = module, _command(module)
         if accelerate_config is not None:
             self._launch += ["--config_file", accelerate_config_path(accelerate_config)]
         self._launch += launch_flags(launch or {})
@@ -91,20 +148,28 @@ class Training:
     def __call__(self, model: str, rows: Path, output: Path) -> None:
         """
         Train `model` on the JSON Lines `rows`, and put the student at `output`, which does not exist yet. Config and
-        checkpoints are kept beside it, so that a run that was killed goes on from its last checkpoint.
+        checkpoints are kept beside it, so that a run that was killed goes on from its last checkpoint, unless what it
+        is to learn has changed since.
 
         Raises:
             `ChildProcessError`: If the training fails. Its own message has been printed.
         """
         import yaml
 
-        run, config = output.with_name("run"), output.with_name("sft.yaml")
-        with _alone(output.with_name("lock")) as lock:
+        names = ("run", f"{self.command}.yaml", "begun.json")
+        run, config, begun = (output.with_name(name) for name in names)
+        with alone(output.parent) as lock:
             from ..models import adapter_config  # takes seconds to import: a training that is at work may end in them
 
             fields: dict[str, Any] = {"model_name_or_path": model, "dataset_name": str(rows), "output_dir": str(run)}
             is_adapter = Path(model).is_dir() and adapter_config(model)  # one adapter goes on through all rounds
             fields |= self.training | ({"use_peft": False} if is_adapter else {})
+            start = weights_digest(model) if Path(model).is_dir() else model
+            learned = {"fields": what_is_learned(self.training), "model": start, "rows": file_digest(rows)}
+            if run.exists() and not (begun.exists() and json.loads(begun.read_text(encoding="utf-8")) == learned):
+                logger.warning("%s was begun with other settings or rows, and begins anew.", run)
+                shutil.rmtree(run)
+            write_json(begun, learned)
             for checkpoint in run.glob("checkpoint-*"):
                 wrong = damage(checkpoint)
                 if wrong is None:
@@ -117,13 +182,20 @@ class Training:
             self._finish(run, output)
 
     def _train(self, config: Path, lock: IO) -> None:
-        launch = ["accelerate.commands.launch", *self._launch, "--module", "trl_distill.sft", "--config", str(config)]
+        launch = ["accelerate.commands.launch", *self._launch, "--module", self.module, "--config", str(config)]
         inherited = {} if fcntl is None else {"pass_fds": [lock.fileno()]}
-        code = subprocess.run([sys.executable, "-m", *launch], **inherited).returncode
+        with subprocess.Popen([sys.executable, "-m", *launch], **inherited) as process:
+            lock.write(str(process.pid))
+            lock.flush()
+            try:
+                code = process.wait()
+            except BaseException:
+                process.kill()
+                raise
         if code:
             raise ChildProcessError(
-                f"The training, which is `trl-distill sft --config {config}`, stopped with exit code {code}, see "
-                "above. When the cause is gone, run the same command again: the loop goes on here."
+                f"The training, which is `trl-distill {self.command} --config {config}`, stopped with exit code "
+                f"{code}, see above. When the cause is gone, run the same command again: the loop goes on here."
             )
 
     def _finish(self, run: Path, output: Path) -> None:
@@ -140,17 +212,24 @@ class Training:
             run.rename(output)
 
 
+def lock_of(work: Path) -> Path:
+    return work.with_name(f"{work.name}.lock")
+
+
 @contextmanager
-def _alone(path: Path) -> Iterator[IO]:
+def alone(work: Path) -> Iterator[IO]:
     """
-    A lock that the processes of a training hold, too. `kill -9` of the loop leaves them at work, and two trainings in
-    one folder would spoil each other, so the next run waits for them.
+    A lock beside the folder of a training, which its processes hold, too. `kill -9` of the loop leaves them at work,
+    and whoever writes there or removes it beside them spoils both, so the next run waits for them.
     """
-    with open(path, "w") as lock:
+    with open(lock_of(work), "a+") as lock:
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                logger.warning("Waiting for a training of a killed run that is still at work in %s.", path.parent)
+                lock.seek(0)
+                said = "Waiting for a training of a killed run that is still at work in %s. `kill %s` ends it."
+                logger.warning(said, work, lock.read() or "PID")
                 fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
         yield lock

@@ -28,10 +28,11 @@ _HARDWARE = ("student_batch_size", "accelerate_config", "launch")
 # Of a model's entry: how it is reached, paid and run, not which model it is. If it has moved, the call store asks.
 _ACCESS = ("base_url", "api_key_env", "concurrency", "max_attempts", "timeout", "backoff", "max_consecutive_failures")
 _ACCESS += ("prompt_price", "completion_price", "max_tokens_parameter", "omit", "headers", "device", "batch_size")
-_MODELS = ("teacher", "referee", "generator")
+_MODELS = ("teacher", "referee", "generator", "evaluator")
+_ON_POLICY = ("dpo", "minillm")
 _AT_LEAST_0 = ("heldout_size", "rounds", "max_reasks", "max_calls", "budget_usd", "seed")
 _AT_LEAST_1 = ("max_instructions", "n_new", "max_attempts_factor", "min_hard", "cache_sample", "student_batch_size")
-_AT_LEAST_1 += ("max_unreadable",)
+_AT_LEAST_1 += ("max_unreadable", "oversample")
 
 
 @dataclass
@@ -59,8 +60,10 @@ class LionConfig:
 
         teacher (`dict`):
             Entry of the model that is imitated.
-        referee (`dict`, *optional*), generator (`dict`, *optional*):
-            Entries of the models that compare answers and write instructions. Default to the teacher.
+        referee (`dict`, *optional*), generator (`dict`, *optional*), evaluator (`dict`, *optional*):
+            Entries of the models that compare answers, write instructions, and compare the answers to the held-out
+            slice, so that a student is not measured by whom it learned to please. The first two default to the
+            teacher, the last one to the referee.
         student_model (`str`):
             Id or folder of the model that learns.
         student_dtype (`str`, *optional*, defaults to `"auto"`), student_load_in_4bit (`bool`, *optional*, defaults to
@@ -83,6 +86,15 @@ class LionConfig:
         init_from (`str`, *optional*, defaults to `"previous"`):
             `"previous"`: each round goes on with the student of the last one. `"base"`: each round trains
             `student_model` anew, on all rows so far.
+        replay (`str`, *optional*, defaults to `"none"`):
+            With `init_from="previous"`: rows of earlier rounds that join the new ones, so that the student does not
+            forget. `"share"`: as many as there are new ones, at random. `"all"`: all.
+        stages (`list[str]`, *optional*, defaults to `["sft"]`):
+            Trainings of a round, one after the other, the first of them `sft`. From round 1 on it may be followed by
+            `dpo`, on pairs of the teacher's and the student's answer to the hard instructions, or by `minillm`, on
+            the prompts of the round and the hard ones, where the teacher's weights are at hand.
+        dpo (`dict[str, Any]`, *optional*), minillm (`dict[str, Any]`, *optional*):
+            Fields of `trl-distill dpo` and of `trl-distill minillm`, whose teacher is that of the loop.
         adapter_rounds (`str`, *optional*, defaults to `"merge"`):
             With `use_peft`. `"merge"`: each round's adapter is merged, and the next one starts a new one on the merged
             model. `"continue"`: one adapter is trained through all rounds.
@@ -93,8 +105,12 @@ class LionConfig:
         > Discrimination
 
         strategy (`str`, *optional*, defaults to `"adversarial"`):
-            `"adversarial"`: new instructions come from those that the referee finds hard and easy. `"random"`: from
-            any, without a referee: the control.
+            `"adversarial"`: new instructions come from hard and easy ones. `"random"`: from any: the control.
+        miner (`str`, *optional*, defaults to `"referee"`):
+            Who says what is hard. `"referee"`: a comparison of both answers. `"loss"`: the student's mean loss a token
+            on the teacher's answer, without a call. `"both"`: the loss chooses whom the referee compares.
+        loss_share (`float`, *optional*, defaults to `0.25`):
+            The share with the largest losses that the loss calls hard, or hands to the referee.
         tau (`float`, *optional*, defaults to `1.0`), tau_quantile (`float`, *optional*), min_teacher_score (`float`,
         *optional*):
             What is hard, see [`partition`].
@@ -116,6 +132,9 @@ class LionConfig:
         rounds (`int`, *optional*, defaults to `3`), n_new (`int`, *optional*, defaults to `6000`), hard_share
         (`float`, *optional*, defaults to `0.5`):
             Rounds after the first imitation, new instructions in each, and the share that is made from hard ones.
+        oversample (`float`, *optional*, defaults to `1.0`):
+            How many instructions are written for each that is used. With more than one, the teacher answers all, and
+            those are used that the miner finds hardest: the student has not been trained on any of them.
         max_attempts_factor (`float`, *optional*, defaults to `5.0`):
             Requests to the generator, as a multiple of what is wanted.
         rouge_threshold (`float`, *optional*, defaults to `0.7`):
@@ -156,6 +175,9 @@ class LionConfig:
     generator: dict[str, Any] | None = field(
         default=None, metadata={"help": "The model that writes instructions. Default: the teacher."}
     )
+    evaluator: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The judge of the held-out slice. Default: the referee."}
+    )
     student_model: str | None = field(default=None, metadata={"help": "Id or folder of the model that learns."})
     student_dtype: str = field(default="auto", metadata={"help": "Data type of the student when it answers."})
     student_load_in_4bit: bool = field(default=False, metadata={"help": "Whether the student answers in 4 bit."})
@@ -176,6 +198,18 @@ class LionConfig:
     init_from: Literal["previous", "base"] = field(
         default="previous", metadata={"help": "Where each round's training starts: the last student, or the base."}
     )
+    replay: Literal["none", "share", "all"] = field(
+        default="none", metadata={"help": "Rows of earlier rounds that join the new ones: none, as many, or all."}
+    )
+    stages: list[str] = field(
+        default_factory=lambda: ["sft"], metadata={"help": "Trainings of a round: sft, then dpo or minillm."}
+    )
+    dpo: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Fields of `trl-distill dpo`. In the YAML file: a section."}
+    )
+    minillm: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Fields of `trl-distill minillm`. In the YAML file: a section."}
+    )
     adapter_rounds: Literal["merge", "continue"] = field(
         default="merge", metadata={"help": "Merge the adapter of each round, or train one through all rounds."}
     )
@@ -189,6 +223,10 @@ class LionConfig:
     strategy: Literal["adversarial", "random"] = field(
         default="adversarial", metadata={"help": "New instructions from hard and easy ones, or from any (control)."}
     )
+    miner: Literal["referee", "loss", "both"] = field(
+        default="referee", metadata={"help": "What is hard by the referee, by the student's loss, or by both in turn."}
+    )
+    loss_share: float = field(default=0.25, metadata={"help": "The share with the largest losses."})
     tau: float = field(default=1.0, metadata={"help": "Gap of the scores from which on an instruction is hard."})
     tau_quantile: float | None = field(default=None, metadata={"help": "In place of tau: the share that is hard."})
     min_teacher_score: float | None = field(
@@ -208,6 +246,7 @@ class LionConfig:
     rounds: int = field(default=3, metadata={"help": "Rounds after the first imitation."})
     n_new: int = field(default=6000, metadata={"help": "New instructions a round."})
     hard_share: float = field(default=0.5, metadata={"help": "Share of new ones that is made from hard ones."})
+    oversample: float = field(default=1.0, metadata={"help": "Instructions that are written for each that is used."})
     max_attempts_factor: float = field(
         default=5.0, metadata={"help": "Requests to the generator, as a multiple of what is wanted."}
     )
@@ -251,10 +290,40 @@ class LionConfig:
         self.filters = {("lion",): list(LION_FILTERS), ("none",): []}.get(tuple(self.filters), self.filters)
         check_filters(self.filters)
         partition([], self.tau, self.tau_quantile, self.min_teacher_score)
-        for role in ("student", *_MODELS):
+        self._check_mining()
+        self._check_stages()
+        for role in ("student", "teacher", "referee", "generator"):
             self.sampling(role)
         if self.dry_run and self.restart_from is not None:
             raise ValueError("`dry_run` changes nothing, and `restart_from` removes results. Set one of them.")
+
+    @property
+    def n_candidates(self) -> int:
+        """How many new instructions are written in a round."""
+        return round(self.n_new * self.oversample)
+
+    def _check_mining(self) -> None:
+        if not 0 < self.loss_share <= 1:
+            raise ValueError(f"`loss_share` must be in (0, 1], got {self.loss_share}.")
+        if self.miner != "referee" and self.rescore == "new_only":
+            raise ValueError("`rescore: new_only` keeps scores of a referee. Leave it out, or set `miner: referee`.")
+        if self.replay != "none" and self.init_from == "base":
+            raise ValueError("`init_from: base` trains on all rows as it is. Set `replay` with `init_from: previous`.")
+
+    def _check_stages(self) -> None:
+        known = [["sft"], *(["sft", stage] for stage in _ON_POLICY)]
+        if self.stages not in known:
+            raise ValueError(f"`stages` must be one of {', '.join(map(str, known))}, got {self.stages!r}.")
+        for stage in _ON_POLICY:
+            setattr(self, stage, getattr(self, stage) or {})
+            if getattr(self, stage) and stage not in self.stages:
+                raise ValueError(f"`{stage}` is set, and `stages` is {self.stages}. Add it there, or leave it out.")
+        if self.stages == ["sft"]:
+            return
+        if "dpo" in self.stages and self.miner == "loss":
+            raise ValueError("`dpo` takes pairs that a referee has compared. Set `miner` to referee or both.")
+        if self.adapter_rounds == "continue":
+            raise ValueError(f"`{self.stages[-1]}` starts from a whole model. Set `adapter_rounds: merge`.")
 
     def sampling(self, role: str, seed: int | None = None) -> Sampling:
         """How `"teacher"`, `"student"`, `"referee"` or `"generator"` answers."""
@@ -262,7 +331,7 @@ class LionConfig:
         return Sampling(temperature, None, max_tokens, self.seed if seed is None else seed)
 
     def make(self, role: str) -> BaseChatModel:
-        """The model of the role `"teacher"`, `"referee"` or `"generator"`."""
+        """The model of the role `"teacher"`, `"referee"`, `"generator"` or `"evaluator"`."""
         entry = getattr(self, role) or self.teacher
         if entry is None:
             raise ValueError("No `teacher`: name the model that is to be imitated.")

@@ -30,7 +30,7 @@ from . import stages
 from .estimate import Estimate, estimate
 from .folder import LionFolder
 from .lion_config import LionConfig
-from .roles import Roles
+from .roles import Roles, Train
 
 
 logger = logging.getLogger(__name__)
@@ -63,12 +63,14 @@ class LionLoop:
             All settings.
         instructions (`Iterable[dict]`, *optional*):
             Rows to start from, in place of `dataset_name`.
-        teacher, referee, generator ([`~trl_distill.chat.BaseChatModel`], *optional*):
-            Models in place of the entries of the config. Referee and generator default to the teacher.
-        train (`Callable[[str, Path, Path], None]`, *optional*):
-            `train(model, rows, output)` trains `model` on a JSON Lines file of `prompt` and `completion`, and puts the
-            student into the folder `output`, which does not exist yet. What is beside it in its parent stays until the
-            training is finished, also if the run is killed. Defaults to [`Training`].
+        teacher, referee, generator, evaluator ([`~trl_distill.chat.BaseChatModel`], *optional*):
+            Models in place of the entries of the config.
+        train (`Callable[[str, Path, Path], None]` or `dict`, *optional*):
+            `train(model, rows, output)` trains `model` on a JSON Lines file, and puts the student into the folder
+            `output`, which does not exist yet. What is beside it in its parent stays until the training is finished,
+            also if the run is killed. Defaults to [`Training`]. A dictionary holds one for each of the `stages` of the
+            config: rows of `"sft"` are `prompt` and `completion`, of `"dpo"` `prompt`, `chosen` and `rejected`, of
+            `"minillm"` `prompt`.
         student (`Callable[[Path], BaseChatModel]`, *optional*):
             The model in a student's folder. Defaults to [`~trl_distill.chat.LocalChatModel`].
         progress (`bool`, *optional*, defaults to `False`):
@@ -104,7 +106,8 @@ class LionLoop:
         teacher: BaseChatModel | None = None,
         referee: BaseChatModel | None = None,
         generator: BaseChatModel | None = None,
-        train: Callable[[str, Path, Path], None] | None = None,
+        evaluator: BaseChatModel | None = None,
+        train: Train | dict[str, Train] | None = None,
         student: Callable[[Path], BaseChatModel] | None = None,
         progress: bool = False,
     ):
@@ -112,7 +115,7 @@ class LionLoop:
             if getattr(config, name) is None:
                 raise ValueError(f"`{name}` is not set.")
         self.config = config
-        self.roles = Roles(config, teacher, referee, generator, student, train)
+        self.roles = Roles(config, teacher, referee, generator, evaluator, student, train)
         self.folder = LionFolder(config, instructions, progress)
         self._restart_from = None if config.restart_from is None else self.folder.place(config.restart_from)
 
@@ -208,7 +211,12 @@ def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], s
             row["hard_share"] = counts["hard"] / (counts["hard"] + counts["easy"] + counts["below_floor"])
         if "generation" in stages:
             row["generation"] = stages["generation"]
-            pool = row["generation"]["counts"]["pool"] + row["generation"]["counts"]["accepted"]
+            counts = row["generation"]["counts"]
+            if "selection" in stages:
+                row["selection"] = stages["selection"]
+                pool = counts["pool"] + row["selection"]["counts"]["taken"]
+            else:
+                pool = counts["pool"] + counts["accepted"]
         row["pool"] = pool
         if "answers" in stages:
             row["answers"] = stages["answers"]["counts"]

@@ -32,7 +32,7 @@ from ..chat import (
     LocalChatModel,
     judge_report,
 )
-from .imitation import Training
+from .imitation import SFT, trainings
 from .lion_config import LionConfig
 from .pools import Instruction
 
@@ -44,6 +44,7 @@ REFEREE = Aspect(
 Pool = Sequence[Instruction]
 Answers = Sequence[Completion | FailedCall]
 Place = tuple[str, int]  # stage and round
+Train = Callable[[str, Path, Path], None]
 
 
 class Compared(NamedTuple):
@@ -64,17 +65,32 @@ class Roles:
         teacher: BaseChatModel | None = None,
         referee: BaseChatModel | None = None,
         generator: BaseChatModel | None = None,
+        evaluator: BaseChatModel | None = None,
         student: Callable[[Path], BaseChatModel] | None = None,
-        train: Callable[[str, Path, Path], None] | None = None,
+        train: Train | dict[str, Train] | None = None,
     ):
         self.config = config
         self.teacher = teacher or config.make("teacher")
         self.referee = referee or (teacher if teacher and not config.referee else config.make("referee"))
         self.generator = generator or (teacher if teacher and not config.generator else config.make("generator"))
+        self.judges = {"referee": self.referee}
+        if evaluator or config.evaluator:
+            self.judges["evaluator"] = evaluator or config.make("evaluator")
         self.student = student or self._local_student
-        self.train = train or Training(
-            config.training, config.adapter_rounds == "merge", config.accelerate_config, config.launch
-        )
+        self.train = dict(train) if isinstance(train, dict) else {"sft": train} if train else {}
+        if "sft" not in self.train:
+            self.train |= trainings(config, {"sft": SFT})
+        for stage in config.stages:
+            if stage not in self.train:
+                raise ValueError(
+                    f"`stages` holds `{stage}`, and nothing here trains it: start `trl-distill lion`, or pass "
+                    f'`train={{"{stage}": ...}}`.'
+                )
+
+    @property
+    def evaluates(self) -> str:
+        """The role that judges the held-out slice."""
+        return "evaluator" if "evaluator" in self.judges else "referee"
 
     def _local_student(self, folder: Path) -> BaseChatModel:
         names = ("dtype", "load_in_4bit", "batch_size")
@@ -92,19 +108,37 @@ class Roles:
         with model:
             return store.model(model, role, *place).complete(self.questions(role, pool))
 
-    def compare(self, store: CallStore, place: Place, student: Path, pool: Pool) -> Compared:
-        """Let teacher and student answer, then the referee score. One local model is in memory at a time."""
+    def losses(self, store: CallStore, place: Place, student: Path, pool: Pool) -> dict[str, float | str]:
+        """By id the student's mean loss a token on the teacher's answer, or why there is none."""
+        answers = self.ask(store, self.teacher, "teacher", place, pool)
+        losses: dict[str, float | str] = {}
+        there = []
+        for item, request, answer in zip(pool, self.questions("student", pool), answers, strict=True):
+            if isinstance(answer, FailedCall):
+                losses[item.id] = f"teacher failed: {answer.error}"
+            elif not answer.text.strip():
+                losses[item.id] = "teacher empty: its answer has no text"
+            else:
+                there.append((item.id, request, answer.text))
+        with self.student(student) as model:
+            found = model.answer_losses([request for _, request, _ in there], [text for *_, text in there])
+        too_long = "student context: it has no room for the teacher's answer"
+        return losses | {id: too_long if loss is None else loss for (id, *_), loss in zip(there, found, strict=True)}
+
+    def compare(self, store: CallStore, place: Place, student: Path, pool: Pool, role: str = "referee") -> Compared:
+        """Let teacher and student answer, then a judge score. One local model is in memory at a time."""
+        judge = self.judges[role]
         theirs = self.ask(store, self.teacher, "teacher", place, pool)
         ours = self.ask(store, self.student(student), "student", place, pool)
         items, reasons = self.items(pool, theirs, ours)
         scores: dict[str, tuple] = {id: (None, None, reason) for id, reason in reasons.items()}
-        with self.referee as model:
-            judgements = self.judge(store.model(model, "referee", *place)).judge(items)
+        with judge as model:
+            judgements = self.judge(store.model(model, role, *place)).judge(items)
         for item, judgement in zip(items, judgements, strict=True):
             reason = next((reason for reason in judgement.unscored if reason is not None), None)
             scores[item.id] = (*judgement.scores, None) if reason is None else (None, None, reason)
         unscored = Counter(reason.partition(":")[0] for *_, reason in scores.values() if reason is not None)
-        report = judge_report(items, judgements, self.referee.name)
+        report = judge_report(items, judgements, judge.name)
         return Compared(scores, unscored, report, [item.answers for item in items])
 
     def items(self, pool: Pool, theirs: Answers, ours: Answers) -> tuple[list[JudgeItem], dict[str, str]]:

@@ -18,6 +18,7 @@ import logging
 import math
 import shutil
 from collections import Counter
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -27,7 +28,9 @@ from ..files import write_json, write_rows
 from ..text import rouge_l
 from .folder import LionFolder
 from .generation import KINDS, generate, quotas
-from .pools import Scored, partition, write_pool
+from .imitation import lock_of
+from .mining import mine
+from .pools import write_pool
 from .roles import Answers, Pool, Roles
 from .similarity import UNICODE, SimilarityIndex
 
@@ -59,6 +62,22 @@ def training_rows(instructions: Pool, answers: Answers) -> tuple[list[dict[str, 
     return rows, dict(counts)
 
 
+def preference_rows(pool: Pool, theirs: Answers, ours: Answers) -> list[dict[str, Any]]:
+    """
+    Rows for [`~trl.DPOTrainer`] with the `id` of the instruction: the teacher's answer chosen, the student's rejected,
+    where both are whole and differ.
+    """
+    rows = []
+    for instruction, chosen, rejected in zip(pool, theirs, ours, strict=True):
+        whole = [answer for answer in (chosen, rejected) if not isinstance(answer, FailedCall)]
+        texts = [answer.text.strip() for answer in whole if answer.finish_reason not in CUT_OFF]
+        if len(texts) == 2 and all(texts) and texts[0] != texts[1]:
+            said = [[{"role": "assistant", "content": answer.text}] for answer in whole]
+            prompt = [{"role": "user", "content": instruction.text}]
+            rows.append({"id": instruction.id, "prompt": prompt, "chosen": said[0], "rejected": said[1]})
+    return rows
+
+
 def answers(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
     """The teacher answers what the round trains on."""
     manifest, pool = folder.begin(round), folder.to_answer(round)
@@ -71,66 +90,71 @@ def answers(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> N
 
 def training(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
     """The student learns the answers."""
-    manifest, student = folder.begin(round), folder.student(round)
     goes_on = round > 0 and folder.config.init_from == "previous"
     start = str(folder.student(round - 1)) if goes_on else folder.config.student_model
-    work = manifest.folder / "training"
+    rows = folder.round(round) / "answers.jsonl"
+    _train(folder, roles, round, "training", start, rows)
+
+
+def dpo(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
+    """The student learns to prefer the teacher's answers to its own where it was behind: both are in the store."""
+    place, pool = ("dpo", round), folder.hard(round)
+    theirs = roles.ask(store, roles.teacher, "teacher", place, pool)
+    ours = roles.ask(store, roles.student(folder.student(round - 1)), "student", place, pool)
+    rows = preference_rows(pool, theirs, ours)
+    if not rows:
+        raise ValueError(f"None of {len(pool)} hard instructions has two whole answers to make a pair for `dpo`.")
+    path = folder.begin(round).folder / "pairs.jsonl"
+    write_rows(path, rows)
+    _train(folder, roles, round, "dpo", str(folder.student(round, "training")), path, counts={"rows": len(rows)})
+
+
+def minillm(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
+    """The student answers what the round is about and what is hard itself, and the teacher rates each token."""
+    pool = {item.id: item for item in [*folder.to_answer(round), *folder.hard(round)]}.values()
+    rows = [{"id": item.id, "prompt": [{"role": "user", "content": item.text}]} for item in pool]
+    path = folder.begin(round).folder / "prompts.jsonl"
+    write_rows(path, rows)
+    _train(folder, roles, round, "minillm", str(folder.student(round, "training")), path, counts={"rows": len(rows)})
+
+
+def _train(folder: LionFolder, roles: Roles, round: int, stage: str, start: str, rows: Path, **facts: Any) -> None:
+    manifest, student = folder.begin(round), folder.student(round, stage)
+    work = manifest.folder / stage
     if not student.exists():  # else a run was killed between its last step and the record of it
         shutil.rmtree(work / "student", ignore_errors=True)
         work.mkdir(exist_ok=True)
-        roles.train(start, manifest.folder / "answers.jsonl", work / "student")
+        roles.train["sft" if stage == "training" else stage](start, rows, work / "student")
         (work / "student").rename(student)
     shutil.rmtree(work, ignore_errors=True)
-    manifest.finish("training", ["student"], start=f"round_{round - 1}/student" if goes_on else start)
+    lock_of(work).unlink(missing_ok=True)  # nobody waits: the call store lets one run into this folder
+    results = [student.name, *([] if stage == "training" else [rows.name])]
+    manifest.finish(stage, results, start=folder.name_of(start), **facts)
 
 
 def discrimination(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
-    """The student of the last round and the teacher answer the Cache Pool, and the referee scores both."""
-    config, manifest = folder.config, folder.begin(round)
-    pool, known = folder.to_score(round), folder.known_scores(round)
-    compared = roles.compare(store, ("discrimination", round), folder.student(round - 1), pool)
-    rows = []
-    for instruction in folder.pool(round - 1):
-        if instruction.id in known:
-            rows.append(known[instruction.id])
-        elif instruction.id in compared.scores:
-            teacher, student, reason = compared.scores[instruction.id]
-            row = {"id": instruction.id, "teacher": teacher, "student": student, "round": round, "unscored": reason}
-            rows.append(row)
-    scored = [Scored(row["id"], row["teacher"], row["student"]) for row in rows if row["teacher"] is not None]
-    if not scored:
-        raise ValueError(
-            f"The referee {roles.referee.name} scored none of {len(rows)} instructions: {dict(compared.unscored)}. "
-            f"Its replies are in {store.path}. Take another referee, or raise `referee_max_tokens`."
-        )
-    parts = partition(scored, config.tau, config.tau_quantile, config.min_teacher_score)
-    kind = {id: name for name, ids in zip(("hard", "easy", "below_floor"), parts, strict=False) for id in ids}
-    rows = [row | {"kind": kind.get(row["id"])} for row in rows]
-    write_rows(manifest.folder / "scores.jsonl", rows)
-    counts = Counter(row["kind"] or "unscored" for row in rows)
-    manifest.finish(
-        "discrimination",
-        ["scores.jsonl"],
-        tau=parts.tau if math.isfinite(parts.tau) else str(parts.tau),
-        counts={name: counts[name] for name in ("hard", "easy", "below_floor", "unscored")},
-        unscored=dict(compared.unscored),
-        mean_gap=mean(item.gap for item in scored),
-        referee=compared.report,
-    )
+    """What is hard for the student of the last round in the Cache Pool."""
+    manifest, known = folder.begin(round), folder.known_scores(round)
+    place, student = ("discrimination", round), folder.student(round - 1)
+    rows, facts = mine(roles, store, place, student, folder.to_score(round), list(known.values()))
+    by_id = {row["id"]: row for row in rows}
+    in_order = [by_id[item.id] for item in folder.pool(round - 1) if item.id in by_id]
+    write_rows(manifest.folder / "scores.jsonl", in_order)
+    manifest.finish("discrimination", ["scores.jsonl"], **facts)
 
 
 def generation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
-    """New instructions, which replace the Train Pool and extend the Cache Pool."""
+    """New instructions, which replace the Train Pool and extend the Cache Pool, or are candidates for both."""
     config, manifest, pool = folder.config, folder.begin(round), folder.pool(round - 1)
-    wanted, seeds = quotas(config.n_new, config.hard_share), dict.fromkeys(KINDS, pool)
+    n_new = config.n_candidates
+    wanted, seeds = quotas(n_new, config.hard_share), dict.fromkeys(KINDS, pool)
     if config.strategy == "adversarial":
         kinds = {row["id"]: row["kind"] for row in folder.scores(round)}
         seeds = {kind: [item for item in pool if kinds.get(item.id) == kind] for kind in KINDS}
         for kind, other in (KINDS, KINDS[::-1]):
             if wanted[kind] and not seeds[kind]:
-                wanted = {kind: 0, other: config.n_new}
-                said = "No instruction is %s: all %d new ones are made from %s ones."
-                logger.warning(said, kind, config.n_new, other)
+                wanted = {kind: 0, other: n_new}
+                logger.warning("No instruction is %s: all %d new ones are made from %s ones.", kind, n_new, other)
     texts = [item.text for item in [*pool, *folder.heldout]]
     sampling_seed = derived_seed(config.seed, round)
     with roles.generator as model:
@@ -145,17 +169,43 @@ def generation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
             filters=config.filters,
             max_attempts_factor=config.max_attempts_factor,
         )
-    files = {"cache_pool.jsonl": [*pool, *new], "train_pool.jsonl": new}
+    is_candidate = "selection" in folder.stages(round)
+    files = {"candidates.jsonl": new} if is_candidate else _pools(folder, round, new)
     for name, content in files.items():
         write_pool(manifest.folder / name, content)
     counts |= {"wanted": wanted, "pool": len(pool)}
     manifest.finish("generation", list(files), counts=counts, sampling_seed=sampling_seed)
 
 
+def _pools(folder: LionFolder, round: int, new: Pool) -> dict[str, Pool]:
+    """The files of both pools with new instructions."""
+    return {"cache_pool.jsonl": [*folder.pool(round - 1), *new], "train_pool.jsonl": new}
+
+
+def selection(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
+    """Of more new instructions than are used, those that are hardest for the student, who has seen none of them."""
+    manifest, candidates = folder.begin(round), folder.pool(round, "candidates")
+    rows, facts = mine(roles, store, ("selection", round), folder.student(round - 1), candidates)
+
+    def hardness(row: dict[str, Any]) -> tuple[float, float]:
+        gap = -math.inf if row["teacher"] is None else row["teacher"] - row["student"]
+        return gap, row.get("loss") or -math.inf
+
+    known = sorted((row for row in rows if row["kind"] not in (None, "below_floor")), key=hardness, reverse=True)
+    taken = {row["id"] for row in known[: folder.config.n_new]}
+    files = _pools(folder, round, [item for item in candidates if item.id in taken])
+    for name, content in files.items():
+        write_pool(manifest.folder / name, content)
+    write_rows(manifest.folder / "selection.jsonl", [row | {"taken": row["id"] in taken} for row in rows])
+    facts["counts"] |= {"candidates": len(candidates), "taken": len(taken)}
+    manifest.finish("selection", [*files, "selection.jsonl"], **facts)
+
+
 def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
     """Student and teacher on the held-out slice: what the referee says, and how near the texts are."""
     manifest = folder.begin(round)
-    compared = roles.compare(store, ("evaluation", round), folder.student(round), folder.heldout)
+    place, role = ("evaluation", round), roles.evaluates
+    compared = roles.compare(store, place, folder.student(round), folder.heldout, role)
     scored = [(teacher, student) for teacher, student, _ in compared.scores.values() if teacher is not None]
     gaps = [teacher - student for teacher, student in scored]
     facts: dict[str, Any] = {"counts": {"heldout": len(folder.heldout), "scored": len(scored)}}
@@ -171,6 +221,8 @@ def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
     if compared.answers:
         facts["rouge_l_to_teacher"] = mean(rouge_l(ours, theirs, UNICODE) for theirs, ours in compared.answers)
     facts |= {"unscored": dict(compared.unscored), "referee": compared.report}
+    for warning in compared.report["warnings"]:
+        logger.warning("Round %d, evaluation by the %s: %s", round, role, warning)
     rows = [
         {"id": id, "teacher": teacher, "student": student, "unscored": reason}
         for id, (teacher, student, reason) in sorted(compared.scores.items())

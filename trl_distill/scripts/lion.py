@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from ..lion import Estimate, LionResult
 
+_MODULES = {"sft": "trl_distill.sft", "dpo": "trl_distill.scripts.dpo", "minillm": "trl_distill.scripts.minillm"}
+
 
 def make_parser(prog: str | None = None) -> "HfArgumentParser":
     from ..lion import LionConfig
@@ -95,12 +97,13 @@ def run(argv: list[str]) -> None:
     """Parse `argv`, do the rounds, and show what came out."""
     prog = "trl-distill lion"
     with user_errors(prog), budget_exit(prog):
-        from ..lion import LionConfig, LionLoop
+        from ..lion import LionConfig, LionLoop, trainings
 
         config = parse_config(LionConfig, make_parser(prog), argv)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trl_distill.lion").setLevel(logging.INFO)
-        loop = LionLoop(config, progress=True)
+        train = trainings(config, {stage: _MODULES[stage] for stage in config.stages})
+        loop = LionLoop(config, train=train, progress=True)
         if config.dry_run:
             _show_estimates(loop.estimate())
             return
