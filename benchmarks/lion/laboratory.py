@@ -16,16 +16,18 @@
 
 import hashlib
 import json
-import re
+import random
 import shutil
+import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.laboratory import (
     EOS,
@@ -38,13 +40,10 @@ from benchmarks.laboratory import (
     turn,
     word_tokenizer,
 )
-from trl_distill import LionConfig, LionLoop
+from trl_distill import LionConfig, LionLoop, MiniLLMConfig, MiniLLMTrainer
 from trl_distill.chat import ChatRequest, LocalChatModel, Sampling
 
-from .world import LENGTH, VOCABULARY, World, family_of
-
-
-CONTINUED = "no new rows"
+from .world import LENGTH, VOCABULARY, World, family_of, task
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ class Arm:
     Attributes:
         config (`dict`, *optional*):
             What the arm sets in `LionConfig`. `None`: no loop, only more steps on the old pool.
+        learning_rate (`float`):
+            Of the last training of each later round.
         control (`str`, *optional*):
             The arm that it is compared with, so that one thing differs.
         long (`bool`, *optional*, defaults to `False`):
@@ -60,25 +61,53 @@ class Arm:
     """
 
     config: dict | None
+    learning_rate: float
     control: str | None = None
     long: bool = False
 
 
-BASE = {"init_from": "base"}
 RANDOM = {"strategy": "random"}
-ARMS = {
-    "adversarial": Arm({}, "random"),
-    "random": Arm(RANDOM),
-    "adversarial, long": Arm({}, "random, long", long=True),
-    "random, long": Arm(RANDOM, long=True),
-    "adversarial, from the base": Arm(BASE, "random, from the base"),
-    "random, from the base": Arm(BASE | RANDOM),
-    "adversarial, hard only": Arm({"hard_share": 1.0}, "random"),
-    "adversarial, easy only": Arm({"hard_share": 0.0}, "random"),
-    CONTINUED: Arm(None, "random"),
-    "adversarial, one order": Arm({"referee_orders": 1}, "adversarial"),
-}
+SHARE, ALL, BASE = {"replay": "share"}, {"replay": "all"}, {"init_from": "base"}
+DPO, MINILLM = {"stages": ["sft", "dpo"]}, {"stages": ["sft", "minillm"]}
+UNSEEN = {"oversample": 3.0}
+CONTINUED = "no new rows"
 DEFAULT = "adversarial"  # what `LionConfig` does if nothing is set
+# The best over all families after the last round on the pilot seeds, see results/lion_learning_rates.json
+RATES = {
+    "new": 5e-4,
+    "new, long": 1.25e-4,
+    "share": 5e-4,
+    "share, long": 2.5e-4,
+    "all": 5e-4,
+    "base": 1e-3,  # not searched: that of the first imitation
+    "dpo": 5e-5,
+    "minillm": 1e-4,
+}
+ARMS = {
+    DEFAULT: Arm({}, RATES["new"], "random"),
+    "random": Arm(RANDOM, RATES["new"]),
+    "adversarial, long": Arm({}, RATES["new, long"], "random, long", long=True),
+    "random, long": Arm(RANDOM, RATES["new, long"], long=True),
+    "adversarial, replay share": Arm(SHARE, RATES["share"], "random, replay share"),
+    "random, replay share": Arm(SHARE | RANDOM, RATES["share"]),
+    "adversarial, replay share, long": Arm(SHARE, RATES["share, long"], "random, replay share, long", long=True),
+    "random, replay share, long": Arm(SHARE | RANDOM, RATES["share, long"], long=True),
+    "adversarial, replay all": Arm(ALL, RATES["all"], "random, replay all"),
+    "random, replay all": Arm(ALL | RANDOM, RATES["all"]),
+    "adversarial, from the base": Arm(BASE, RATES["base"], "random, from the base"),
+    "random, from the base": Arm(BASE | RANDOM, RATES["base"]),
+    "loss miner, replay all": Arm(ALL | {"miner": "loss"}, RATES["all"], "random, replay all"),
+    "both miners, replay all": Arm(ALL | {"miner": "both"}, RATES["all"], "random, replay all"),
+    "mined on unseen, replay all": Arm(ALL | UNSEEN, RATES["all"], "random, replay all"),
+    "then DPO, replay all": Arm(ALL | DPO, RATES["dpo"], "random, then DPO, replay all"),
+    "random, then DPO, replay all": Arm(ALL | DPO | RANDOM, RATES["dpo"]),
+    "then MiniLLM, replay all": Arm(ALL | MINILLM, RATES["minillm"], "random, then MiniLLM, replay all"),
+    "random, then MiniLLM, replay all": Arm(ALL | MINILLM | RANDOM, RATES["minillm"]),
+    "adversarial, hard only": Arm({"hard_share": 1.0}, RATES["new"], "random"),
+    "adversarial, easy only": Arm({"hard_share": 0.0}, RATES["new"], "random"),
+    CONTINUED: Arm(None, RATES["new"], "random"),
+    "adversarial, one order": Arm({"referee_orders": 1}, RATES["new"], DEFAULT),
+}
 ROLES = ["<user>", "<assistant>"]
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
@@ -107,8 +136,9 @@ class Laboratory:
     n_new: int = 160  # new instructions of each round
     epochs: int = 4  # of each round, like the batches
     batch_size: int = 32
-    learning_rate: float = 1e-3  # of what starts from the base model
-    later_learning_rate: float = 1e-3  # of what goes on with a student
+    learning_rate: float = 1e-3  # of the first imitation
+    stage_steps: int = 40  # of DPO or MiniLLM after a later imitation, in batches of 16
+    lessons: int = 200  # steps of the teacher whose weights MiniLLM reads, from the base
     hidden_size: int = 128  # of the student
     num_hidden_layers: int = 2
     drills: int = 25_600  # rows of a course of the base model, in batches of 64
@@ -130,13 +160,23 @@ class Laboratory:
 
     # ---------------------------------------------------------------------------------------------------- training
 
-    def _fit(self, model, rows: list[dict], output: Path, seed: int, **options) -> None:
-        """Fine-tune with TRL, and put model and tokenizer at `output` when it is done."""
-        work = output.with_name(f"{output.name}.partial")
+    def _fit(self, model, rows: list[dict], output: Path, seed: int, stage: str = "sft", **options) -> None:
+        """Train with TRL or MiniLLM, and put model and tokenizer at `output` when it is done."""
+        work, teacher = output.with_name(f"{output.name}.partial"), options.pop("teacher", None)
         shutil.rmtree(work, ignore_errors=True)
-        settings = training_arguments(work, seed, lr_scheduler_type="linear", warmup_steps=20, **options)
-        data = Dataset.from_list([{name: row[name] for name in ("prompt", "completion")} for row in rows])
-        trainer = SFTTrainer(model, args=SFTConfig(**settings), train_dataset=data, processing_class=tokenizer())
+        if stage != "sft":
+            options |= {"per_device_train_batch_size": min(16, len(rows))}
+        settings = training_arguments(work, seed, lr_scheduler_type="linear", warmup_steps=0.1, **options)
+        columns = {"sft": ("prompt", "completion"), "dpo": ("prompt", "chosen", "rejected"), "minillm": ("prompt",)}
+        data = Dataset.from_list([{name: row[name] for name in columns[stage]} for row in rows])
+        common = {"train_dataset": data, "processing_class": tokenizer()}
+        if stage == "sft":
+            trainer = SFTTrainer(model, args=SFTConfig(**settings), **common)
+        elif stage == "dpo":
+            trainer = DPOTrainer(model, args=DPOConfig(**settings), **common)
+        else:
+            args = MiniLLMConfig(**settings, max_completion_length=LENGTH + 1)
+            trainer = MiniLLMTrainer(model, AutoModelForCausalLM.from_pretrained(teacher), args=args, **common)
         train_quietly(trainer)
         trainer.save_model()
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -209,19 +249,59 @@ class Laboratory:
             )
         )
 
-    def train(self, model: str, rows: Path, output: Path, seed: int, max_steps: int = -1) -> None:
-        """One round's training. The same training is done once for all arms, so they share round 0."""
-        started = Path(model) == self.base(seed)
-        learning_rate = self.learning_rate if started else self.later_learning_rate
-        settings = [self.epochs, self.batch_size, learning_rate, seed, max_steps]
-        key = [_digest(Path(model) / "model.safetensors"), _digest(rows), settings]
-        kept = self.cache / "students" / self._name(key)
+    def train(
+        self,
+        model: str,
+        rows: Path,
+        output: Path,
+        seed: int,
+        learning_rate: float,
+        max_steps: int = -1,
+        stage: str = "sft",
+    ) -> None:
+        """One training. The same one is done once for all arms, so they share round 0."""
+        key = [_digest(Path(model) / "model.safetensors"), _digest(rows), seed, learning_rate, max_steps, stage]
+        kept = self.cache / "students" / self._name([*key, self.epochs, self.batch_size])
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            options = {"num_train_epochs": self.epochs, "max_steps": max_steps}
-            options |= {"per_device_train_batch_size": self.batch_size, "learning_rate": learning_rate}
-            self._fit(AutoModelForCausalLM.from_pretrained(model), read_lines(rows), kept, seed, **options)
+            options = {"num_train_epochs": self.epochs, "max_steps": max_steps, "learning_rate": learning_rate}
+            if stage == "sft":
+                options["per_device_train_batch_size"] = self.batch_size
+            elif stage == "minillm":
+                options["teacher"] = self.teacher(seed)
+            self._fit(AutoModelForCausalLM.from_pretrained(model), read_lines(rows), kept, seed, stage, **options)
         shutil.copytree(kept, output)
+
+    def teacher(self, seed: int) -> Path:
+        """
+        A model that knows the world of a seed, for the stage that reads a teacher's weights. Answers are the rule's.
+
+        Raises:
+            `RuntimeError`: If it is not right on 99 % of the tasks that it is asked.
+        """
+        folder = self.cache / f"teacher-{self._name([self.sizes(), seed])}"
+        if not folder.exists():
+            world, draw = self.world(seed), random.Random(f"lessons {seed}")
+            # One in twenty names no book
+            count = self.lessons * 64
+            texts = [task(draw.choice(world.families), draw, rare=draw.random() < 0.3) for _ in range(count)]
+            texts = [text.split(" ", 1)[1] if draw.random() < 0.05 else text for text in texts]
+            dialogues = [turn(text, world.answer(text)) for text in texts]
+            rows = [{"prompt": said[:1], "completion": said[1:]} for said in dialogues]
+            options = {"per_device_train_batch_size": 64, "num_train_epochs": 1, "learning_rate": self.learning_rate}
+            taught = folder.with_name(f"{folder.name}-untested")
+            shutil.rmtree(taught, ignore_errors=True)
+            self._fit(AutoModelForCausalLM.from_pretrained(self.base(seed)), rows, taught, seed, **options)
+            tasks = world.test(self.test_size)
+            right = statistics.mean(
+                world.right(*pair) == 1 for pair in zip(tasks, self.answers(taught, tasks), strict=True)
+            )
+            if right < min(self.pass_mark, 0.99):
+                raise RuntimeError(
+                    f"The teacher of seed {seed} is right on {right:.1%} of the test only. Add `lessons`."
+                )
+            taught.rename(folder)
+        return folder
 
     def steps(self, round: int) -> int:
         """Steps that a training from the base on all rows takes in a round."""
@@ -230,24 +310,31 @@ class Laboratory:
 
     # ------------------------------------------------------------------------------------------------------ the arms
 
-    def loop(self, arm: str, seed: int) -> LionLoop:
+    def loop(self, arm: str, seed: int, learning_rate: float | None = None) -> LionLoop:
         """The loop of an arm, with the rules of the world in place of large models."""
-        world, overrides = self.world(seed), ARMS[arm].config
+        world, overrides = self.world(seed), ARMS[arm].config or {}
+        rate = learning_rate or ARMS[arm].learning_rate
+        name = f"{arm.replace(' ', '-')}-{rate:g}"
 
         def train(model: str, rows: Path, output: Path) -> None:
-            round = int(re.search(r"round_(\d+)", str(rows))[1])
-            self.train(model, rows, output, seed, self.steps(round) if round and ARMS[arm].long else -1)
+            round = int(rows.parent.name.removeprefix("round_"))
+            imitation = RATES[overrides.get("replay", "new")] if "stages" in overrides else rate
+            steps = self.steps(round) if round and ARMS[arm].long else -1
+            self.train(model, rows, output, seed, imitation if round else self.learning_rate, steps)
+
+        def go_on(stage: str) -> Callable:
+            return lambda model, rows, output: self.train(model, rows, output, seed, rate, self.stage_steps, stage)
 
         config = LionConfig(
-            output_dir=str(self.cache / f"runs-{self._name(self.sizes())}" / str(seed) / arm.replace(" ", "-")),
+            output_dir=str(self.cache / f"runs-{self._name(self.sizes())}" / str(seed) / name),
             student_model=str(self.base(seed)),
             heldout_size=0,  # the test is a larger one
             student_temperature=0.0,
             student_max_tokens=LENGTH + 3,
-            rounds=0 if overrides is None else self.rounds,
+            rounds=0 if arm == CONTINUED else self.rounds,
             n_new=self.n_new,
             seed=seed,
-            **(overrides or {}),
+            **overrides,
         )
         return LionLoop(
             config,
@@ -255,7 +342,7 @@ class Laboratory:
             teacher=world.teacher(),
             referee=world.referee(),
             generator=world.generator(),
-            train=train,
+            train={"sft": train, "dpo": go_on("dpo"), "minillm": go_on("minillm")},
             student=self.student,
         )
 
@@ -284,43 +371,49 @@ class Laboratory:
         letters["strong"] /= (len(world.families) - len(world.weak)) * self.test_size
         return {"right": pack([share == 1 for share in shares]), "letters": letters}
 
-    def run(self, arm: str, seed: int) -> dict:
+    def run(self, arm: str, seed: int, learning_rate: float | None = None) -> dict:
         """
         One arm.
 
         Returns:
-            `dict`: By round the score of the student, how many new rows are of weak families, of strong ones and of
-            none, and what was mined; and the calls by role.
+            `dict`: By round the score of the student, the steps of its trainings, how many new rows are of weak
+            families, of strong ones and of none, and what was mined; and the calls by role.
         """
-        clock = Clock()
-        world, loop = self.world(seed), self.loop(arm, seed)
+        clock, rate = Clock(), learning_rate or ARMS[arm].learning_rate
+        world, loop = self.world(seed), self.loop(arm, seed, rate)
         result = loop.run()
-        rounds = [{"round": 0, **self.score(loop.folder.student(0), seed)}]
+        first = loop.folder.round(0) / "answers.jsonl"
+        rounds = [{"round": 0, **self.score(loop.folder.student(0), seed), "steps": self._steps(first)}]
         if arm == CONTINUED:
-            steps, rows = -(-self.n_new // self.batch_size) * self.epochs, loop.folder.round(0) / "answers.jsonl"
-            last = loop.folder.student(0)
+            last, steps = loop.folder.student(0), -(-self.n_new // self.batch_size) * self.epochs
             for round in range(1, self.rounds + 1):
                 folder = loop.folder.path / f"continued_{round}"
                 shutil.rmtree(folder, ignore_errors=True)
-                self.train(str(last), rows, folder, seed + 1000 * round, steps)
+                self.train(str(last), first, folder, seed + 1000 * round, rate, steps)
                 last = folder
-                rounds.append({"round": round, **self.score(folder, seed)})
-        else:
-            for round in range(1, result.round + 1):
-                rounds.append(
-                    {"round": round, **self.score(loop.folder.student(round), seed), **self._mined(loop, world, round)}
-                )
+                rounds.append({"round": round, **self.score(folder, seed), "steps": steps})
+        for round in range(1, result.round + 1):
+            steps = self._steps(loop.folder.round(round) / "answers.jsonl")
+            if ARMS[arm].long:
+                steps = self.steps(round)
+            steps += self.stage_steps * (len(loop.config.stages) - 1)
+            scored = self.score(loop.folder.student(round), seed)
+            rounds.append({"round": round, **scored, "steps": steps, **self._mined(loop, world, round)})
         calls = Counter()
         for row in result.report["ledger"]:
             calls[row["role"]] += row["calls"]
         return {
             "arm": arm,
             "seed": seed,
+            "learning_rate": rate,
             "status": result.status,
             "rounds": rounds,
             "calls": dict(calls),
             **clock.facts(),
         }
+
+    def _steps(self, rows: Path) -> int:
+        return -(-len(read_lines(rows)) // self.batch_size) * self.epochs
 
     def _mined(self, loop: LionLoop, world: World, round: int) -> dict:
         """Where the new instructions of a round came from."""
@@ -336,5 +429,6 @@ class Laboratory:
             scores = loop.folder.scores(round)
             facts["discrimination"] = stages["discrimination"]["counts"]
             facts["hard"] = Counter(kind(pool[row["id"]]) for row in scores if row["kind"] == "hard")
-            facts["first_minus_last"] = stages["discrimination"]["referee"]["position"]["first_minus_last"]
+            if "referee" in stages["discrimination"]:
+                facts["first_minus_last"] = stages["discrimination"]["referee"]["position"]["first_minus_last"]
         return facts

@@ -26,23 +26,14 @@ from benchmarks.laboratory import average, gain, markdown, mean, print_table, un
 from .laboratory import ARMS
 
 
-# What an arm is compared with, so that one thing differs
-CONTROL = {
-    "adversarial": "random",
-    "adversarial, hard only": "random",
-    "adversarial, easy only": "random",
-    "no new rows": "random",
-    "adversarial, one order": "adversarial",
-    "adversarial, from the base": "random, from the base",
-}
 KINDS = ("weak", "strong", "all")
 
 
 def accuracies(results: dict, runs: list[dict], round: int, kind: str) -> dict[int, list[float]]:
-    """By seed, as a list of one, the accuracy in a round on tasks of weak or of strong families, or on all."""
+    """By seed, as a list of one, the accuracy in a round on tasks of weak or strong families, or all. -1: the end."""
     found = {}
     for run in runs:
-        if round < len(run["rounds"]):
+        if -1 <= round < len(run["rounds"]):
             world, right = results["seeds"][str(run["seed"])], unpack(run["rounds"][round]["right"])
             size = len(right) // len(world["families"])
             of_kind = [
@@ -69,7 +60,7 @@ def scores_table(results: dict) -> str:
     rows = []
     for round in range(last + 1):
         for arm in list(arms)[: 1 if round == 0 else None]:  # round 0 is the same for all
-            control = CONTROL.get(arm, "") if round else ""
+            control = (ARMS[arm].control or "") if round else ""
             scores = [accuracies(results, arms[arm], round, kind) for kind in KINDS]
             cells = [
                 arm if round else "all",
