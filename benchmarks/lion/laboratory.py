@@ -145,7 +145,7 @@ class Laboratory:
     courses: int = 4  # that it may take
     pass_mark: float = 0.995  # share of new drills that it must answer rightly
     drill_learning_rate: float = 1.5e-3
-    test_size: int = 60  # tasks of the test for each family
+    test_size: int = 40  # tasks of the test for each family
 
     def sizes(self) -> dict:
         return {name: value for name, value in asdict(self).items() if name != "cache"}
