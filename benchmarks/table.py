@@ -42,6 +42,7 @@ TABLES = {
     "rationales": ("rationales.table", "table"),
     "zephyr": ("zephyr.table", "table"),
     "lion": ("lion.table", "table"),
+    "lion/learning_rates": ("lion.table", "learning_rates"),
     "rationales/real_model": ("rationales.table", "real_model"),
     "rationales/label_counts": ("rationales.table", "label_counts"),
     "zephyr/end_to_end": ("zephyr.table", "end_to_end"),

@@ -77,7 +77,7 @@ def check(results: dict, again: dict) -> bool:
     print(f"Base: {base['right']:.1%} of new drills after {base['courses']} courses.")
     print(f"Strong families after the first imitation: {strong:.1%}, wanted {STRONG:.0%}.")
     agrees, compared = strong >= STRONG, 0
-    for one, other in itertools.combinations(repeated, 2):
+    for one, other in itertools.combinations([arm for arm in repeated if arm in committed], 2):
         ours, theirs = (
             paired(*(accuracies(source, arms[name], -1, "all") for name in (one, other)))
             for source, arms in ((again, repeated), (results, committed))
@@ -91,7 +91,7 @@ def check(results: dict, again: dict) -> bool:
         agrees &= same
         print(f"{said}: {'the same order' if same else 'ANOTHER ORDER'}")
     if not compared:
-        print("The results know no order of these arms: compare others.")
+        print("The results know no order of these arms: name others by `--arms`.")
     return agrees and compared > 0
 
 
@@ -107,7 +107,8 @@ def main():
     quiet()
     if args.threads:
         torch.set_num_threads(args.threads)
-    empty = {"benchmark": "lion", "provenance": [], "seeds": {}, "runs": []}
+    name = "lion/learning_rates" if args.learning_rates else "lion"
+    empty = {"benchmark": name, "provenance": [], "seeds": {}, "runs": []}
     shared = WORLDS[args.world]
     if args.check:
         results, cache = resume(args.output, empty), args.cache / "check"
