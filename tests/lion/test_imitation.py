@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tests.commands import CPU, read_rows, write_rows
 from trl_distill import sft
-from trl_distill.chat import Completion, FailedCall, LocalChatModel
+from trl_distill.chat import BudgetReached, Completion, FailedCall, LocalChatModel
 from trl_distill.lion import Instruction, LionConfig, LionLoop, Training, training_rows
 from trl_distill.training import accelerate_config_path
 
@@ -192,6 +193,47 @@ class TestFull:
             assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
         manifests = [json.loads((tmp_path / name / "round_1/manifest.json").read_text()) for name in "ab"]
         assert manifests[0] == manifests[1]
+
+
+class TestRehearsal:
+    """One step of each training, before anything is asked."""
+
+    def asked(self, loop):
+        with loop.folder.open_store() as store:
+            return sum(row.calls for row in store.ledger())
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"fields": FIELDS | LORA | {"lora_target_modules": ["nothing"]}}, "nothing"),
+            ({"student_max_tokens": 5000}, "9 of 9 prompts leave no room for 5000 new tokens in the context"),
+        ],
+    )
+    def test_what_cannot_work_costs_no_call(self, settings, said, in_process, loop, tmp_path):
+        failing = loop(**settings)
+        with pytest.raises((ValueError, SystemExit)) as stopped:
+            failing.run()
+        assert said in str(stopped.value.__cause__ or stopped.value)
+        assert self.asked(failing) == 0 and not (tmp_path / "run/rehearsal.json").exists()
+
+    def test_a_tokenizer_without_a_template(self, in_process, loop, base):
+        (Path(base) / "chat_template.jinja").unlink()
+        failing = loop()
+        with pytest.raises(SystemExit) as stopped:
+            failing.run()
+        assert "chat_template" in str(stopped.value.__cause__) and self.asked(failing) == 0
+
+    def test_is_done_once_for_the_same_settings(self, in_process, loop, base, tmp_path, caplog):
+        caplog.set_level("INFO")
+        for settings, times in (({"max_calls": 2}, 1), ({"max_calls": 4}, 1), ({"student_max_tokens": 5}, 2)):
+            with pytest.raises(BudgetReached) if "max_calls" in settings else nullcontext():
+                loop(rounds=0, **settings).run()
+            assert caplog.text.count("Rehearsal: one step") == times
+        assert not (tmp_path / "run/rehearsal").exists()
+        rows = tmp_path / "run/round_0/answers.jsonl"
+        assert len(list(read_rows(rows))) == 7 and same(
+            tmp_path / "run/round_0/student", trained(base, rows, tmp_path)
+        )
 
 
 class TestAdapters:

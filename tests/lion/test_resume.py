@@ -32,6 +32,7 @@ from toy import results
 
 from trl_distill.chat import FailedCall
 from trl_distill.chat.models import derived_seed
+from trl_distill.lion import LionConfig, LionLoop
 
 
 HERE = Path(__file__).parent
@@ -217,23 +218,145 @@ class TestRestart:
 
 class TestChanges:
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "said", "place"),
         [
-            ({"n_new": 5}, "`n_new` was 4, is 5"),
-            ({"tau": 2.0, "seed": 1}, "`seed` was 42, is 1; `tau` was 1.0, is 2.0"),
-            ({"training": {"learning_rate": 1.0}}, "`training` was {}, is {'learning_rate': 1.0}"),
-            ({"student_model": "other"}, "`student_model` was 'none', is 'other'"),
-            ({"teacher": {"model": "b"}}, "`teacher` was None, is {'model': 'b'}"),
+            ({"seed": 1}, "`seed` was 42, is 1", None),
+            ({"heldout_size": 6}, "`heldout_size` was 4, is 6", None),
+            ({"teacher": {"model": "b"}}, "`teacher` was None, is {'model': 'b'}", "0.answers"),
+            ({"teacher_max_tokens": 9, "tau": 3.0}, "`teacher_max_tokens` was 1024, is 9", "0.answers"),
+            ({"training": {"learning_rate": 1.0}}, "`training` was {}, is {'learning_rate': 1.0}", "0.training"),
+            ({"student_model": "other"}, "`student_model` was 'none', is 'other'", "0.training"),
+            ({"tau": 2.0, "max_reasks": 1}, "`max_reasks` was 2, is 1; `tau` was 1.0, is 2.0", "1.discrimination"),
+            ({"cache_sample": 9, "n_new": 5}, "`cache_sample` was None, is 9", "1.discrimination"),
         ],
     )
-    def test_another_setting_is_refused_by_name(self, changes, said, world, tmp_path):
+    @pytest.mark.parametrize("dry_run", [False, True])
+    def test_what_a_finished_stage_depends_on_is_fixed(self, dry_run, changes, said, place, world, whole, tmp_path):
+        """The message says which stage would be made anew; the folder is as it was."""
         runs = Runs(world)
         runs.run(kill=("generator", 1))
+        before = toy.files(tmp_path / "run")
         with pytest.raises(ValueError) as stopped:
-            world(**changes)
+            world(**changes, dry_run=dry_run)
         assert said in str(stopped.value) and "another `output_dir`" in str(stopped.value)
+        assert place is None or f"`--restart_from {place}`" in str(stopped.value)
+        assert ("--restart_from" in str(stopped.value)) == ("--keep_finished" in str(stopped.value)) == bool(place)
+        assert toy.files(tmp_path / "run") == before
+        assert runs.run().status == "finished" and results(tmp_path / "run") == whole[0]
+
+    @pytest.mark.parametrize(
+        ("kill", "changes"),
+        [
+            (("referee", 9), {"referee_max_tokens": 900}),  # the evaluation of round 0 is under way
+            (("referee", 3), {"referee": {"model": "better", "base_url": "http://127.0.0.1:1/v1"}}),
+            (("generator", 1), {"generator_temperature": 1.3, "n_new": 5, "filters": [], "rouge_threshold": 0.6}),
+            (("train", 1), {"training": {"learning_rate": 1e-3, "per_device_train_batch_size": 1}}),
+            (("train", 2), {"training": {"per_device_train_batch_size": 1, "report_to": "wandb", "bf16": True}}),
+            (("generator", 1), {"strategy": "random"}),
+            (("generator", 1), {"oversample": 2}),
+        ],
+    )
+    def test_the_remedies_of_errors_are_taken(self, kill, changes, world, tmp_path):
+        """A better referee, a higher temperature, a smaller batch: of what is finished nothing depends on them."""
+        runs = Runs(world)
+        runs.run(kill=kill)
+        before = runs.asked["teacher"]
+        runs.settings = changes
+        assert runs.run().status == "finished"
+        assert runs.asked["teacher"] - before <= 12 * (1 + ("oversample" in changes))  # held out, and new ones
+
+    def test_an_evaluation_is_no_obstacle(self, world, caplog):
+        """Nothing follows from it: what was measured otherwise is said, and stays."""
+        Runs(world).run(kill=("generator", 1))
+        evaluator = {"model": "e", "base_url": "http://127.0.0.1:1/v1"}
+        models = toy.models(student=toy.stubborn, evaluator=toy.referee())
+        assert world(models=models, evaluator=evaluator).run().status == "finished"
+        assert "Round 0 was evaluated with other settings: `evaluator` was None, is {'model': 'e'}" in caplog.text
+
+    def test_what_is_finished_can_be_kept(self, world, tmp_path, read):
+        """From here on another referee: the manifests say who judged what."""
+        runs = Runs(world)
+        runs.run(kill=("train", 2))
+        changes = {"tau": 2.0, "referee": {"model": "better", "base_url": "http://127.0.0.1:1/v1"}}
+        with pytest.raises(ValueError, match="1.discrimination"):
+            world(**changes)
+        assert world(models=toy.models(student=toy.stubborn), **changes, keep_finished=True).run().status == "finished"
+        made = [read(f"round_{k}/manifest.json")["stages"]["discrimination"]["settings"] for k in (1, 2)]
+        assert [facts["tau"] for facts in made] == [1.0, 2.0] and made[1]["referee"]["model"] == "better"
+        with pytest.raises(ValueError) as stopped:  # not what decides which stages there are
+            world(**changes, keep_finished=True, strategy="random")
+        assert "`strategy` was 'adversarial', is 'random'" in str(stopped.value)
+        assert "--keep_finished" not in str(stopped.value)
+        with pytest.raises(ValueError, match="`seed` was 42, is 1"):
+            world(**changes, keep_finished=True, seed=1)
+
+    def test_a_restart_takes_new_settings_for_what_it_makes(self, world, tmp_path):
+        runs = Runs(world)
         runs.run()
-        assert (tmp_path / "run/round_2/evaluation.json").exists()
+        runs.settings = dict(tau=2.0, n_new=5, restart_from="2.discrimination")
+        with pytest.raises(ValueError, match="1.discrimination"):  # that is older
+            runs.run()
+        runs.settings["restart_from"] = "1.discrimination"
+        assert runs.run().status == "finished"
+        whole = Runs(lambda **settings: world("other", **settings), tau=2.0, n_new=5)
+        whole.run()
+        assert results(tmp_path / "run") == results(tmp_path / "other")
+
+    @pytest.mark.parametrize(
+        ("gone", "found", "place"),
+        [
+            ("round_1", "round_2 holds the stage discrimination", "1.discrimination"),
+            ("round_1/manifest.json", "round_2 holds the stage discrimination", "1.discrimination"),
+            ("round_0/manifest.json", "round_1 holds the stage discrimination", "in another|pools"),
+        ],
+    )
+    def test_a_broken_chain_names_the_stage_to_restart_from(self, gone, found, place, world, whole, tmp_path):
+        runs = Runs(world)
+        runs.run()
+        path = tmp_path / "run" / gone
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if gone == "round_0/manifest.json":  # nothing says that anything is finished: all is made again
+            assert runs.run().status == "finished" and results(tmp_path / "run") == whole[0]
+            return
+        with pytest.raises(ValueError) as stopped:
+            runs.run()
+        assert found in str(stopped.value) and f"`--restart_from {place}`" in str(stopped.value)
+        runs.settings["restart_from"] = place
+        assert runs.run().status == "finished" and results(tmp_path / "run") == whole[0]
+
+    def test_a_round_that_was_made_anew_is_not_followed_by_an_old_one(self, world, tmp_path):
+        """Round 2 of another run, which began with another student."""
+        for name, seed in (("run", 42), ("other", 7)):
+            Runs(lambda name=name, seed=seed, **settings: world(name, seed=seed, **settings)).run()
+        shutil.rmtree(tmp_path / "run/round_2")
+        shutil.copytree(tmp_path / "other/round_2", tmp_path / "run/round_2")
+        with pytest.raises(ValueError, match=r"what it followed from has changed.*--restart_from 2.discrimination"):
+            Runs(world).run()
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"stages": 3}', '{"rounds": {}}'])
+    def test_a_damaged_manifest_names_its_file(self, content, world, tmp_path):
+        runs = Runs(world)
+        runs.run(kill=("generator", 1))
+        path = tmp_path / "run/round_1/manifest.json"
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"{path} is damaged"):
+            runs.run()
+
+    def test_another_data_file_is_noticed(self, tmp_path):
+        data = tmp_path / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in toy.rows({0: 10, 1: 8})))
+
+        def loop(**settings):
+            values = dict(dataset_name=str(data), output_dir=str(tmp_path / "run"), student_model="none", rounds=0)
+            config = LionConfig(**values, heldout_size=3, **settings)
+            return LionLoop(config, **toy.models(student=toy.stubborn))
+
+        loop().run()
+        data.write_text("".join(json.dumps(row) + "\n" for row in toy.rows({0: 10, 1: 9})))
+        with pytest.raises(ValueError, match="`dataset_sha256` was"):
+            loop()
+        data.unlink()  # it is not needed any more
+        assert loop().run().status == "finished"
 
     def test_what_may_change(self, world, whole, tmp_path):
         runs = Runs(world)

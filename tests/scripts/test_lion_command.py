@@ -63,6 +63,7 @@ def write(tmp_path, server, tiny_model, tokenizer):
             "heldout_size": 2,
             "rounds": 1,
             "n_new": 3,
+            "rehearse": False,  # each rehearsal is a training in processes of its own
             "training": {"max_steps": 2, "learning_rate": 1e-3} | CPU,
         }
         path = tmp_path / "lion.yaml"
@@ -104,6 +105,30 @@ def test_from_the_dry_run_to_the_last_student(write, server, tmp_path, capsys, c
     assert len(server.requests) == before and "finished" in said(capsys)
     lion.run(["--config", write(), "--dry_run"])
     assert "total 0" in said(capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "said_of_it"),
+    [
+        ({"training": {"use_peft": True, "lora_target_modules": ["nothing"]} | CPU}, "nothing"),
+        ({"student_model": "no-template"}, "chat_template"),
+        ({"student_max_tokens": 5000}, "leave no room for 5000 new tokens in the context"),
+    ],
+)
+def test_what_would_fail_after_the_pool_was_paid_fails_before_the_first_call(
+    changes, said_of_it, write, server, tmp_path, tiny_model, tokenizer, monkeypatch, capfd
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if changes.get("student_model"):
+        tiny_model(vocab_size=264).save_pretrained(tmp_path / "no-template")
+        tokenizer.save_pretrained(tmp_path / "no-template")
+        (tmp_path / "no-template/chat_template.jinja").unlink()
+        changes = {"student_model": str(tmp_path / "no-template")}
+    assert stops(lion.run, "--config", write(rehearse=True, **changes)) == 2
+    text = " ".join("".join(capfd.readouterr()).split())
+    assert said_of_it in text and not server.requests
+    assert not (tmp_path / "out/rehearsal.json").exists()
 
 
 def test_a_budget(write, server, tmp_path, capsys):

@@ -20,8 +20,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..chat import BaseChatModel, CallStore, ChatRequest, Completion
-from .folder import TRAININGS, LionFolder
+from .folder import LionFolder
 from .generation import generation_request
+from .manifest import TRAININGS
 from .pools import Instruction
 from .roles import Roles
 

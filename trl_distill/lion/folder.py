@@ -12,76 +12,26 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a run has on disk: settings, and for each round pools, results, and a manifest of what is finished."""
+"""What a run has on disk: for each round pools, results, and a manifest of what is finished."""
 
-import hashlib
-import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 from ..chat import CallStore
-from ..chat.local import weights_digest
-from ..files import evaluation_questions, file_digest, load_split, read_rows, write_json
-from .lion_config import LionConfig
+from ..files import evaluation_questions, file_digest, load_split, read_rows
+from .imitation import alone, lock_of
+from .lion_config import SHAPE, LionConfig
+from .manifest import STAGES, TRAININGS, Manifest, Place, chained
 from .pools import Instruction, drawn, hold_out, read_instructions, read_pool, write_pool
 
 
 logger = logging.getLogger(__name__)
-
-# In the order of a round. Round 0 has no student to learn from, so it begins with its answers.
-STAGES = ("discrimination", "generation", "selection", "answers", "training", "dpo", "minillm", "evaluation")
-TRAININGS = ("training", "dpo", "minillm")  # of these
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, of weights, config and tokenizer in a model's folder, or of all files in another folder."""
-    if path.is_file():
-        return file_digest(path)
-    if any(path.glob("*.safetensors")):
-        return weights_digest(path)
-    files = {str(file.relative_to(path)): digest_of(file) for file in path.rglob("*") if file.is_file()}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-class Manifest:
-    """The record of one round, `manifest.json`. A stage is finished when its results are there with their hashes."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._path = folder / "manifest.json"
-        self.stages: dict[str, dict[str, Any]] = {}
-        if self._path.exists():
-            self.stages = json.loads(self._path.read_text(encoding="utf-8"))["stages"]
-
-    def finish(self, stage: str, results: Sequence[str], **facts: Any) -> None:
-        """Record that a stage has put its results in place, files or folders, and what is to be known of it."""
-        self.stages[stage] = {"sha256": {name: digest_of(self.folder / name) for name in results}, **facts}
-        write_json(self._path, {"stages": self.stages})
-
-    def finished(self, stage: str) -> bool:
-        """Whether a stage is finished. `ValueError` if one of its results is gone, or is not what it was."""
-        for name, known in self.stages.get(stage, {}).get("sha256", {}).items():
-            path = self.folder / name
-            if not path.exists() or digest_of(path) != known:
-                place = f"{self.folder.name.removeprefix('round_')}.{stage}"
-                anew = f"with `--restart_from {place}`" if stage in STAGES else "in another `output_dir`"
-                said = f"{path} {'has changed' if path.exists() else 'is gone'} since the stage {stage} made it"
-                raise ValueError(f"{said}. Put it back, or make it anew {anew}.")
-        return stage in self.stages
-
-    def forget(self, stages: Sequence[str]) -> None:
-        """Remove stages and their results. These go first: after a kill the manifest says that they are gone."""
-        gone = [self.stages.pop(stage) for stage in stages if stage in self.stages]
-        for path in [self.folder / name for facts in gone for name in facts["sha256"]]:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        if gone:
-            write_json(self._path, {"stages": self.stages})
 
 
 class LionFolder:
@@ -104,7 +54,8 @@ class LionFolder:
         if not config.dry_run or self._is_to_begin():
             self.path.mkdir(parents=True, exist_ok=True)
             with nullcontext() if config.dry_run else self.open_store():  # so that no other run works in this folder
-                self._begin()
+                if self._is_to_begin():
+                    self._forget(0, ("pools", *STAGES))  # what was asked so far is as good for other settings
                 self._make_pools(instructions)
         self.heldout = self.pool(0, "heldout")
 
@@ -118,26 +69,92 @@ class LionFolder:
 
     def _is_to_begin(self) -> bool:
         """
-        Whether the pools are to be made, for nothing follows from them yet. Refuses to go on with other settings than
-        the run began with, once a student does.
+        Whether the pools are to be made, for nothing that took long follows from them yet. Refuses to go on from what
+        was made with other settings, or from something else than what is there.
         """
-        path, settings, begun = self.path / "settings.json", self.config.lasting(), self.manifest(0).stages
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        changed = [name for name in sorted(known | settings) if known.get(name) != settings.get(name)]
-        if begun.keys() <= {"pools"} or changed and begun.keys() <= {"pools", "answers"}:
+        begun = self.manifest(0).stages.keys()
+        if begun <= {"pools"}:
             return True
-        if changed:
-            was = "; ".join(f"`{name}` was {known.get(name)!r}, is {settings.get(name)!r}" for name in changed)
-            raise ValueError(
-                f"{self.path} holds a run with other settings: {was}. Set them back to go on, or choose another "
-                "`output_dir`, with a copy of `calls.sqlite` to ask nothing twice."
-            )
-        return False
+        wrong = self._first_conflict()
+        if wrong is None or self.config.restart_from and self.place(self.config.restart_from) <= wrong[0]:
+            return False
+        if begun <= {"pools", "answers"}:
+            return True
+        raise ValueError(wrong[1])
 
-    def _begin(self) -> None:
-        if self._is_to_begin():
-            self._forget(0, ("pools", *STAGES))  # what was asked so far is as good for other settings
-            write_json(self.path / "settings.json", self.config.lasting())
+    def _first_conflict(self) -> tuple[Place, str] | None:
+        """The first finished stage that was made with other settings, or does not follow from those before it."""
+        missing, before = None, None
+        for place, record in self._records(max(map(self._number, self.path.glob("round_*")), default=-1)):
+            if record is None:
+                missing = missing or (None if place.stage == "evaluation" else place)
+                continue
+            if changed := self._changed(place, record):
+                if place.stage != "evaluation":
+                    return place, self._of_settings(place, changed)
+                logger.warning("Round %d was evaluated with other settings: %s.", place.round, "; ".join(changed))
+            if missing or record.get("follows") != before:
+                again = missing or place
+                was = f"{missing} that it followed from is gone" if missing else "what it followed from has changed"
+                return again, (
+                    f"{self.round(place.round)} holds the stage {place.stage}, and {was}. Put it back, or go on with "
+                    f"`--restart_from {again}`: what was asked is in the call store."
+                )
+            before = before if place.stage == "evaluation" else chained(record)  # nothing follows from that
+        return None
+
+    @staticmethod
+    def _number(folder: Path) -> int:
+        return int(folder.name.removeprefix("round_"))
+
+    def _records(self, last: int) -> Iterator[tuple[Place, dict[str, Any] | None]]:
+        """All stages up to a round in their order, with what is recorded of them."""
+        for round in range(last + 1):
+            records = self.manifest(round).stages
+            for stage in (*(["pools"] if round == 0 else []), *self.stages(round)):
+                yield Place(round, stage), records.get(stage)
+
+    def _changed(self, place: Place, record: dict[str, Any]) -> list[str]:
+        """Settings that a stage was made with and that are others now, in words."""
+        known, now = record.get("settings", {}), self.settings_of(place)
+        names = [name for name in sorted(known | now) if known.get(name) != now.get(name)]
+        if place.stage != "pools" and self.config.keep_finished and not set(names) & set(SHAPE):
+            return []
+        return [f"`{name}` was {known.get(name)!r}, is {now.get(name)!r}" for name in names]
+
+    def _of_settings(self, place: Place, changed: list[str]) -> str:
+        said = (
+            f"{self.round(place.round)} holds the stage {place.stage}, made with other settings: {'; '.join(changed)}"
+        )
+        elsewhere = "choose another `output_dir`, with a copy of `calls.sqlite` to ask nothing twice"
+        if place.stage == "pools":
+            return f"{said}. Set them back to go on, or {elsewhere}."
+        kept = (
+            ""
+            if any(f"`{name}`" in text for name in SHAPE for text in changed)
+            else (", keep what is finished and use the new ones from here on with `--keep_finished true`")
+        )
+        anew = f"make it and all that follows anew with `--restart_from {place}`"
+        return f"{said}. Set them back to go on, {anew}{kept}, or {elsewhere}."
+
+    def settings_of(self, place: Place) -> dict[str, Any]:
+        """What a stage depends on: fields of the config, and the rows of a data file."""
+        settings, name = self.config.settings_of(place.stage, place.round), self.config.dataset_name
+        if place.stage == "pools" and name is not None:
+            known = self.manifest(0).stages.get("pools", {}).get("settings", {}).get("dataset_sha256")
+            # A file that is gone is not needed any more
+            settings["dataset_sha256"] = file_digest(name) if Path(name).is_file() else known
+        return settings
+
+    def finish(self, round: int, stage: str, results: Sequence[str], **facts: Any) -> None:
+        """Record that a stage is finished: its results, with which settings, and after what."""
+        place, before = Place(round, stage), None
+        for earlier, record in self._records(round):
+            if earlier == place:
+                break
+            before = before if record is None or earlier.stage == "evaluation" else chained(record)
+        facts = {"settings": self.settings_of(place), "follows": before} | facts
+        self.manifest(round).finish(stage, results, **facts)
 
     def _make_pools(self, instructions: Iterable[dict[str, Any]] | None) -> None:
         """The pool of round 0 and the held-out slice, made once."""
@@ -161,7 +178,7 @@ class LionFolder:
         files = {"heldout.jsonl": heldout, "cache_pool.jsonl": pool, "train_pool.jsonl": pool}
         for name, content in files.items():
             write_pool(manifest.folder / name, content)
-        manifest.finish("pools", list(files), counts=counts)
+        self.finish(0, "pools", list(files), counts=counts)
 
     def round(self, round: int) -> Path:
         return self.path / f"round_{round}"
@@ -205,7 +222,7 @@ class LionFolder:
         if config.strategy == "random" and "dpo" not in config.stages:
             skipped.add("discrimination")
         skipped |= {"selection"} if config.n_candidates == config.n_new else set()
-        skipped |= set() if self.heldout else {"evaluation"}
+        skipped |= set() if config.heldout_size else {"evaluation"}
         return [stage for stage in STAGES if stage not in skipped]
 
     def rounds_begun(self) -> list[int]:
@@ -244,7 +261,7 @@ class LionFolder:
         size = self.config.cache_sample
         return pool if size is None else drawn(pool, size, self.config.seed, round)
 
-    def place(self, text: str) -> tuple[int, str]:
+    def place(self, text: str) -> Place:
         """Round and stage of `restart_from`."""
         number, _, stage = text.partition(".")
         if not number.isdecimal() or int(number) > self.config.rounds or stage not in self.stages(int(number)):
@@ -252,18 +269,20 @@ class LionFolder:
                 f"`restart_from` must be a round up to {self.config.rounds} and a stage of it, such as 1.generation, "
                 f"got {text!r}. The stages are {', '.join(self.stages(1))}."
             )
-        return int(number), stage
+        return Place(int(number), stage)
 
     def restart(self, round: int, stage: str) -> None:
         """Remove the result of a stage and all later ones, the last ones first."""
-        for later in reversed(self.rounds_begun()):
+        for later in sorted(map(self._number, self.path.glob("round_*")), reverse=True):
             if later > round:
                 self._forget(later, STAGES)
                 shutil.rmtree(self.round(later))
         self._forget(round, STAGES[STAGES.index(stage) :])
 
     def _forget(self, round: int, stages: Sequence[str]) -> None:
-        if "training" in stages:
-            for name in (*TRAININGS, "student", "student_training"):  # of a training that was killed, perhaps before
-                shutil.rmtree(self.round(round) / name, ignore_errors=True)  # it was recorded
+        for training in [name for name in TRAININGS if name in stages]:
+            work = self.round(round) / training
+            with alone(work) if lock_of(work).exists() else nullcontext():  # one that outlived its loop may be at work
+                for name in (training, self.student(round, training).name):  # perhaps before it was recorded
+                    shutil.rmtree(self.round(round) / name, ignore_errors=True)
         self.manifest(round).forget(stages)

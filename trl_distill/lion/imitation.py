@@ -22,6 +22,7 @@ import sys
 from argparse import Action
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +32,7 @@ from ..checkpoints import damage
 from ..files import file_digest, write_json
 from ..text import closest
 from ..training import accelerate_config_path, check_value, launch_fields, launch_flags
-from .lion_config import LionConfig
+from .lion_config import LionConfig, what_is_learned
 
 
 try:
@@ -44,17 +45,6 @@ logger = logging.getLogger(__name__)
 SFT = "trl_distill.sft"
 _SET_BY_THE_LOOP = ("model_name_or_path", "dataset_name", "output_dir", "resume_from_checkpoint")
 _SET_BY_THE_LOOP += ("teacher_model_name_or_path",)
-# Fields that say how a training is computed and watched, not what it learns
-_HARDWARE = (
-    "per_device_ gradient_accumulation_steps gradient_checkpointing bf16 fp16 tf32 use_cpu dataloader_ deepspeed fsdp "
-    "ddp_ dataset_num_proc torch_compile torch_empty_cache_steps use_liger_kernel attn_implementation eval_ do_eval "
-    "activation_offloading save_ logging_ log_ report_to run_name project trackio_ push_to_hub hub_ disable_tqdm"
-).split()
-
-
-def what_is_learned(training: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a training but for those of the hardware, which may change between two runs of it."""
-    return {name: value for name, value in training.items() if not name.startswith(tuple(_HARDWARE))}
 
 
 def check_training(where: str, training: dict[str, Any], module: str = SFT) -> None:
@@ -144,6 +134,14 @@ class Training:
         if accelerate_config is not None:
             self._launch += ["--config_file", accelerate_config_path(accelerate_config)]
         self._launch += launch_flags(launch or {})
+
+    def rehearse(self, model: str, rows: Path, output: Path) -> None:
+        """One step of the same training on rows that are like the real ones."""
+        fields = self.training | {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no", "report_to": "none"}
+        fields |= {"push_to_hub": False}
+        rehearsal = copy(self)
+        rehearsal.training = {name: value for name, value in fields.items() if not name.startswith("eval_steps")}
+        rehearsal(model, rows, output)
 
     def __call__(self, model: str, rows: Path, output: Path) -> None:
         """

@@ -12,8 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from ..chat import BaseChatModel, Sampling, chat_model
@@ -21,18 +22,45 @@ from .generation import DEFAULT_FILTERS, LION_FILTERS, check_filters
 from .pools import partition
 
 
-# What may be another value when a run goes on: how far it goes, what it may cost, and how it is computed.
-_MAY_CHANGE = ("output_dir", "rounds", "max_calls", "budget_usd", "dry_run", "restart_from", "max_attempts_factor")
-_MAY_CHANGE += ("max_unreadable",)
-_HARDWARE = ("student_batch_size", "accelerate_config", "launch")
+# What the results of a stage depend on. It may change until such a stage is finished; all else may always change: how
+# far a run goes, what it may cost, and how it is computed.
+_COMPARISON = (
+    "teacher teacher_temperature teacher_max_tokens student_dtype student_load_in_4bit student_temperature "
+    "student_max_tokens referee_temperature referee_max_tokens referee_orders max_reasks"
+)
+_MINING = f"{_COMPARISON} referee tau tau_quantile min_teacher_score miner loss_share"
+_OF_STAGE = {
+    "pools": "dataset_name dataset_config dataset_split max_instructions heldout_size seed",
+    "discrimination": f"{_MINING} cache_sample rescore",
+    "generation": "generator generator_temperature generator_max_tokens n_new oversample hard_share rouge_threshold "
+    "filters decontaminate strategy",
+    "selection": f"{_MINING} n_new",
+    "answers": "teacher teacher_temperature teacher_max_tokens init_from replay",
+    "training": "student_model training init_from adapter_rounds stages",
+    "dpo": "dpo stages teacher",
+    "minillm": "minillm stages teacher",
+    "evaluation": f"{_COMPARISON} evaluator",
+}
+SHAPE = ("strategy", "stages", "oversample")  # they decide which stages there are
 # Of a model's entry: how it is reached, paid and run, not which model it is. If it has moved, the call store asks.
 _ACCESS = ("base_url", "api_key_env", "concurrency", "max_attempts", "timeout", "backoff", "max_consecutive_failures")
 _ACCESS += ("prompt_price", "completion_price", "max_tokens_parameter", "omit", "headers", "device", "batch_size")
+# Fields that say how a training is computed and watched, not what it learns
+_HARDWARE = (
+    "per_device_ gradient_accumulation_steps gradient_checkpointing bf16 fp16 tf32 use_cpu dataloader_ deepspeed fsdp "
+    "ddp_ dataset_num_proc torch_compile torch_empty_cache_steps use_liger_kernel attn_implementation eval_ do_eval "
+    "activation_offloading save_ logging_ log_ report_to run_name project trackio_ push_to_hub hub_ disable_tqdm"
+).split()
 _MODELS = ("teacher", "referee", "generator", "evaluator")
 _ON_POLICY = ("dpo", "minillm")
 _AT_LEAST_0 = ("heldout_size", "rounds", "max_reasks", "max_calls", "budget_usd", "seed")
 _AT_LEAST_1 = ("max_instructions", "n_new", "max_attempts_factor", "min_hard", "cache_sample", "student_batch_size")
 _AT_LEAST_1 += ("max_unreadable", "oversample")
+
+
+def what_is_learned(training: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a training but for those of the hardware, which may change between two runs of it."""
+    return {name: value for name, value in training.items() if not name.startswith(tuple(_HARDWARE))}
 
 
 @dataclass
@@ -150,11 +178,17 @@ class LionConfig:
 
         max_calls (`int`, *optional*), budget_usd (`float`, *optional*):
             Calls that may be made, the student's too, and what they may cost, all runs in `output_dir` together.
+        rehearse (`bool`, *optional*, defaults to `True`):
+            Whether one step of each training is done before anything is asked, so that a student that cannot be
+            trained, a missing chat template or too short a context cost nothing.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to say what is still to be asked, and ask nothing.
         restart_from (`str`, *optional*):
             Round and stage, such as `2.generation`, whose result and all later ones are removed and made anew, each
             time that it is set. Answers in the store are used again.
+        keep_finished (`bool`, *optional*, defaults to `False`):
+            Whether stages that were finished with other settings are kept as they are, and the new ones hold from here
+            on. The manifests say which was made how.
         seed (`int`, *optional*, defaults to `42`):
             Random seed.
     """
@@ -261,9 +295,13 @@ class LionConfig:
 
     max_calls: int | None = field(default=None, metadata={"help": "Calls that may be made, all runs together."})
     budget_usd: float | None = field(default=None, metadata={"help": "US dollars that they may cost."})
+    rehearse: bool = field(default=True, metadata={"help": "Do one step of each training before anything is asked."})
     dry_run: bool = field(default=False, metadata={"help": "Say what is still to be asked, and ask nothing."})
     restart_from: str | None = field(
         default=None, metadata={"help": "Round and stage, such as 2.generation, from which on all is made anew."}
+    )
+    keep_finished: bool = field(
+        default=False, metadata={"help": "Keep what was made with other settings; the new ones hold from here on."}
     )
     seed: int = field(default=42, metadata={"help": "Random seed."})
 
@@ -332,7 +370,7 @@ class LionConfig:
 
     def make(self, role: str) -> BaseChatModel:
         """The model of the role `"teacher"`, `"referee"`, `"generator"` or `"evaluator"`."""
-        entry = getattr(self, role) or self.teacher
+        entry = self.entry(role)
         if entry is None:
             raise ValueError("No `teacher`: name the model that is to be imitated.")
         try:
@@ -340,12 +378,20 @@ class LionConfig:
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{role}`: {error}") from error
 
-    def lasting(self) -> dict[str, Any]:
-        """The fields that must be the same when a run goes on, as JSON."""
-        settings = {name: value for name, value in asdict(self).items() if name not in (*_MAY_CHANGE, *_HARDWARE)}
-        for role in _MODELS:
-            if isinstance(settings[role], dict):
-                settings[role] = {key: value for key, value in settings[role].items() if key not in _ACCESS}
-        if not math.isfinite(self.tau):
-            settings["tau"] = str(self.tau)
-        return settings
+    def entry(self, role: str) -> dict[str, Any] | None:
+        """The entry of a model, or of the one that it defaults to."""
+        return getattr(self, role) or (self.referee if role == "evaluator" else None) or self.teacher
+
+    def settings_of(self, stage: str, round: int) -> dict[str, Any]:
+        """The fields on which the results of a stage depend, as JSON."""
+        settings = {name: getattr(self, name) for name in _OF_STAGE[stage].split()}
+        for role in settings.keys() & set(_MODELS):
+            entry = self.entry(role)
+            settings[role] = entry and {key: value for key, value in entry.items() if key not in _ACCESS}
+        for name in settings.keys() & {"training", *_ON_POLICY}:
+            settings[name] = what_is_learned(settings[name])
+        if round == 0:  # it is but one imitation
+            settings.pop("stages", None)
+        if not math.isfinite(settings.get("tau", 0.0)):
+            settings["tau"] = str(settings["tau"])
+        return json.loads(json.dumps(settings))

@@ -30,6 +30,7 @@ from . import stages
 from .estimate import Estimate, estimate
 from .folder import LionFolder
 from .lion_config import LionConfig
+from .rehearsal import rehearse
 from .roles import Roles, Train
 
 
@@ -141,7 +142,7 @@ class LionLoop:
             [`~trl_distill.chat.BudgetReached`]: If a limit is reached. With a higher one the same call goes on.
             `ValueError`: If the referee scores nothing or cannot be read, the generator does not give enough, or the
                 config says `dry_run`.
-            `OSError`: If a server answers nobody, or the training fails.
+            `OSError`: If a server answers nobody, or a training or its rehearsal fails.
         """
         if self.config.dry_run:
             raise ValueError("`dry_run` is set, so nothing may be asked. Call `estimate`, or leave it out.")
@@ -150,6 +151,8 @@ class LionLoop:
             if self._restart_from is not None:
                 self.folder.restart(*self._restart_from)
                 self._restart_from = None
+            if self.config.rehearse and not self.folder.manifest(0).finished("answers"):
+                rehearse(self.folder, self.roles)
             try:
                 for round in range(self.config.rounds + 1):
                     self._round(store, round)
@@ -201,7 +204,10 @@ def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], s
     report, pool = [], 0
     for entry in rounds:
         row: dict[str, Any] = {"round": entry["round"]}
-        stages = {stage: {k: v for k, v in facts.items() if k != "sha256"} for stage, facts in entry["stages"].items()}
+        stages = {
+            stage: {name: value for name, value in facts.items() if name not in ("sha256", "settings", "follows")}
+            for stage, facts in entry["stages"].items()
+        }
         if "pools" in stages:
             row["pools"] = stages["pools"]["counts"]
             pool = row["pools"]["pool"] - row["pools"]["heldout"]

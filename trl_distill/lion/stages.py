@@ -85,7 +85,7 @@ def answers(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> N
     if not rows:
         raise ValueError(f"The teacher {roles.teacher.name} gave no answer to train on: {counts}.")
     write_rows(manifest.folder / "answers.jsonl", rows)
-    manifest.finish("answers", ["answers.jsonl"], counts=counts)
+    folder.finish(round, "answers", ["answers.jsonl"], counts=counts)
 
 
 def training(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
@@ -129,7 +129,7 @@ def _train(folder: LionFolder, roles: Roles, round: int, stage: str, start: str,
     shutil.rmtree(work, ignore_errors=True)
     lock_of(work).unlink(missing_ok=True)  # nobody waits: the call store lets one run into this folder
     results = [student.name, *([] if stage == "training" else [rows.name])]
-    manifest.finish(stage, results, start=folder.name_of(start), **facts)
+    folder.finish(round, stage, results, start=folder.name_of(start), **facts)
 
 
 def discrimination(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
@@ -140,7 +140,7 @@ def discrimination(folder: LionFolder, roles: Roles, store: CallStore, round: in
     by_id = {row["id"]: row for row in rows}
     in_order = [by_id[item.id] for item in folder.pool(round - 1) if item.id in by_id]
     write_rows(manifest.folder / "scores.jsonl", in_order)
-    manifest.finish("discrimination", ["scores.jsonl"], **facts)
+    folder.finish(round, "discrimination", ["scores.jsonl"], **facts)
 
 
 def generation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
@@ -174,7 +174,7 @@ def generation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
     for name, content in files.items():
         write_pool(manifest.folder / name, content)
     counts |= {"wanted": wanted, "pool": len(pool)}
-    manifest.finish("generation", list(files), counts=counts, sampling_seed=sampling_seed)
+    folder.finish(round, "generation", list(files), counts=counts, sampling_seed=sampling_seed)
 
 
 def _pools(folder: LionFolder, round: int, new: Pool) -> dict[str, Pool]:
@@ -198,7 +198,7 @@ def selection(folder: LionFolder, roles: Roles, store: CallStore, round: int) ->
         write_pool(manifest.folder / name, content)
     write_rows(manifest.folder / "selection.jsonl", [row | {"taken": row["id"] in taken} for row in rows])
     facts["counts"] |= {"candidates": len(candidates), "taken": len(taken)}
-    manifest.finish("selection", [*files, "selection.jsonl"], **facts)
+    folder.finish(round, "selection", [*files, "selection.jsonl"], **facts)
 
 
 def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
@@ -228,4 +228,4 @@ def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
         for id, (teacher, student, reason) in sorted(compared.scores.items())
     ]
     write_json(manifest.folder / "evaluation.json", facts | {"scores": rows})
-    manifest.finish("evaluation", ["evaluation.json"], **facts)
+    folder.finish(round, "evaluation", ["evaluation.json"], **facts)
