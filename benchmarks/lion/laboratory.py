@@ -72,12 +72,11 @@ DPO, MINILLM = {"stages": ["sft", "dpo"]}, {"stages": ["sft", "minillm"]}
 UNSEEN = {"oversample": 3.0}
 CONTINUED = "no new rows"
 DEFAULT = "adversarial"  # what `LionConfig` does if nothing is set
-# The best over all families after the last round on the pilot seeds, see results/lion_learning_rates.json
+# The best over all families after the last round on the pilot seed, see results/lion_learning_rates.json
 RATES = {
     "new": 5e-4,
     "new, long": 1.25e-4,
     "share": 5e-4,
-    "share, long": 2.5e-4,
     "all": 5e-4,
     "base": 1e-3,  # not searched: that of the first imitation
     "dpo": 5e-5,
@@ -90,8 +89,6 @@ ARMS = {
     "random, long": Arm(RANDOM, RATES["new, long"], long=True),
     "adversarial, replay share": Arm(SHARE, RATES["share"], "random, replay share"),
     "random, replay share": Arm(SHARE | RANDOM, RATES["share"]),
-    "adversarial, replay share, long": Arm(SHARE, RATES["share, long"], "random, replay share, long", long=True),
-    "random, replay share, long": Arm(SHARE | RANDOM, RATES["share, long"], long=True),
     "adversarial, replay all": Arm(ALL, RATES["all"], "random, replay all"),
     "random, replay all": Arm(ALL | RANDOM, RATES["all"]),
     "adversarial, from the base": Arm(BASE, RATES["base"], "random, from the base"),
