@@ -79,8 +79,8 @@ RATES = {
     "share": 5e-4,
     "all": 5e-4,
     "base": 1e-3,  # not searched: that of the first imitation
-    "dpo": 5e-5,
-    "minillm": 1e-4,
+    "dpo": 5e-6,
+    "minillm": 1e-4,  # not searched, either
 }
 ARMS = {
     DEFAULT: Arm({}, RATES["new"], "random"),
