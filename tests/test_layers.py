@@ -35,6 +35,7 @@ FOUNDATIONS = {
     "divergence",
     "models",
     "generation",
+    "endings",
     "text",
     "chat",
     "evaluation",

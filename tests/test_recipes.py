@@ -100,7 +100,7 @@ class TestRecipes:
             assert getattr(config, name) == (list(LION_FILTERS) if value == ["lion"] else value)
         if config_class is LionConfig:
             config.make("teacher")
-            check_training(config.training)
+            check_training("training", config.training)
 
 
 @recipes_of("minillm")

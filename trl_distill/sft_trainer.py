@@ -21,6 +21,7 @@ import trl
 from accelerate.logging import get_logger
 from datasets import Dataset
 
+from .endings import check_trainer_ending
 from .hardware import choose_precision
 
 
@@ -44,8 +45,13 @@ class CountingSFTTrainer(trl.SFTTrainer):
     those of them that have nothing else to learn, and trains on the prompts of the others, without a word.
 
     Raises:
-        `ValueError`: If no row of a dataset has anything left to learn.
+        `ValueError`: If no row of a dataset has anything left to learn, or the model would not stop where its chat
+            template closes an answer.
     """
+
+    def __init__(self, *args, train_dataset: Dataset, **kwargs):
+        super().__init__(*args, train_dataset=train_dataset, **kwargs)
+        check_trainer_ending(self, train_dataset)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         known = "input_ids" in (dataset.column_names or ())

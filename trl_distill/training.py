@@ -305,6 +305,7 @@ def train_and_save(
     keep_4bit_trainable(trainer.model)
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     trainer.save_model(trainer.args.output_dir)
+    trainer.save_state()  # with what was logged: checkpoints may be gone by now
     trainer.accelerator.print(f"{what} saved to {trainer.args.output_dir}.")
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)

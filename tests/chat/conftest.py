@@ -16,10 +16,11 @@ import sqlite3
 
 import pytest
 import torch
+from batch_server import BatchServer
 from chat_server import PRICES, Meter
 
 from tests.loop_fixtures import server  # noqa: F401
-from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, LocalChatModel, Sampling
+from trl_distill.chat import CallStore, ChatRequest, EndpointChatModel, LocalChatModel, Sampling, chat_model
 from trl_distill.zephyr import FeedbackConfig, run_feedback
 
 
@@ -107,5 +108,40 @@ def feedback(tmp_path, path, connect):
             config = FeedbackConfig(output_dir=str(tmp_path), num_answers=2, decontaminate=[], **settings)
             prompts = [f"question {i}" for i in range(num_prompts)]
             return run_feedback(config, prompts=prompts, responders=[model], judges=[referee])
+
+    return run
+
+
+@pytest.fixture
+def batches(path):
+    """A server with batches, whose count is that of the store at the end."""
+    scripted = BatchServer()
+    yield scripted
+    scripted.stop()
+    scripted.check(scripted.path or path)
+
+
+@pytest.fixture
+def batch_model(batches):
+    """Factory of models behind that server."""
+    opened = []
+
+    def build(name="m", **settings):
+        entry = {"model": name, "base_url": batches.base_url, "engine": "batch", "poll_interval": 0.001}
+        opened.append(chat_model(entry | {"backoff": 0.001, **PRICES} | settings))
+        return opened[-1]
+
+    yield build
+    for model in opened:
+        model.close()
+
+
+@pytest.fixture
+def complete(path, batch_model):
+    """Ask through a store that is opened anew, as the next run does."""
+
+    def run(requests, limits=None, **settings):
+        with CallStore(path, **limits or {}) as store:
+            return store.model(batch_model(**settings), "teacher").complete(requests)
 
     return run

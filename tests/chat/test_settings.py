@@ -51,7 +51,10 @@ def test_values_of_a_yaml_file_that_are_meant():
         ({"model": "m", "load_in_4bit": True}, "Unknown key `load_in_4bit`"),
         ({"model_name_or_path": "f", "torch_dtype": "bfloat16"}, "Did you mean dtype?"),
         ({"model_name_or_path": "f", "weights": "mine"}, "Unknown key `weights`"),  # for Python only, as is the next
-        ({"model": "m", "omit": ["stream"]}, "`omit` may hold logprobs, max_tokens, seed, temperature, top_p, got"),
+        (
+            {"model": "m", "omit": ["stream"]},
+            "`omit` may hold logprobs, max_tokens, response_format, seed, temperature, top_p, got",
+        ),
         ({"model": "m", "headers": {"X-Count": 5}}, "The header 'X-Count' must be a text"),
         ({"model": "m", "headers": {"X-Team": "two\nlines"}}, "holds a character that no header can"),
         ({"model_name_or_path": "f", "load": None}, "Unknown key `load`"),

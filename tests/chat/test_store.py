@@ -28,6 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from batch_server import WITHOUT_BATCHES
 from chat_server import Rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -369,7 +370,7 @@ class TestFile:
             answers = store.model(Rule(), "teacher").complete(ask(3))
         with sqlite3.connect(path) as connection:
             columns = "".join(f"ALTER TABLE calls DROP COLUMN {name};" for name in ("mean_logp", "thoughts"))
-            connection.executescript(f"{columns} PRAGMA user_version = 1;")
+            connection.executescript(f"{WITHOUT_BATCHES} {columns} PRAGMA user_version = 1;")
         [row] = read_ledger(path)  # who only reads it leaves it as it is
         with sqlite3.connect(path) as connection:
             assert row.calls == 3 and connection.execute("PRAGMA user_version").fetchone() == (1,)
@@ -379,7 +380,7 @@ class TestFile:
                 assert store.model(model, "teacher").complete(ask(5))[:3] == answers
         assert model.asked.total() == 2 and rows("mean_logp") == [(None,)] * 5
         with sqlite3.connect(path) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (4,)
 
     def test_halves_that_an_older_release_took_for_answers_are_asked_again(self, path, ask, rows, server):
         """And what it did take for answers rightly is not, whoever gave it."""
@@ -392,7 +393,8 @@ class TestFile:
             for i, word in enumerate(words):
                 place = f"request LIKE '%question {i}\"%'"
                 connection.execute(f"UPDATE calls SET finish_reason = ?, text = 'old' WHERE {place}", (word,))
-            connection.executescript("ALTER TABLE calls DROP COLUMN thoughts; PRAGMA user_version = 2;")
+            columns = f"{WITHOUT_BATCHES} ALTER TABLE calls DROP COLUMN thoughts;"
+            connection.executescript(f"{columns} PRAGMA user_version = 2;")
         content, missing = path.read_bytes(), {"server": 3, "rule": 0}
         with CallStore(path, read_only=True) as store:
             assert {role: store.model(models[role], role).missing(ask(7)).calls for role in models} == missing

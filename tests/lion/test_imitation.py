@@ -132,7 +132,7 @@ class TestRows:
         answers = [Completion("yes"), Completion("no", "length"), FailedCall("error"), Completion(" \n")]
         answers.append(Completion("in part", "content_filter"))
         rows, counts = training_rows(pool, answers)
-        assert counts == {"rows": 1, "failed": 1, "empty": 1, "cut_off": 2}
+        assert counts == {"rows": 1, "failed": 1, "empty": 1, "cut_off": 2, "refused": 0}
         assert [row["id"] for row in rows] == [pool[0].id]
 
     def test_the_loss_is_on_the_answer_alone(self, base, tokenizer, tmp_path):

@@ -97,7 +97,8 @@ class TestHoldOut:
     pool = [Instruction(f"task {i}") for i in range(30)]
 
     def test_is_a_partition_in_order(self):
-        kept, heldout = hold_out(self.pool, 7, seed=0)
+        kept, heldout, groups = hold_out(self.pool, 7, seed=0)
+        assert groups == 7
         assert len(heldout) == 7 and not set(kept) & set(heldout) and set(kept) | set(heldout) == set(self.pool)
         for part in (kept, heldout):
             assert part == sorted(part, key=self.pool.index)
@@ -117,6 +118,73 @@ class TestHoldOut:
     def test_something_must_be_left(self, size):
         with pytest.raises(ValueError, match=f"`heldout_size` is {size}, and the pool has 30"):
             hold_out(self.pool, size, seed=0)
+
+
+class TestNearCopies:
+    """Tasks of a few templates, of which some differ in one word, and some are copies only by way of others."""
+
+    words = [f"word{i}" for i in range(900)]
+
+    def pool(self, sizes=(1,) * 30 + (2,) * 8 + (5,) * 4 + (40,), seed=0):
+        draw = random.Random(seed)
+        pool = []
+        for number, size in enumerate(sizes):
+            text = [f"name{number}", *draw.sample(self.words, 11)]
+            for i in range(size):  # each differs from the one before it in one more word
+                text = [*text[: i % 11 + 1], f"{number} {i}", *text[i % 11 + 2 :]] if i else text
+                pool.append(Instruction(" ".join(text)))
+        draw.shuffle(pool)
+        return pool
+
+    def near(self, text, others, threshold):
+        scorer = RougeScorer(["rougeL"])
+        return [other for other in others if scorer.score(other.text, text.text)["rougeL"].fmeasure > threshold]
+
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("threshold", [0.7, 0.5])
+    def test_no_near_copy_of_a_held_out_one_stays(self, seed, threshold):
+        """On all pairs, with the package's own tokenizer. As the whole was drawn before, one did in each of these."""
+        pool = self.pool()
+        kept, heldout, groups = hold_out(pool, 25, seed, threshold)
+        assert len(heldout) == 25 and len(kept) == len(pool) - 25 and 1 < groups < 25
+        assert not any(self.near(item, kept, threshold) for item in heldout)
+        old = drawn(pool, 25, seed, "held out")
+        assert any(self.near(item, [other for other in pool if other not in old], threshold) for item in old)
+
+    def test_groups_follow_from_texts_and_seed_alone(self):
+        pool = self.pool()
+        found = [set(hold_out(random.Random(i).sample(pool, len(pool)), 25, 3)[1]) for i in range(4)]
+        assert all(heldout == found[0] for heldout in found) and found[0] != set(hold_out(pool, 25, 4)[1])
+
+    def test_copies_by_way_of_others_are_one_group(self):
+        chain = [Instruction(" ".join(self.words[i : i + 12])) for i in range(0, 10)]
+        assert self.near(chain[0], chain[1:], 0.7) and not self.near(chain[0], chain[-1:], 0.7)
+        pool = [*chain, *self.pool((1,) * 5)]
+        heldout = hold_out(pool, 10, 0)[1] if hold_out(pool, 10, 0)[2] == 1 else hold_out(pool, 5, 0)[1]
+        assert set(heldout) in ({*chain}, {*pool[10:]})
+        assert all(set(hold_out(pool, 4, seed)[1]) < {*pool[10:]} for seed in range(9))
+
+    def test_a_group_that_does_not_fit_stays_in_the_pool(self, caplog):
+        pool = self.pool((6, 6, 3))
+        kept, heldout, groups = hold_out(pool, 5, 0)
+        assert (len(kept), len(heldout), groups) == (12, 3, 1)
+        assert "3 of 15 instructions are held out, not 5" in caplog.text
+        with pytest.raises(ValueError, match="0 of 15 .* Set `heldout_size` to 0, or take"):
+            hold_out(pool, 2, 0)
+
+    def test_of_none_nothing_is_asked(self):
+        pool = self.pool((6,))
+        assert hold_out(pool, 0, 0) == (pool, [], 0)
+
+    def test_a_pool_of_the_papers_size_takes_seconds(self):
+        """52,000 texts, of which a third are in one group of near copies, which is looked at but once."""
+        draw = random.Random(0)
+        pool = [Instruction(" ".join(draw.choices(self.words, k=12))) for _ in range(34_000)]
+        pool += [Instruction(f"Translate this word into good French for a child please: {i}") for i in range(18_000)]
+        start = time.perf_counter()
+        kept, heldout, _ = hold_out(pool, 80, 0)
+        assert len(heldout) == 80 and not any(item.text.startswith("Translate") for item in heldout)
+        assert time.perf_counter() - start < 30
 
 
 def test_a_draw_of_more_than_there_are_is_all_of_them():
@@ -351,7 +419,7 @@ def test_filters(text, reason, dropped_by):
 
 
 def test_filters_by_name():
-    assert LionConfig().filters == ["cut_off", "too_short"]
+    assert LionConfig().filters == list(LION_FILTERS[:4])
     assert LionConfig(filters=["lion"]).filters == list(LION_FILTERS)
     assert LionConfig(filters=["none"]).filters == LionConfig(filters=None).filters == []
 

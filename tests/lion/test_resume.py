@@ -435,7 +435,7 @@ class TestChanges:
         down["is"] = False
         assert world(models=models, rounds=0, heldout_size=0).run().report["rounds"][0]["answers"]["failed"] == 8
         report = world(models=models, rounds=0, heldout_size=0, restart_from="0.answers").run().report
-        assert report["rounds"][0]["answers"] == {"rows": 23, "failed": 0, "empty": 0, "cut_off": 0}
+        assert report["rounds"][0]["answers"] == {"rows": 23, "failed": 0, "empty": 0, "cut_off": 0, "refused": 0}
         [row] = report["ledger"]
         assert (row["calls"], row["failures"]) == (15 + 8 + 8, 8)
 

@@ -98,7 +98,16 @@ class TestPools:
     def test_bad_rows_are_in_the_report_and_said(self, world, caplog):
         rows = toy.rows({0: 8}) + [{"instruction": ""}, {"instruction": None}, *toy.rows({0: 1})]
         report = world(rows=rows, rounds=0).run().report
-        counts = {"rows": 11, "kept": 8, "duplicate": 1, "empty": 1, "not_text": 1, "pool": 8, "heldout": 4}
+        counts = {
+            "rows": 11,
+            "kept": 8,
+            "duplicate": 1,
+            "empty": 1,
+            "not_text": 1,
+            "pool": 8,
+            "heldout": 4,
+            "heldout_groups": 4,
+        }
         examples = {"empty": [8], "not_text": [9], "duplicate": [10]}
         assert report["rounds"][0]["pools"] == counts | {"examples": examples}
         assert "3 of 11 rows are left out: 1 empty (such as row 8), 1 not_text (such as row 9)" in caplog.text
@@ -128,7 +137,7 @@ class TestAnswers:
         for row in rows:
             assert row["prompt"] == [{"role": "user", "content": pool[row["id"]]}]
             assert row["completion"] == [{"role": "assistant", "content": f"right {pool[row['id']]}"}]
-        counts = {"rows": 10, "failed": 8, "empty": 2, "cut_off": 3}
+        counts = {"rows": 10, "failed": 8, "empty": 2, "cut_off": 3, "refused": 0}
         assert read("round_0/manifest.json")["stages"]["answers"]["counts"] == counts
         unscored = read("round_1/manifest.json")["stages"]["discrimination"]["unscored"]
         assert unscored == {"teacher failed": 8, "teacher empty": 2}

@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
@@ -129,6 +130,57 @@ def test_what_would_fail_after_the_pool_was_paid_fails_before_the_first_call(
     text = " ".join("".join(capfd.readouterr()).split())
     assert said_of_it in text and not server.requests
     assert not (tmp_path / "out/rehearsal.json").exists()
+
+
+@pytest.fixture
+def parrot(tiny_model, tokenizer, tmp_path):
+    """A local teacher that says `right` to everything."""
+    model = tiny_model(vocab_size=264, hidden_size=264, num_hidden_layers=1)
+    chain = tokenizer("<|assistant|>right<|endoftext|>")["input_ids"]
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(264))
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.norm.weight.fill_(4.0)
+        model.lm_head.weight.zero_()
+        for now, then in zip(chain[:-1], chain[1:], strict=True):
+            model.lm_head.weight[then, now] = 1.0
+    model.save_pretrained(tmp_path / "parrot")
+    tokenizer.save_pretrained(tmp_path / "parrot")
+    return str(tmp_path / "parrot")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["dpo", "minillm"])
+def test_an_on_policy_stage_by_its_own_command(stage, write, parrot, tmp_path, capsys, monkeypatch):
+    """Rehearsed, then trained in each round after the first, and seen in the report."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    fields = {
+        "dpo": {"max_steps": 3, "learning_rate": 1e-3, "beta": 0.1, "logging_steps": 1},
+        "minillm": {"max_steps": 4, "learning_rate": 1e-3, "max_completion_length": 4, "teacher_mix_alpha": 0.0},
+    }[stage]
+    changes = {
+        "teacher": {"model_name_or_path": parrot, "device": "cpu"},
+        "teacher_temperature": 0.0,
+        "teacher_max_tokens": 32,
+        "stages": ["sft", stage],
+        stage: fields | CPU,
+        "rehearse": True,
+    }
+    if stage == "dpo":
+        changes["training"] = {"max_steps": 2, "use_peft": True, "logging_steps": 1} | CPU
+        changes["dpo"] |= {"use_peft": True}
+    lion.run(["--config", write(**changes)])
+    assert "finished" in said(capsys) and (tmp_path / "out/rehearsal.json").exists()
+    first, last = (tmp_path / f"out/round_1/{name}" for name in ("student_training", "student"))
+    states = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (first, last)]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    manifest = json.loads((tmp_path / "out/round_1/manifest.json").read_text())["stages"]
+    assert manifest[stage]["start"] == "round_1/student_training" and manifest[stage]["counts"]["rows"] > 0
+    assert manifest["training"]["loss"] and manifest[stage]["loss"]
+    lion.run(["--config", write(**changes), "--dry_run"])
+    assert "total 0" in said(capsys)
 
 
 def test_a_budget(write, server, tmp_path, capsys):

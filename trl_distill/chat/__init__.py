@@ -14,6 +14,7 @@
 
 """Chat models behind one protocol, and the store that keeps every call."""
 
+from .batch import BatchChatModel
 from .endpoint import EndpointChatModel
 from .judge import Aspect, Judge, JudgeItem, Judgement, Reading
 from .judge_report import judge_report
@@ -39,6 +40,7 @@ from .vllm_engine import VLLMChatModel
 __all__ = [
     "Aspect",
     "BaseChatModel",
+    "BatchChatModel",
     "BudgetReached",
     "CallStore",
     "ChatModel",

@@ -22,14 +22,16 @@ from typing import Any
 from .models import ChatRequest, derived_seed, fold_system
 
 
+RESPONSE_FORMAT = "response_format"
 # What may be left out or said otherwise. Of two fields that exclude each other the first one goes.
-FIELDS = ("top_p", "seed", "logprobs", "temperature", "max_tokens")
+FIELDS = (RESPONSE_FORMAT, "top_p", "seed", "logprobs", "temperature", "max_tokens")
 _SYSTEM = "the system role"
 _LIMITS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}  # two names of one field
 _NO_SYSTEM = re.compile(
     r"(?:system|developer)[ _-]?(?:role|message|prompt|instruction)|roles must alternate|role.{0,20}['\"]system",
     re.IGNORECASE,
 )
+_NO_FORMAT = re.compile(r"response.?format|schema|grammar|guided|structured", re.IGNORECASE)
 
 
 class Dialect:
@@ -62,6 +64,8 @@ class Dialect:
             fields["seed"] = derived_seed(sampling.seed, request.sample_index)
         if sampling.logprobs:
             fields["logprobs"] = 1 if plain else True
+        if not plain:
+            fields[RESPONSE_FORMAT] = request.response_format
         left_out = self.omit | (refused - {"max_tokens"})
         body |= {name: value for name, value in fields.items() if value is not None and name not in left_out}
         if "max_tokens" not in self.omit:
@@ -89,7 +93,9 @@ class Dialect:
         roles = {message["role"] for message in body.get("messages", ())}
         if _SYSTEM not in refused and roles & {"system", "developer"} and _NO_SYSTEM.search(text):
             return _SYSTEM
-        return None
+        # A schema that a server cannot follow has many names, so what names nothing may mean it
+        is_possible = RESPONSE_FORMAT not in refused | self.extra_body.keys() and RESPONSE_FORMAT in body
+        return RESPONSE_FORMAT if is_possible and (status != 500 or _NO_FORMAT.search(text)) else None
 
     def _is_named(self, name: str, text: str, body: dict[str, Any]) -> bool:
         if name != "max_tokens":

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from .credentials import Credentials
-from .dialect import Dialect
+from .dialect import RESPONSE_FORMAT, Dialect
 from .models import BaseChatModel, ChatRequest, ChatServerError, Completion, FailedCall, Prices, at_least
 from .replies import NoAnswer, read_reply
 
@@ -47,7 +47,7 @@ _LONGEST_WAIT = 300.0  # seconds; a server that asks for more has a quota to be 
 _NOT_FOR_THIS_REQUEST_ALONE = (401, 402, 404)  # any other request would be refused alike
 
 
-class _TooLate(Exception):
+class TooLate(Exception):
     """The answer has not come in time, whatever else has come."""
 
 
@@ -82,7 +82,8 @@ class EndpointChatModel(BaseChatModel):
     [`ChatServerError`].
 
     What the server does not take is left out of all later requests once it has refused it (400, 422) and answered
-    without it: `temperature`, `top_p`, `seed`, `logprobs`, the name of the longest answer, the system role.
+    without it: `temperature`, `top_p`, `seed`, `logprobs`, the name of the longest answer, the system role,
+    `response_format`. The first request with the last one goes alone: an empty answer to it is a refusal, too.
 
     Keys are read from the environment, and are in no file, log or error. A server on this machine is asked without
     the proxy that the environment may name.
@@ -116,8 +117,8 @@ class EndpointChatModel(BaseChatModel):
             vLLM. `transformers serve` draws at random only if the generation config says so, whatever `temperature`
             is: `{"generation_config": '{"do_sample": true, "top_k": 0}'}`. Part of the model's identity.
         omit (`list[str]`, *optional*):
-            Fields that are never sent: some of `temperature`, `top_p`, `seed`, `logprobs`, `max_tokens`. A budget in
-            dollars needs the last one.
+            Fields that are never sent: some of `temperature`, `top_p`, `seed`, `logprobs`, `response_format`,
+            `max_tokens`. A budget in dollars needs the last one.
         headers (`dict[str, str]`, *optional*):
             Headers that are added to each request, in which `${NAME}` stands for an environment variable, such as
             `{"api-key": "${AZURE_KEY}"}`.
@@ -184,6 +185,7 @@ class EndpointChatModel(BaseChatModel):
         self._credentials = Credentials(model, api_key_env, headers)
         self._failures: dict[str, tuple[str, int]] = {}  # by their kind the first one and how many
         self._failures_in_a_row, self._lock = 0, threading.Lock()
+        self._has_probed, self._probe = RESPONSE_FORMAT in self._dialect.omit, threading.Lock()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -219,6 +221,13 @@ class EndpointChatModel(BaseChatModel):
             http_client=DefaultHttpxClient(mounts=past_proxies) if _is_here(host) else None,
         )
 
+    @property
+    def _headers(self) -> dict[str, Any]:
+        """The client wants a key; where we have none, none is sent."""
+        from openai import omit
+
+        return {} if self.api_key_env or self._credentials.authorize else {"Authorization": omit}
+
     def close(self) -> None:
         if "_client" in self.__dict__:
             self._client.close()
@@ -232,6 +241,17 @@ class EndpointChatModel(BaseChatModel):
         return [self._answer(request) for request in batch]
 
     def _answer(self, request: ChatRequest) -> Completion | FailedCall:
+        if request.response_format is not None and not self._has_probed:
+            with self._probe:  # goes alone, so that no other answer is lost where the form costs it
+                if not self._has_probed:
+                    answer = self._ask(request)
+                    self._has_probed = True
+                    if isinstance(answer, Completion) and not self.as_asked(answer).text.strip():
+                        self._note_success(frozenset({RESPONSE_FORMAT}))
+                    return answer
+        return self._ask(request)
+
+    def _ask(self, request: ChatRequest) -> Completion | FailedCall:
         with self._lock:  # opened once, by the first thread
             client = self._client
         retries, failures, refused = 0, 0, frozenset()
@@ -247,19 +267,27 @@ class EndpointChatModel(BaseChatModel):
                 refused |= {unknown}
                 failures -= 1
                 logger.info("%s: %s Again without %s.", self.model, reason, unknown)
-            elif failures == self.max_attempts or not _is_worth_another_attempt(error):
-                billed = (error.prompt_tokens, error.completion_tokens) if isinstance(error, NoAnswer) else ()
-                call = FailedCall(reason, retries, *billed)
+            elif failures == self.max_attempts or not is_worth_another_attempt(error):
+                call = self._failure(error, retries)
                 self._stop_if_hopeless(error, call)
                 self._warn(reason)
                 return call
             else:
-                # Jitter keeps calls that failed together from coming back together
-                asked, growing = _asked_to_wait(error), min(self.backoff * 2 ** (failures - 1), 60.0)
-                seconds = (growing if asked is None else asked) + random.uniform(0.0, self.backoff)
-                logger.info("%s: %s Attempt %d in %.1f s.", self.model, reason, retries + 2, seconds)
-                time.sleep(seconds)
+                self._wait(error, failures)
             retries += 1
+
+    def _failure(self, error: Exception, retries: int = 0) -> FailedCall:
+        """The call that has ended by an error."""
+        billed = (error.prompt_tokens, error.completion_tokens) if isinstance(error, NoAnswer) else ()
+        return FailedCall(self._describe(error), retries, *billed)
+
+    def _wait(self, error: Exception, failures: int) -> None:
+        """Wait after so many failures, the last of them by `error`."""
+        # Jitter keeps calls that failed together from coming back together
+        asked, growing = _asked_to_wait(error), min(self.backoff * 2 ** (failures - 1), 60.0)
+        seconds = (growing if asked is None else asked) + random.uniform(0.0, self.backoff)
+        logger.info("%s: %s Again in %.1f s.", self.model, self._describe(error), seconds)
+        time.sleep(seconds)
 
     def _note_success(self, refused: frozenset[str]) -> None:
         with self._lock:
@@ -309,21 +337,22 @@ class EndpointChatModel(BaseChatModel):
         The answer to one request, or the error in its place: who raises while it is handled would pass on what the
         server has said, which may be the key.
         """
-        from openai import OpenAIError, omit
+        from openai import OpenAIError
 
-        plain = isinstance(request.messages, str)
-        # The client wants a key; where we have none, none is sent
-        headers = {} if self.api_key_env or self._credentials.authorize else {"Authorization": omit}
+        plain, headers = isinstance(request.messages, str), self._headers
         create = (client.completions if plain else client.chat.completions).with_raw_response.create
         named = {name: body[name] for name in ("model", "prompt" if plain else "messages")}
         try:
-            response = _within(self.timeout, lambda: create(**named, extra_body=body, extra_headers=headers))
-            answer = read_reply(_json(response.http_response.content), plain)
-        except (OpenAIError, NoAnswer, _TooLate) as error:
+            response = within(self.timeout, lambda: create(**named, extra_body=body, extra_headers=headers))
+            answer = self._read(read_json(response.http_response.content), plain)
+        except (OpenAIError, NoAnswer, TooLate) as error:
             return None, error
-        hide, mean_logp = self._credentials.hide, answer.mean_logp if request.sampling.logprobs else None
-        thoughts = answer.thoughts and hide(answer.thoughts)
-        return replace(answer, text=hide(answer.text), thoughts=thoughts, mean_logp=mean_logp), None
+        return answer if request.sampling.logprobs else replace(answer, mean_logp=None), None
+
+    def _read(self, body: Any, plain: bool = False) -> Completion:
+        """The answer in the JSON that a server has sent, without the key. [`NoAnswer`] if there is none."""
+        answer, hide = read_reply(body, plain), self._credentials.hide
+        return replace(answer, text=hide(answer.text), thoughts=answer.thoughts and hide(answer.thoughts))
 
     def _describe(self, error: BaseException) -> str:
         """One line for people, without the key: some servers send back what they got."""
@@ -337,9 +366,9 @@ class EndpointChatModel(BaseChatModel):
         return text if seconds <= _LONGEST_WAIT else f"{text} The server asks to wait {seconds:.0f} s."
 
 
-def _within(seconds: float, function: Callable[[], Any]) -> Any:
+def within(seconds: float, function: Callable[[], Any]) -> Any:
     """
-    What `function()` returns or raises, or [`_TooLate`] after so many seconds.
+    What `function()` returns or raises, or [`TooLate`] after so many seconds.
 
     The time-outs of a connection start anew with each byte, so a server that sends one now and then would be waited
     for without end. Nobody waits for a thread that is too late; it ends with its connection.
@@ -356,13 +385,13 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
     try:
         value, error = outcome.get(timeout=seconds)
     except queue.Empty:
-        raise _TooLate(f"Request timed out: no whole answer after {seconds:g} s") from None
+        raise TooLate(f"Request timed out: no whole answer after {seconds:g} s") from None
     if error is not None:
         raise error
     return value
 
 
-def _json(content: bytes) -> Any:
+def read_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -392,13 +421,13 @@ def _asked_to_wait(error: BaseException) -> float | None:
     return None if response is None else seconds_to_wait(response.headers)
 
 
-def _is_worth_another_attempt(error: BaseException) -> bool:
-    from openai import APIConnectionError, APIStatusError
+def is_worth_another_attempt(error: BaseException) -> bool:
+    from openai import APIConnectionError
 
     if (_asked_to_wait(error) or 0.0) > _LONGEST_WAIT:
         return False
-    if isinstance(error, APIStatusError):
-        return error.status_code in (408, 409, 429) or error.status_code >= 500
+    if status := getattr(error, "status_code", None):
+        return status in (408, 409, 429) or status >= 500
     if isinstance(error, NoAnswer):  # what was billed once would be billed again, beyond what the budget put aside
         return not error.is_billed
-    return isinstance(error, (APIConnectionError, _TooLate))
+    return isinstance(error, (APIConnectionError, TooLate))

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from .judge_scores import parse_scores
+from .judge_scores import parse_scores, scores_format
 from .models import CUT_OFF, ChatModel, ChatRequest, Completion, FailedCall, Sampling, at_least, digest
 from .thoughts import split_thoughts
 
@@ -173,8 +173,8 @@ class Judge:
     Scores answers with a chat model.
 
     A request shows the answers of one item and asks about one aspect: for the evidence first and the scores after it,
-    as JSON. Labels are letters in a random order. Scores go back to the answers by label, never by their place in the
-    reply.
+    as JSON, which a server that takes `response_format` holds the reply to. Labels are letters in a random order.
+    Scores go back to the answers by label, never by their place in the reply.
 
     - `"absolute"`: each answer alone.
     - `"listwise"`: all answers of an item together, in `num_orders` cyclic orders of a random first one.
@@ -365,7 +365,10 @@ class Judge:
     def _request(self, question: _Question, attempt: int) -> ChatRequest:
         sampling = self._sampling if attempt == 0 else self._reask_sampling
         message = {"role": "user", "content": self._prompt(question)}
-        return ChatRequest([message], sampling, question.order * _MOST_REPLIES + attempt)
+        # What could not be read may be the doing of the form, so who is asked again is free to write
+        form = scores_format(question.labels, question.aspect.optional) if attempt == 0 else None
+        index = question.order * _MOST_REPLIES + attempt
+        return ChatRequest([message], sampling, index, response_format=form)
 
     def _prompt(self, question: _Question) -> str:
         item, aspect, several = question.item, question.aspect, len(question.shown) > 1

@@ -51,6 +51,31 @@ _MARKED = [
 _HEADING = re.compile(rf"^[ \t#*_\[(]*{_WORD}\s+([A-Z])(?![^\W_])[^\n\w]*$", re.MULTILINE)
 
 
+def scores_format(labels: Sequence[str], optional: bool = False) -> dict[str, Any]:
+    """
+    The `response_format` of a reply that [`parse_scores`] reads: evidence first, then a number for each label.
+
+    It is strict as [OpenAI](https://platform.openai.com/docs/guides/structured-outputs) has it: all fields are
+    required, and no others are allowed. Fields are written in this order, so the evidence still precedes the scores.
+    The scale is not in it: some servers refuse `minimum`, and others would make a 1 of what was to become 10 or 100,
+    which can be read and is wrong.
+    """
+    number: dict[str, Any] = {"type": "number"}
+    score = {"anyOf": [number, {"type": "string", "enum": ["N/A"]}]} if optional else number
+    scores = {"score": score} if len(labels) == 1 else {"scores": _object(dict.fromkeys(labels, score))}
+    schema = _object({"evidence": {"type": "string"}} | scores)
+    return {"type": "json_schema", "json_schema": {"name": "judgement", "strict": True, "schema": schema}}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
 def parse_scores(
     text: str,
     labels: Sequence[str],

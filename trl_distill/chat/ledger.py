@@ -25,7 +25,14 @@ from .replies import FINISH_REASONS
 
 
 _APPLICATION_ID = 0x74726C64  # "trld": tells our files from any other SQLite file
-_FORMAT = 3
+_FORMAT = 4
+_BATCHES = """
+CREATE TABLE batches (                   -- at batch endpoints, since format 4
+    name TEXT PRIMARY KEY,               -- ours
+    file TEXT,                           -- ids of the server, as soon as they are known
+    id TEXT
+) WITHOUT ROWID;
+CREATE INDEX in_batches ON calls (batch, key) WHERE state = 'sent' AND batch IS NOT NULL;"""
 _SCHEMA = f"""
 CREATE TABLE calls (  -- the long texts stand last, so that sums need not read them
     id INTEGER PRIMARY KEY,
@@ -42,6 +49,7 @@ CREATE TABLE calls (  -- the long texts stand last, so that sums need not read t
     finish_reason TEXT,
     mean_logp REAL,                      -- since format 2
     error TEXT,
+    batch TEXT,                          -- the last one that it was sent in, if any, since format 4
     request TEXT NOT NULL,               -- JSON of role, model, messages, sampling and sample index
     thoughts TEXT,                       -- those that came apart from the text, since format 3
     text TEXT
@@ -50,6 +58,7 @@ CREATE UNIQUE INDEX answers ON calls (key) WHERE state = 'answered';
 CREATE TABLE reuses (                    -- answers that another round or stage used again
     key TEXT, round INTEGER, stage TEXT, PRIMARY KEY (key, round, stage)
 ) WITHOUT ROWID;
+{_BATCHES}
 CREATE TABLE addresses (identity TEXT PRIMARY KEY, address TEXT NOT NULL) WITHOUT ROWID;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
@@ -67,6 +76,7 @@ _UPGRADES = {  # what brings a file of each older format to the next one
     UPDATE calls SET state = 'failed', error = 'the answer has the finish reason ' || finish_reason
     WHERE state = 'answered' AND request LIKE '%"endpoint":%' AND LOWER(finish_reason) NOT IN ({_KNOWN});
     {_RENAMED}""",
+    3: f"ALTER TABLE calls ADD COLUMN batch TEXT; {_BATCHES}",
 }
 
 

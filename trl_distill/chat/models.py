@@ -94,6 +94,10 @@ class ChatRequest:
             re-asks after an answer that could not be used, take 0, 1, 2, ...
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Values for the chat template, beside those of the model.
+        response_format (`dict[str, Any]`, *optional*):
+            The form of the answer, as OpenAI's API has it: `{"type": "json_schema", "json_schema": {...}}`. A server
+            that does not take it, and a local model, are asked without. It is no part of the key of a call, so the
+            messages must ask for that form, too.
 
     Raises:
         `ValueError`: If there is no message, or one has no text.
@@ -103,6 +107,7 @@ class ChatRequest:
     sampling: Sampling = field(default_factory=Sampling)
     sample_index: int = 0
     chat_template_kwargs: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
 
     def __post_init__(self):
         if not self.messages:

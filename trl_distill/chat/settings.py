@@ -18,6 +18,7 @@ import typing
 from typing import Any
 
 from ..text import closest
+from .batch import BatchChatModel
 from .credentials import check_headers
 from .endpoint import EndpointChatModel
 from .local import LocalChatModel
@@ -26,7 +27,11 @@ from .vllm_engine import VLLMChatModel
 
 
 _KINDS = {"model": EndpointChatModel, "model_name_or_path": LocalChatModel}  # by the key that names the model
-_FOR_PROGRAMS = ("load", "weights")  # parameters that no file can give
+_ENGINES = {
+    EndpointChatModel: {"batch": BatchChatModel},
+    LocalChatModel: {"transformers": LocalChatModel, "vllm": VLLMChatModel},
+}
+_FOR_PROGRAMS = ("load", "weights", "settings")  # parameters that no file can give
 
 
 def chat_model(settings: dict[str, Any]) -> BaseChatModel:
@@ -36,7 +41,8 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
     Args:
         settings (`dict[str, Any]`):
             Parameters of [`EndpointChatModel`], with `model` among them, or of [`LocalChatModel`], with
-            `model_name_or_path`; with `engine: vllm` those of [`VLLMChatModel`].
+            `model_name_or_path`; with `engine: batch` those of [`BatchChatModel`], with `engine: vllm` those of
+            [`VLLMChatModel`].
 
     Raises:
         `ValueError`: If the entry names no model or two, holds a key that its kind of model does not have, a value of
@@ -60,11 +66,14 @@ def chat_model(settings: dict[str, Any]) -> BaseChatModel:
             f"{', '.join(map(str, settings)) or 'an empty entry'}."
         )
     kind, settings = _KINDS[kinds[0]], dict(settings)
-    if kind is LocalChatModel and (engine := settings.pop("engine", "transformers")) != "transformers":
-        if engine != "vllm":
-            raise ValueError(f"`engine` of a local model must be `transformers` or `vllm`, got {engine!r}.")
-        kind = VLLMChatModel
+    if (engine := settings.pop("engine", None)) is not None:
+        if engine not in _ENGINES[kind]:
+            names = " or ".join(f"`{name}`" for name in _ENGINES[kind])
+            raise ValueError(f"`engine` of the chat model {settings[kinds[0]]!r} must be {names}, got {engine!r}.")
+        kind = _ENGINES[kind][engine]
     hints = typing.get_type_hints(kind.__init__)
+    if kind is BatchChatModel:  # its other settings are those of its parent
+        hints = typing.get_type_hints(EndpointChatModel.__init__) | hints
     parameters = {name: hint for name, hint in hints.items() if name not in _FOR_PROGRAMS}
     for key, value in settings.items():
         if key == "api_key":

@@ -33,6 +33,8 @@ from typing import Any, NamedTuple, NoReturn
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from .batch import BatchChatModel
+from .batch_calls import BatchCalls, check_batches
 from .ledger import LedgerRow, clear_errors, ledger_of, open_to_read, prepare
 from .models import BaseChatModel, ChatRequest, ChatServerError, Check, Completion, FailedCall, Prices, run_batches
 
@@ -262,20 +264,39 @@ class CallStore(AbstractContextManager):
 
         `calls` are key, content and highest cost of each, `place` is round, stage, role and model.
         """
-        insert = "INSERT INTO calls (round, stage, role, model, key, request, cost) VALUES (?, ?, ?, ?, ?, ?, ?)"
         cost = sum(most or 0.0 for *_, most in calls)
         with self._lock:
-            if self.max_calls is not None and self._calls + len(calls) > self.max_calls:
-                self._stop(f"`max_calls` is {self.max_calls}, and {self._calls} were made", len(calls), cost)
-            while self.budget_usd is not None and self._spent + cost > self.budget_usd:
+            while (limit := self._limit(len(calls), cost)) is not None:
                 if not self._in_flight:
-                    self._stop(f"`budget_usd` is {self.budget_usd}, and {self._spent:.6f} are spent", len(calls), cost)
+                    self._stop(limit, len(calls), cost)
                 self._lock.wait()  # a call in flight may leave a part of what was put aside for it
-            with self._transaction() as connection:
-                ids = [connection.execute(insert, (*place, *call)).lastrowid for call in calls]
-            self._calls += len(calls)
-            self._spent += cost
+            ids = self._write_down(calls, place)
             self._in_flight += 1
+        return ids
+
+    def _limit(self, calls: int, cost: float) -> str | None:
+        """The limit that so many calls more, of this cost, would break."""
+        if self.max_calls is not None and self._calls + calls > self.max_calls:
+            return f"`max_calls` is {self.max_calls}, and {self._calls} were made"
+        if self.budget_usd is not None and self._spent + cost > self.budget_usd:
+            return f"`budget_usd` is {self.budget_usd}, and {self._spent:.6f} are spent"
+        return None
+
+    def _write_down(
+        self,
+        calls: Sequence[tuple[str, str, float | None]],
+        place: tuple[int, str, str, str],
+        batch: str | None = None,
+    ) -> list[int]:
+        columns = "round, stage, role, model, batch, key, request, cost"
+        insert = f"INSERT INTO calls ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        with self._lock:
+            with self._transaction() as connection:
+                if batch is not None:
+                    connection.execute("INSERT INTO batches (name) VALUES (?)", (batch,))
+                ids = [connection.execute(insert, (*place, batch, *call)).lastrowid for call in calls]
+            self._calls += len(calls)
+            self._spent += sum(most or 0.0 for *_, most in calls)
         return ids
 
     def _stop(self, limit: str, calls: int, cost: float) -> NoReturn:
@@ -288,16 +309,21 @@ class CallStore(AbstractContextManager):
         """Write how calls that were reserved together ended."""
         with self._lock:
             try:
-                with self._transaction() as connection:
-                    for id, answer in zip(ids, answers, strict=True):
-                        [most] = connection.execute("SELECT cost FROM calls WHERE id = ?", (id,)).fetchone()
-                        values = _end(answer, most, prices)
-                        columns = ", ".join(f"{name} = ?" for name in values)
-                        connection.execute(f"UPDATE calls SET {columns} WHERE id = ?", (*values.values(), id))
-                        self._spent += (values["cost"] or 0.0) - (most or 0.0)
+                self._write_answers(ids, answers, prices)
             finally:
                 self._in_flight -= 1
                 self._lock.notify_all()
+
+    def _write_answers(
+        self, ids: Sequence[int], answers: Sequence[Completion | FailedCall], prices: Prices | None
+    ) -> None:
+        with self._transaction() as connection:
+            for id, answer in zip(ids, answers, strict=True):
+                [most] = connection.execute("SELECT cost FROM calls WHERE id = ?", (id,)).fetchone()
+                values = _end(answer, most, prices)
+                columns = ", ".join(f"{name} = ?" for name in values)
+                connection.execute(f"UPDATE calls SET {columns} WHERE id = ?", (*values.values(), id))
+                self._spent += (values["cost"] or 0.0) - (most or 0.0)
 
 
 class StoredChatModel:
@@ -344,6 +370,7 @@ class StoredChatModel:
         Raises:
             [`BudgetReached`]: If the next call would break a limit of the store, once no call is in flight any more.
             `OSError`: If the store cannot be written, or the model's server answers nobody.
+            `ValueError`: If some requests are in a batch at the server, and this model would ask them again.
         """
         store, model = self._store, self._model
         owner = (self._role, _canonical(self._identity))
@@ -368,6 +395,14 @@ class StoredChatModel:
                     calls = [self._call(key, missing[key]) for key in batch]
                     yield batch, store._reserve(calls, (*here, self._role, self.name))
 
+            def note(batch: Sequence[str], answers: Sequence[Completion | FailedCall]) -> None:
+                results.update(zip(batch, map(model.as_asked, answers), strict=True))
+                with store._lock:  # tqdm counts in one thread only
+                    bar.update(len(batch))
+                for key in batch if check is not None else ():
+                    if key in missing:  # a batch may hold others, too
+                        check(missing[key], results[key])
+
             def work(job: tuple[list[str], list[int]]) -> None:
                 batch, ids = job
                 try:
@@ -377,15 +412,16 @@ class StoredChatModel:
                     store._settle(ids, [failed] * len(ids), model.prices)
                     raise
                 store._settle(ids, answers, model.prices)
-                results.update(zip(batch, map(model.as_asked, answers), strict=True))
-                with store._lock:  # tqdm counts in one thread only
-                    bar.update(len(batch))
-                for key in batch if check is not None else ():
-                    check(missing[key], results[key])
+                note(batch, answers)
 
             title = " ".join(filter(None, [self._stage, self._role, self.name]))
             with tqdm(total=len(missing), desc=title, unit="call", disable=not (store.progress and missing)) as bar:
-                run_batches(reserved(), work, model.concurrency)
+                if isinstance(model, BatchChatModel):
+                    place = (*here, self._role, self.name)
+                    BatchCalls(store, model, place, missing, self._call, note, bar).complete()
+                else:
+                    check_batches(store, self.name, missing)
+                    run_batches(reserved(), work, model.concurrency)
         return [results[key] for key in keys]
 
     def missing(self, requests: Sequence[ChatRequest]) -> Missing:

@@ -20,6 +20,7 @@ from .imitation import Training, trainings
 from .lion_config import LionConfig
 from .loop import LionLoop, LionResult
 from .pools import Instruction, Partition, Scored, hold_out, partition, read_instructions
+from .reading import has_answer, is_refusal, read_instruction
 from .similarity import SimilarityIndex, UnicodeTokenizer
 from .stages import training_rows
 
@@ -38,8 +39,11 @@ __all__ = [
     "UnicodeTokenizer",
     "generate",
     "generation_request",
+    "has_answer",
     "hold_out",
+    "is_refusal",
     "partition",
+    "read_instruction",
     "read_instructions",
     "training_rows",
     "trainings",

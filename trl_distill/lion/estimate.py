@@ -84,7 +84,9 @@ class _Estimator:
     def generation(self, round: int) -> Iterator[Estimate]:
         place = (round, "generation", "generator")
         asked = sum(row.calls - row.failures - row.unanswered for row in self.store.ledger() if row[:3] == place)
-        request = generation_request(self.longest(), "easy", self.config.sampling("generator"))
+        request = generation_request(
+            self.longest(), "easy", self.config.sampling("generator"), prompts=self.config.prompts
+        )
         yield self.missing(place, self.roles.generator, _unknown(request, max(self.config.n_candidates - asked, 0)))
 
     def selection(self, round: int) -> Iterator[Estimate]:

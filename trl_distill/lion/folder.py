@@ -172,8 +172,8 @@ class LionFolder:
         if config.max_instructions is not None:
             pool = drawn(pool, config.max_instructions, config.seed, "pool")
         counts["pool"] = len(pool)
-        pool, heldout = hold_out(pool, config.heldout_size, config.seed)
-        counts["heldout"] = len(heldout)
+        pool, heldout, groups = hold_out(pool, config.heldout_size, config.seed)
+        counts |= {"heldout": len(heldout), "heldout_groups": groups}
         manifest.folder.mkdir(parents=True, exist_ok=True)
         files = {"heldout.jsonl": heldout, "cache_pool.jsonl": pool, "train_pool.jsonl": pool}
         for name, content in files.items():

@@ -26,36 +26,37 @@ import yaml
 from ..chat import ChatModel, ChatRequest, Completion, FailedCall, Sampling
 from ..chat.models import CUT_OFF, derived_seed
 from .pools import Instruction
+from .reading import has_answer, is_refusal, read_instruction
 from .similarity import UNICODE, SimilarityIndex
 
 
 KINDS = ("hard", "easy")
-DEFAULT_FILTERS = ("cut_off", "too_short")
+DEFAULT_FILTERS = ("cut_off", "too_short", "refusal", "with_answer")
 LION_FILTERS = (*DEFAULT_FILTERS, "says_instruction", "starts_with_punctuation", "starts_with_non_ascii")
 
-_TEXTS = yaml.safe_load(Path(__file__).with_name("generation.yaml").read_text(encoding="utf-8"))
-_TITLE = re.compile(r"^\W*(?:the |a |one )?(?:new |example )?(?:task|prompt|instruction)\W*:[\s*_]*", re.IGNORECASE)
+RELEASED = yaml.safe_load(Path(__file__).with_name("released.yaml").read_text(encoding="utf-8"))
+_TEXTS = {
+    "ours": yaml.safe_load(Path(__file__).with_name("generation.yaml").read_text(encoding="utf-8")),
+    "released": RELEASED["generator"],
+}
 
 
 class GenerationError(ValueError):
     """The generator did not give enough usable instructions within the limit of attempts."""
 
 
-def generation_request(seed: Instruction, kind: str, sampling: Sampling, sample_index: int = 0) -> ChatRequest:
+def generation_request(
+    seed: Instruction, kind: str, sampling: Sampling, sample_index: int = 0, prompts: str = "ours"
+) -> ChatRequest:
     """
     The question for one new instruction like `seed`: of a `"hard"` one same subject, kind of work and difficulty, of
-    an `"easy"` one same subject, rarer. `sample_index` says which draw this is, for a seed that is drawn again.
+    an `"easy"` one same subject, rarer. `sample_index` says which draw this is, for a seed that is drawn again, and
+    `prompts` whose words these are, `"ours"` or the authors' (`"released"`).
     """
-    text = _TEXTS["prompt"].format(relation=_TEXTS["relation"][kind], seed=seed.text)
-    return ChatRequest([{"role": "user", "content": text}], sampling, sample_index)
-
-
-def read_instruction(reply: str) -> str:
-    """The instruction of a reply, without a title that it may have been given, and without quotes around it."""
-    text = _TITLE.sub("", reply.strip(), count=1).strip()
-    if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0] and text[0] not in text[1:-1]:
-        text = text[1:-1].strip()
-    return text
+    texts = _TEXTS[prompts]
+    messages = [{"role": "system", "content": texts["system"]}] if "system" in texts else []
+    text = texts["prompt"].format(relation=texts["relation"][kind], seed=seed.text)
+    return ChatRequest([*messages, {"role": "user", "content": text}], sampling, sample_index)
 
 
 def fault(text: str, finish_reason: str, filters: Sequence[str]) -> str | None:
@@ -63,6 +64,8 @@ def fault(text: str, finish_reason: str, filters: Sequence[str]) -> str | None:
     found = {
         "cut_off": finish_reason in CUT_OFF,
         "too_short": len(UNICODE.tokenize(text)) <= 3,
+        "refusal": is_refusal(text),
+        "with_answer": has_answer(text),
         "says_instruction": re.search(r"\binstructions?\b", text, re.IGNORECASE) is not None,
         "starts_with_punctuation": text[:1] in tuple(string.punctuation),
         "starts_with_non_ascii": not text[:1].isascii(),
@@ -94,6 +97,7 @@ def generate(
     sampling: Sampling,
     filters: Sequence[str] = DEFAULT_FILTERS,
     max_attempts_factor: float = 5.0,
+    prompts: str = "ours",
 ) -> tuple[list[Instruction], dict[str, int]]:
     """
     Ask for new instructions until there are enough.
@@ -111,10 +115,12 @@ def generate(
             They decide which seeds are drawn.
         sampling ([`Sampling`]):
             How replies are drawn. Its seed must differ between rounds, or an old draw would give the old reply.
-        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short"]`):
+        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short", "refusal", "with_answer"]`):
             What else is dropped, see [`fault`].
         max_attempts_factor (`float`, *optional*, defaults to `5.0`):
             Requests of each kind, as a multiple of what is wanted.
+        prompts (`str`, *optional*, defaults to `"ours"`):
+            Whose words they are, see [`generation_request`].
 
     Returns:
         `tuple[list[Instruction], dict[str, int]]`: The new instructions, hard ones and easy ones as they came, and
@@ -141,7 +147,8 @@ def generate(
                     "`max_attempts_factor` or its temperature, or lower `n_new`."
                 )
             for parent in draws[kind].choices(seeds[kind], k=min(missing[kind], left)) if missing[kind] else ():
-                wave.append((kind, parent, generation_request(parent, kind, sampling, asked[kind, parent.id])))
+                request = generation_request(parent, kind, sampling, asked[kind, parent.id], prompts)
+                wave.append((kind, parent, request))
                 asked[kind] += 1
                 asked[kind, parent.id] += 1
         counts["requests"] += len(wave)

@@ -135,6 +135,14 @@ class Training:
             self._launch += ["--config_file", accelerate_config_path(accelerate_config)]
         self._launch += launch_flags(launch or {})
 
+    def check(self, model: str) -> None:
+        """Raise `ValueError` if what becomes of `model` would not stop where its chat template closes an answer."""
+        from ..endings import check_model_ending
+
+        names = ("model_revision", "trust_remote_code", "eos_token", "chat_template_path")
+        revision, trust, *others = (self.training.get(name) for name in names)
+        check_model_ending(model, revision, bool(trust), *others, remedy="Set `eos_token: {}` in `training`.")
+
     def rehearse(self, model: str, rows: Path, output: Path) -> None:
         """One step of the same training on rows that are like the real ones."""
         fields = self.training | {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no", "report_to": "none"}
@@ -203,6 +211,8 @@ class Training:
         if self.merge and adapter_config(str(run)):
             dtype = self.training.get("dtype", "float32")  # TRL's default
             merge_adapter(str(run), str(output), dtype="bfloat16" if dtype == "auto" else dtype)
+            if (run / "trainer_state.json").exists():
+                shutil.copy(run / "trainer_state.json", output)
         else:
             # Moved, not removed: half a checkpoint must not be there for a run that goes on
             for checkpoint in run.glob("checkpoint-*"):

@@ -26,18 +26,18 @@ from .pools import partition
 # far a run goes, what it may cost, and how it is computed.
 _COMPARISON = (
     "teacher teacher_temperature teacher_max_tokens student_dtype student_load_in_4bit student_temperature "
-    "student_max_tokens referee_temperature referee_max_tokens referee_orders max_reasks"
+    "student_max_tokens referee_temperature referee_max_tokens referee_orders max_reasks prompts"
 )
 _MINING = f"{_COMPARISON} referee tau tau_quantile min_teacher_score miner loss_share"
 _OF_STAGE = {
     "pools": "dataset_name dataset_config dataset_split max_instructions heldout_size seed",
     "discrimination": f"{_MINING} cache_sample rescore",
     "generation": "generator generator_temperature generator_max_tokens n_new oversample hard_share rouge_threshold "
-    "filters decontaminate strategy",
+    "filters decontaminate strategy prompts",
     "selection": f"{_MINING} n_new",
-    "answers": "teacher teacher_temperature teacher_max_tokens init_from replay",
+    "answers": "teacher teacher_temperature teacher_max_tokens init_from replay keep_refusals",
     "training": "student_model training init_from adapter_rounds stages",
-    "dpo": "dpo stages teacher",
+    "dpo": "dpo stages teacher keep_refusals",
     "minillm": "minillm stages teacher",
     "evaluation": f"{_COMPARISON} evaluator",
 }
@@ -80,7 +80,8 @@ class LionConfig:
         dataset_config (`str`, *optional*), dataset_split (`str`, *optional*):
             Configuration and split. The split defaults to `train`, or the only one.
         max_instructions (`int`, *optional*), heldout_size (`int`, *optional*, defaults to `80`):
-            Take so many of them at random, and set so many of these aside for evaluation before the first round.
+            Take so many of them at random, and set so many of these aside for evaluation before the first round, by
+            groups of near copies (see [`hold_out`]).
         output_dir (`str`):
             Folder for calls, pools, students and reports.
 
@@ -107,8 +108,14 @@ class LionConfig:
         to `1.0`), generator_max_tokens (`int`, *optional*, defaults to `512`):
             The paper's values; the last one is our own. A temperature that is `None` is left to the server.
 
+        prompts (`str`, *optional*, defaults to `"ours"`):
+            `"released"`: generator and referee are asked in the words of the released code, system lines included.
+            They are under the MIT licence, see `released.yaml`.
+
         > Imitation
 
+        keep_refusals (`bool`, *optional*, defaults to `False`):
+            Whether the student is trained on answers in which the teacher refuses, see [`is_refusal`].
         training (`dict[str, Any]`, *optional*):
             Fields of `trl-distill sft`, such as `learning_rate`, `use_peft` or `chat_template_path`.
         init_from (`str`, *optional*, defaults to `"previous"`):
@@ -167,9 +174,9 @@ class LionConfig:
             Requests to the generator, as a multiple of what is wanted.
         rouge_threshold (`float`, *optional*, defaults to `0.7`):
             A new instruction whose Rouge-L F-measure with one of the pools is above it is dropped.
-        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short"]`):
+        filters (`list[str]`, *optional*, defaults to `["cut_off", "too_short", "refusal", "with_answer"]`):
             What else is dropped: also `says_instruction`, `starts_with_punctuation`, `starts_with_non_ascii`; `lion`
-            for all five, as in the released code.
+            for all. The released code has all but `refusal` and `with_answer`.
         decontaminate (`list[str]`, *optional*):
             Files with questions, one a line or in rows with `question`, `prompt` or `instruction`, or `truthful_qa`,
             of which no near copy shall be generated.
@@ -226,6 +233,10 @@ class LionConfig:
     generator_temperature: float | None = field(default=1.0, metadata={"help": "Temperature of the generator."})
     generator_max_tokens: int = field(default=512, metadata={"help": "Longest new instruction in tokens."})
 
+    keep_refusals: bool = field(default=False, metadata={"help": "Whether to train on the teacher's refusals."})
+    prompts: Literal["ours", "released"] = field(
+        default="ours", metadata={"help": "What generator and referee are asked: ours, or the authors' words."}
+    )
     training: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Fields of `trl-distill sft`. In the YAML file: a section."}
     )

@@ -20,17 +20,19 @@ says what is finished. So a run that stops at any moment goes on there, and give
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..chat import BaseChatModel, BudgetReached, CallStore, LedgerRow
+from ..chat import BaseChatModel, BudgetReached, CallStore
 from ..files import write_json
 from . import stages
 from .estimate import Estimate, estimate
 from .folder import LionFolder
+from .imitation import Training
 from .lion_config import LionConfig
 from .rehearsal import rehearse
+from .report import draw_report, make_report, warnings_of
 from .roles import Roles, Train
 
 
@@ -118,6 +120,9 @@ class LionLoop:
         self.config = config
         self.roles = Roles(config, teacher, referee, generator, evaluator, student, train)
         self.folder = LionFolder(config, instructions, progress)
+        imitation = self.roles.train["sft"]
+        if isinstance(imitation, Training) and "training" not in self.folder.manifest(0).stages:
+            imitation.check(config.student_model)  # before the first paid call
         self._restart_from = None if config.restart_from is None else self.folder.place(config.restart_from)
 
     def estimate(self) -> list[Estimate]:
@@ -175,6 +180,8 @@ class LionLoop:
             if not folder.has_converged(round) and not folder.manifest(round).finished(name):
                 logger.info("Round %d: %s.", round, name)
                 getattr(stages, name)(folder, self.roles, store, round)
+                for warning in warnings_of(round, {name: folder.manifest(round).stages[name]}):
+                    logger.warning(warning)
                 self._report(store, "running", draw=name == names[-1])
 
     def _report(self, store: CallStore, status: str, draw: bool = True) -> dict[str, Any]:
@@ -189,80 +196,3 @@ class LionLoop:
             except ImportError:
                 logger.warning("No report.png: matplotlib is not installed.")
         return report
-
-
-def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], status: str) -> dict[str, Any]:
-    """
-    The report of a loop, from `round` and `stages` of each manifest, the ledger of the store, and a status:
-    `"running"` (or ended by an error), `"budget reached"`, `"finished"` or `"converged"`.
-
-    It holds of each round, as far as it is done: `pool` (instructions in the Cache Pool after it), `answers`,
-    `hard_share` of the scored instructions, `discrimination` and `generation` with their counts, `heldout` (win, tie
-    and loss rate of the student, gap, score relative to the teacher, Rouge-L to it in per cent), calls and dollars so
-    far.
-    """
-    report, pool = [], 0
-    for entry in rounds:
-        row: dict[str, Any] = {"round": entry["round"]}
-        stages = {
-            stage: {name: value for name, value in facts.items() if name not in ("sha256", "settings", "follows")}
-            for stage, facts in entry["stages"].items()
-        }
-        if "pools" in stages:
-            row["pools"] = stages["pools"]["counts"]
-            pool = row["pools"]["pool"] - row["pools"]["heldout"]
-        if "discrimination" in stages:
-            row["discrimination"] = stages["discrimination"]
-            counts = row["discrimination"]["counts"]
-            row["hard_share"] = counts["hard"] / (counts["hard"] + counts["easy"] + counts["below_floor"])
-        if "generation" in stages:
-            row["generation"] = stages["generation"]
-            counts = row["generation"]["counts"]
-            if "selection" in stages:
-                row["selection"] = stages["selection"]
-                pool = counts["pool"] + row["selection"]["counts"]["taken"]
-            else:
-                pool = counts["pool"] + counts["accepted"]
-        row["pool"] = pool
-        if "answers" in stages:
-            row["answers"] = stages["answers"]["counts"]
-        if "evaluation" in stages:
-            row["heldout"] = stages["evaluation"]
-        so_far = [line for line in ledger if line.round <= entry["round"]]
-        costs = [line.cost_usd for line in so_far]
-        row["calls_so_far"] = sum(line.calls for line in so_far)
-        row["cost_usd_so_far"] = None if None in costs else sum(costs)
-        report.append(row)
-    return {"status": status, "rounds": report, "ledger": [line._asdict() for line in ledger]}
-
-
-def draw_report(path: Path, report: dict[str, Any]) -> None:
-    """Draw a report of [`make_report`] as a PNG file: the held-out slice, the hard share and the calls, by rounds."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure, rows = Figure(figsize=(10, 7), layout="constrained"), report["rounds"]
-    (verdicts, texts), (hard, calls) = figure.subplots(2, 2)
-    heldout = {row["round"]: row["heldout"] for row in rows if "heldout" in row}
-    judged = {round: facts for round, facts in heldout.items() if "win_rate" in facts}
-    bottom, kinds = [0.0] * len(judged), {"win": "student ahead", "tie": "tie", "loss": "teacher ahead"}
-    for (name, label), color in zip(kinds.items(), ("tab:green", "tab:gray", "tab:red"), strict=True):
-        values = [facts[f"{name}_rate"] for facts in judged.values()]
-        verdicts.bar(list(judged), values, bottom=bottom, label=label, color=color)
-        bottom = [low + value for low, value in zip(bottom, values, strict=True)]
-    verdicts.set(title="Held-out instructions, by the referee", ylabel="share")
-    verdicts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
-    near = {round: facts["rouge_l_to_teacher"] for round, facts in heldout.items() if "rouge_l_to_teacher" in facts}
-    texts.plot(list(near), list(near.values()), marker="o")
-    texts.set(title="Held-out: Rouge-L to the teacher's answers", ylabel="Rouge-L")
-    mined = {row["round"]: row["hard_share"] for row in rows if "hard_share" in row}
-    hard.plot(list(mined), list(mined.values()), marker="o", color="tab:orange")
-    hard.set(title="Hard share of the Cache Pool, before the round", ylabel="share", ylim=(0, 1))
-    calls.plot([row["round"] for row in rows], [row["calls_so_far"] for row in rows], marker="o", color="tab:purple")
-    costs = [row["cost_usd_so_far"] for row in rows]
-    money = f", {costs[-1]:.2f} US $" if costs and costs[-1] else ""
-    calls.set(title=f"Calls so far{money}", ylabel="calls")
-    for axes in (verdicts, texts, hard, calls):
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, format="png", dpi=120)

@@ -15,6 +15,7 @@
 """The pools of Lion: instructions, where they come from, which are never trained on, and which are hard."""
 
 import hashlib
+import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,10 @@ from typing import Any, Literal, NamedTuple
 
 from ..chat.models import digest
 from ..files import read_rows, write_rows
+from .similarity import SimilarityIndex
 
+
+logger = logging.getLogger(__name__)
 
 _NO_INPUT = ("", "<noinput>", "noinput", "none", "n/a")  # what stands in `input` where there is none
 _EXAMPLES = 5  # rows of each fault that are named
@@ -107,18 +111,61 @@ def read_instructions(rows: Iterable[dict[str, Any]]) -> tuple[list[Instruction]
     return list(instructions.values()), counts
 
 
-def hold_out(pool: Sequence[Instruction], size: int, seed: int) -> tuple[list[Instruction], list[Instruction]]:
+def hold_out(
+    pool: Sequence[Instruction], size: int, seed: int, threshold: float = 0.7
+) -> tuple[list[Instruction], list[Instruction], int]:
     """
-    Set `size` instructions aside that are never trained on, scored for mining, or used as seeds. `seed` and the texts
-    decide who is taken, so the order of the pool does not matter.
+    Set `size` instructions aside that are never trained on, scored for mining, or used as seeds, and with each all of
+    its near copies, and theirs: what is held out has no near copy in what is left. `seed` and the texts decide who is
+    taken, so the order of the pool does not matter.
+
+    Args:
+        pool (`list[Instruction]`), size (`int`), seed (`int`):
+            What is drawn from, how many, and what else decides. A group of near copies that does not fit into what is
+            missing stays in the pool, so there may be fewer, which is a warning.
+        threshold (`float`, *optional*, defaults to `0.7`):
+            Rouge-L F-measure above which two instructions are near copies, see [`SimilarityIndex`].
 
     Returns:
-        `tuple[list[Instruction], list[Instruction]]`: What is left, and what is held out, in the order of the pool.
+        `tuple[list[Instruction], list[Instruction], int]`: What is left, and what is held out, in the order of the
+        pool, and how many groups of near copies the latter are.
+
+    Raises:
+        `ValueError`: If nothing would be left, or no group fits.
     """
     if not 0 <= size < len(pool):
         raise ValueError(f"`heldout_size` is {size}, and the pool has {len(pool)} instructions: one must be left.")
-    taken = {instruction.id for instruction in drawn(pool, size, seed, "held out")}
-    return [item for item in pool if item.id not in taken], [item for item in pool if item.id in taken]
+    index = SimilarityIndex((item.text for item in pool if size), threshold)
+    taken: set[int] = set()
+    too_large: set[int] = set()
+    groups = 0
+    for first in sorted(range(len(pool)), key=lambda i: digest(seed, "held out", pool[i].id)):
+        if len(taken) == size:
+            break
+        if first not in taken | too_large and (group := _near_group(pool, index, first, size - len(taken), too_large)):
+            taken |= group
+            groups += 1
+    if len(taken) < size:
+        said = f"{len(taken)} of {len(pool)} instructions are held out, not {size}: the others have more near copies"
+        if not taken:
+            raise ValueError(f"{said}. Set `heldout_size` to 0, or take instructions that differ more.")
+        logger.warning("%s.", said)
+    return [pool[i] for i in range(len(pool)) if i not in taken], [pool[i] for i in sorted(taken)], groups
+
+
+def _near_group(
+    pool: Sequence[Instruction], index: SimilarityIndex, first: int, most: int, too_large: set[int]
+) -> set[int] | None:
+    """All that near copies connect with `first`. `None`, and all of them into `too_large`, if these are too many."""
+    group, left = {first}, [first]
+    while left:
+        found = set(index.near_copies(pool[left.pop()].text)) - group
+        group |= found
+        left += found
+        if len(group) > most or group & too_large:  # of a large group no member is looked at twice
+            too_large |= group
+            return None
+    return group
 
 
 def drawn(pool: Sequence[Instruction], size: int, *key: int | str) -> list[Instruction]:

@@ -14,8 +14,10 @@
 
 """Who works in a run: teacher, student, referee and generator, who are asked, and who trains the student."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,8 @@ from ..chat import (
     LocalChatModel,
     judge_report,
 )
+from ..chat.thoughts import split_thoughts
+from .generation import RELEASED
 from .imitation import SFT, trainings
 from .lion_config import LionConfig
 from .pools import Instruction
@@ -54,6 +58,32 @@ class Compared(NamedTuple):
     unscored: Counter
     report: dict[str, Any]
     answers: list[list[str]]
+
+
+class ReleasedReferee(Judge):
+    """
+    A judge of two answers that is asked in the words of Lion's released code, and replies with the lines "Score of the
+    Assistant 1: 8" and "Score of the Assistant 2: 7".
+    """
+
+    def _request(self, question: Any, attempt: int) -> ChatRequest:
+        request = super()._request(question, attempt)
+        system = {"role": "system", "content": RELEASED["referee"]["system"]}
+        return replace(request, messages=[system, *request.messages])
+
+    def _prompt(self, question: Any) -> str:
+        first, second = (split_thoughts(question.item.answers[i])[1] for i in question.shown)
+        form = RELEASED["referee"]["prompt"]
+        return form.format(instruction=question.item.prompt, answer_1=first, answer_2=second)
+
+    def _read(self, question: Any, answer: Completion | FailedCall) -> dict[str, float | None] | str:
+        def lettered(text: str) -> str:  # it numbers the answers, which have letters here
+            return re.sub(r"\bAssistant ([12])\b", lambda found: f"Answer {question.labels[int(found[1]) - 1]}", text)
+
+        if isinstance(answer, Completion):
+            answer = replace(answer, text=lettered(answer.text))
+        item = replace(question.item, answers=[lettered(text) for text in question.item.answers])
+        return super()._read(question._replace(item=item), answer)
 
 
 class Roles:
@@ -159,7 +189,7 @@ class Roles:
     def judge(self, model: ChatModel) -> Judge:
         """The referee: two answers, in both orders unless the config says one, one score each."""
         config = self.config
-        return Judge(
+        return {"ours": Judge, "released": ReleasedReferee}[config.prompts](
             model,
             mode="listwise",
             aspects=[REFEREE],

@@ -18,7 +18,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -114,8 +114,11 @@ class SimilarityIndex:
 
     def near_copy(self, text: str) -> int | None:
         """Number of a text whose Rouge-L F-measure with `text` is above the threshold, `None` if there is none."""
+        return next(self.near_copies(text), None)
+
+    def near_copies(self, text: str) -> Iterator[int]:
+        """Numbers of all such texts, itself among them if it is there."""
         scorer = rouge_scorer(UNICODE)
         for number in self.candidates(text):
             if scorer.score(self._texts[number], text)["rougeL"].fmeasure > self.threshold:
-                return number
-        return None
+                yield number

@@ -14,6 +14,7 @@
 
 """The stages of a round. Each takes what earlier ones have put into the folder, and puts its own results there."""
 
+import json
 import logging
 import math
 import shutil
@@ -31,6 +32,7 @@ from .generation import KINDS, generate, quotas
 from .imitation import lock_of
 from .mining import mine
 from .pools import write_pool
+from .reading import is_refusal
 from .roles import Answers, Pool, Roles
 from .similarity import UNICODE, SimilarityIndex
 
@@ -38,15 +40,17 @@ from .similarity import UNICODE, SimilarityIndex
 logger = logging.getLogger(__name__)
 
 
-def training_rows(instructions: Pool, answers: Answers) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def training_rows(
+    instructions: Pool, answers: Answers, keep_refusals: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """
     Instructions and the teacher's answers as rows for [`~trl.SFTTrainer`], whose loss is on the completion.
 
     Returns:
         `tuple[list[dict], dict[str, int]]`: Conversational rows `prompt`, `completion` with the `id` of the
-        instruction, and counts: `rows`, and what was left out: `failed`, `empty`, `cut_off`.
+        instruction, and counts: `rows`, and what was left out: `failed`, `empty`, `cut_off`, `refused`.
     """
-    rows, counts = [], Counter(rows=0, failed=0, empty=0, cut_off=0)
+    rows, counts = [], Counter(rows=0, failed=0, empty=0, cut_off=0, refused=0)
     for instruction, answer in zip(instructions, answers, strict=True):
         if isinstance(answer, FailedCall):
             counts["failed"] += 1
@@ -54,6 +58,8 @@ def training_rows(instructions: Pool, answers: Answers) -> tuple[list[dict[str, 
             counts["cut_off"] += 1
         elif not answer.text.strip():
             counts["empty"] += 1
+        elif not keep_refusals and is_refusal(answer.text, instruction.text):
+            counts["refused"] += 1
         else:
             counts["rows"] += 1
             prompt = [{"role": "user", "content": instruction.text}]
@@ -62,16 +68,18 @@ def training_rows(instructions: Pool, answers: Answers) -> tuple[list[dict[str, 
     return rows, dict(counts)
 
 
-def preference_rows(pool: Pool, theirs: Answers, ours: Answers) -> list[dict[str, Any]]:
+def preference_rows(pool: Pool, theirs: Answers, ours: Answers, keep_refusals: bool = False) -> list[dict[str, Any]]:
     """
     Rows for [`~trl.DPOTrainer`] with the `id` of the instruction: the teacher's answer chosen, the student's rejected,
-    where both are whole and differ.
+    where both are whole and differ, and the teacher's is no refusal, unless these are kept.
     """
     rows = []
     for instruction, chosen, rejected in zip(pool, theirs, ours, strict=True):
         whole = [answer for answer in (chosen, rejected) if not isinstance(answer, FailedCall)]
         texts = [answer.text.strip() for answer in whole if answer.finish_reason not in CUT_OFF]
         if len(texts) == 2 and all(texts) and texts[0] != texts[1]:
+            if not keep_refusals and is_refusal(texts[0], instruction.text):
+                continue
             said = [[{"role": "assistant", "content": answer.text}] for answer in whole]
             prompt = [{"role": "user", "content": instruction.text}]
             rows.append({"id": instruction.id, "prompt": prompt, "chosen": said[0], "rejected": said[1]})
@@ -81,7 +89,8 @@ def preference_rows(pool: Pool, theirs: Answers, ours: Answers) -> list[dict[str
 def answers(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
     """The teacher answers what the round trains on."""
     manifest, pool = folder.begin(round), folder.to_answer(round)
-    rows, counts = training_rows(pool, roles.ask(store, roles.teacher, "teacher", ("answers", round), pool))
+    replies = roles.ask(store, roles.teacher, "teacher", ("answers", round), pool)
+    rows, counts = training_rows(pool, replies, folder.config.keep_refusals)
     if not rows:
         raise ValueError(f"The teacher {roles.teacher.name} gave no answer to train on: {counts}.")
     write_rows(manifest.folder / "answers.jsonl", rows)
@@ -101,7 +110,7 @@ def dpo(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
     place, pool = ("dpo", round), folder.hard(round)
     theirs = roles.ask(store, roles.teacher, "teacher", place, pool)
     ours = roles.ask(store, roles.student(folder.student(round - 1)), "student", place, pool)
-    rows = preference_rows(pool, theirs, ours)
+    rows = preference_rows(pool, theirs, ours, folder.config.keep_refusals)
     if not rows:
         raise ValueError(f"None of {len(pool)} hard instructions has two whole answers to make a pair for `dpo`.")
     path = folder.begin(round).folder / "pairs.jsonl"
@@ -129,7 +138,14 @@ def _train(folder: LionFolder, roles: Roles, round: int, stage: str, start: str,
     shutil.rmtree(work, ignore_errors=True)
     lock_of(work).unlink(missing_ok=True)  # nobody waits: the call store lets one run into this folder
     results = [student.name, *([] if stage == "training" else [rows.name])]
-    folder.finish(round, stage, results, start=folder.name_of(start), **facts)
+    folder.finish(round, stage, results, start=folder.name_of(start), loss=losses_of(student), **facts)
+
+
+def losses_of(student: Path) -> list[tuple[int, float]]:
+    """Steps and losses of a training, from the state that the trainer has left with the student."""
+    state = student / "trainer_state.json"
+    history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
+    return [(row["step"], row["loss"]) for row in history if "loss" in row]
 
 
 def discrimination(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
@@ -168,6 +184,7 @@ def generation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
             sampling=config.sampling("generator", sampling_seed),
             filters=config.filters,
             max_attempts_factor=config.max_attempts_factor,
+            prompts=config.prompts,
         )
     is_candidate = "selection" in folder.stages(round)
     files = {"candidates.jsonl": new} if is_candidate else _pools(folder, round, new)
@@ -221,8 +238,6 @@ def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
     if compared.answers:
         facts["rouge_l_to_teacher"] = mean(rouge_l(ours, theirs, UNICODE) for theirs, ours in compared.answers)
     facts |= {"unscored": dict(compared.unscored), "referee": compared.report}
-    for warning in compared.report["warnings"]:
-        logger.warning("Round %d, evaluation by the %s: %s", round, role, warning)
     rows = [
         {"id": id, "teacher": teacher, "student": student, "unscored": reason}
         for id, (teacher, student, reason) in sorted(compared.scores.items())

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import DatasetMixtureConfig, DPOConfig, DPOTrainer, ModelConfig, ScriptArguments
 
+ENDING_REMEDY = (
+    "Add the id of {0} to `eos_token_id` in the model's generation_config.json, or train it with `eos_token: {0}` "
+    "(`trl-distill sft`) before."
+)
+
 
 def make_parser(prog: str | None = None):
     from trl_distill.zephyr.dpo_config import DPOConfig
@@ -113,6 +118,7 @@ def build_trainer(
     import torch
     from trl import DPOTrainer
 
+    from trl_distill.endings import check_model_ending
     from trl_distill.models import keep_4bit_trainable
     from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
@@ -120,6 +126,9 @@ def build_trainer(
     refuse_adapter(model_args.model_name_or_path, training_args.model_init_kwargs["revision"])
     splits = load_splits(script_args, training_args, dataset_args)
     splits = {name: without_text_prompt(rows) for name, rows in splits.items()}
+    if isinstance(first_row(splits["train_dataset"], "chosen+rejected")["chosen"], list):
+        revision, trust = training_args.model_init_kwargs["revision"], training_args.trust_remote_code
+        check_model_ending(model_args.model_name_or_path, revision, trust, remedy=ENDING_REMEDY)
     trainer = DPOTrainer(**arguments, callbacks=[ReferenceCheckCallback()], **splits)
     keep_4bit_trainable(trainer.model)  # a precomputed reference may have made that impossible
     report_lengths(splits, trainer)

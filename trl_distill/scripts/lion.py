@@ -90,6 +90,7 @@ def _show_result(result: "LionResult", output_dir: str) -> None:
         table,
         "hard: share of the scored instructions on which the student is behind by tau. gap: mean score of the teacher "
         f"minus that of the student.\nThe student is {result.student}. More in report.json and report.png.",
+        *(f"Warning: {warning}" for warning in result.report["warnings"]),
     )
 
 

@@ -61,6 +61,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_rows", type=int, help="Use the first rows only.")
     add = parser.add_argument_group("server").add_argument
     add("--base_url", help="Sample from the OpenAI-compatible server here, such as http://localhost:8000/v1.")
+    add(
+        "--engine",
+        choices=("batch",),
+        help="Ask its batch endpoint, which answers within a day. Default: single calls.",
+    )
     add("--api_key_env", help="Environment variable with the key. Default: no key is sent.")
     add("--concurrency", type=int, default=8, help="Requests that wait for the server at the same time.")
     add("--no_logprobs", action="store_true", help="Do not ask for log-probabilities: then there is no WS.")
@@ -81,13 +86,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def _model(args: argparse.Namespace) -> "BaseChatModel":
     """The model on its server or on this machine, where it may be the two adapters of NAT."""
-    from ..chat import EndpointChatModel, LocalChatModel
+    from ..chat import BatchChatModel, EndpointChatModel, LocalChatModel
     from ..chat.local import weights_digest
     from ..models import adapter_config
 
     path, revision = args.model_name_or_path, args.model_revision
     if args.base_url is not None:
-        return EndpointChatModel(
+        kind = EndpointChatModel if args.engine is None else BatchChatModel
+        return kind(
             path,
             args.base_url,
             api_key_env=args.api_key_env,
@@ -95,6 +101,8 @@ def _model(args: argparse.Namespace) -> "BaseChatModel":
             concurrency=args.concurrency,
             keep_thoughts=args.keep_thoughts,
         )
+    if args.engine is not None:
+        raise ValueError(f"--engine {args.engine} is for a server: set --base_url.")
     names = ("dtype", "load_in_4bit", "device", "batch_size", "trust_remote_code", "keep_thoughts")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     if adapter_config(path, revision, subfolder="nat") is not None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from ..chat import (
     BaseChatModel,
+    BatchChatModel,
     CallStore,
     ChatRequest,
     Completion,
@@ -232,7 +233,7 @@ class _Run:
         judgements, reports = {}, {}
         for model, _, judge in self.judges:
             with model:
-                results = [result for part in _parts(items) for result in judge.judge(part)]
+                results = [result for part in _parts(items, model) for result in judge.judge(part)]
             judgements[model.name] = dict(zip(items, results, strict=True))
             reports[model.name] = judge_report(list(items.values()), results, judge_name=model.name)
         rows = [
@@ -255,16 +256,18 @@ class _Run:
                 given |= zip(requests, asked.complete(list(requests.values())), strict=True)
         items = self.items(self.candidates(given))
         for model, asked, judge in self.judges:
-            parts = [asked.missing(judge.requests(part)) for part in _parts(items)]
+            parts = [asked.missing(judge.requests(part)) for part in _parts(items, model)]
             *counts, costs = zip(*parts, strict=True) if parts else [()] * 4
             total = Missing(*map(sum, counts), None if None in costs else sum(costs))
             rows.append({"role": "judge", "model": model.name, **total._asdict()})
         return rows
 
 
-def _parts(items: dict[int, JudgeItem]) -> Iterator[list[JudgeItem]]:
-    for start in range(0, len(items), _PROMPTS_AT_A_TIME):
-        yield list(items.values())[start : start + _PROMPTS_AT_A_TIME]
+def _parts(items: dict[int, JudgeItem], model: BaseChatModel) -> Iterator[list[JudgeItem]]:
+    # Who answers within a day is asked all at once
+    size = len(items) or 1 if isinstance(model, BatchChatModel) else _PROMPTS_AT_A_TIME
+    for start in range(0, len(items), size):
+        yield list(items.values())[start : start + size]
 
 
 def check_identities(models: Iterable[BaseChatModel], why: str) -> None:

@@ -22,6 +22,7 @@ from transformers import DataCollator, PreTrainedModel
 from trl import SFTTrainer
 
 from ...checkpoints import checkpoint_to_resume
+from ...endings import check_trainer_ending
 from ..data import PAPER, ColumnCollator, check_rows, default_args, log_means, rows_with_label, whole_rows
 from .nat_config import LabeledSFTConfig
 
@@ -96,6 +97,7 @@ class LabeledSFTTrainer(SFTTrainer):
         check_rows(train_dataset)
         check_rows(eval_dataset, "eval_dataset")
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
+        check_trainer_ending(self, train_dataset)
         if args.objective in ("nt", "ul"):
             self.data_collator = ColumnCollator(self.data_collator, ("label",))
 

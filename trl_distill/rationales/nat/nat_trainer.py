@@ -36,6 +36,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from ...checkpoints import checkpoint_to_resume, first_decides, newest_checkpoint
+from ...endings import check_trainer_ending
 from ..data import (
     PAPER,
     adapter_sha256,
@@ -178,6 +179,7 @@ class NegativeAssistedTrainer(SFTTrainer):
         super().__init__(
             model, args, data_collator, train_dataset, stage_eval_dataset, processing_class, callbacks=callbacks
         )
+        check_trainer_ending(self, train_dataset)
         if args.stages == "both" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "FSDP and DeepSpeed shard a model once, so they cannot run two stages in one process. Train with "

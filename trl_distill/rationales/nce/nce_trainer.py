@@ -27,6 +27,7 @@ from trl import SFTTrainer
 
 from ...checkpoints import checkpoint_to_resume
 from ...divergence import backbone_states, lm_head, token_divergence
+from ...endings import check_trainer_ending
 from ...models import dense_head_weight, load_teacher_tokenizer, match_vocabulary
 from ..data import PAPER, ColumnCollator, check_lora, check_rows, default_args, log_means
 from .calibration import COLUMNS, WEIGHT, adapter_states, check_adapters, check_weights, prepare_rows
@@ -147,6 +148,7 @@ class NCETrainer(SFTTrainer):
             peft_config = None
 
         super().__init__(model, args, None, train_dataset, eval_dataset, peft_config=peft_config, **kwargs)
+        check_trainer_ending(self, train_dataset)
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled or parallelism.tp_enabled):
             raise ValueError("NCE weighs whole rows, and context, sequence and tensor parallelism cut them. Use DDP.")
