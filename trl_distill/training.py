@@ -57,8 +57,17 @@ def user_errors(prog: str) -> Iterator[None]:
     except (ValueError, OSError, ImportError) as error:
         rank, processes = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
         where = f" in process {rank} of {processes}, on {platform.node()}" if processes > 1 else ""
-        sys.stderr.write(f"{prog}: error{where}: {error}\n")
+        sys.stderr.write(f"{prog}: error{where}: {error}{_remedy(str(error))}\n")
         raise SystemExit(2) from error
+
+
+def _remedy(error: str) -> str:
+    """What to do about errors of PEFT that speak of its own parameters."""
+    if "ParamWrapper does not work with lora_dropout" in error:  # `all-linear` and fused experts
+        return " Set `lora_dropout: 0.0`, or name the layers in `lora_target_modules`."
+    if "No `target_modules` passed" in error:
+        return " PEFT knows no default for this architecture: set `lora_target_modules`, for example to all-linear."
+    return ""
 
 
 def check_value(action: Action, value: object) -> None:

@@ -328,7 +328,6 @@ def test_command_reads_yaml_adapters_and_saved_datasets(saved, capsys, tiny_mode
             "1 of 2 rows have none, the first of them row 1",
         ),
         (["--dataset_split", "test"], "choose from train"),
-        (["--output_file", "{folder}/nowhere/out.json"], "does not exist"),
         (["--max_new_token", "3"], "Did you mean max_new_tokens"),
         (["--model_name_or_path", "{folder}"], ""),
     ],

@@ -38,17 +38,19 @@ def sent(body):
     return body["model"], json.dumps(body["messages"], sort_keys=True), body.get("seed")
 
 
-def served_loop(folder, base_url, concurrency=1, **settings):
+def served_loop(folder, base_url, concurrency=1, changes=None, **settings):
     """The loop of the fixture `world`, with teacher, referee and generator behind a server."""
-    config = LionConfig(output_dir=str(folder), student_model="none", heldout_size=4, rounds=2, n_new=4)
+    values = dict(student_model="none", heldout_size=4, rounds=2, n_new=4) | (changes or {})
+    config = LionConfig(output_dir=str(folder), **values)
     models = {
         name: EndpointChatModel(name, base_url, concurrency=concurrency, backoff=0.01, **settings)
         for name in ("teacher", "referee", "generator")
     }
-    return LionLoop(config, toy.rows({0: 10, 1: 8, 2: 3, 3: 2}), train=toy.train, student=toy.stubborn, **models)
+    train = dict.fromkeys(config.stages, toy.train)
+    return LionLoop(config, toy.rows({0: 10, 1: 8, 2: 3, 3: 2}), train=train, student=toy.measured, **models)
 
 
 if __name__ == "__main__":
     sys.modules["matplotlib.figure"] = None  # as if it were not installed: a picture takes longer than all the rest
-    folder, base_url, concurrency = sys.argv[1:]
-    served_loop(folder, base_url, int(concurrency)).run()
+    folder, base_url, concurrency, changes = sys.argv[1:]
+    served_loop(folder, base_url, int(concurrency), json.loads(changes)).run()

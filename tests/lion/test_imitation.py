@@ -16,6 +16,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -181,8 +182,12 @@ class TestFull:
         assert sum(row["calls"] for row in result.report["ledger"] if row["role"] == "student") == 7 + 2 * 2
 
     def test_rounds_from_the_base(self, in_process, loop, base, tmp_path):
-        loop(init_from="base").run()
+        report = loop(init_from="base", fields=FIELDS | {"logging_steps": 2}).run().report
         folder = tmp_path / "run/round_1"
+        for row in report["rounds"]:  # the losses are in the report, and the state of the trainer with its student
+            state = json.loads((tmp_path / f"run/round_{row['round']}/student/trainer_state.json").read_text())
+            assert row["loss"] == [[line["step"], line["loss"]] for line in state["log_history"] if "loss" in line]
+            assert [step for step, _ in row["loss"]] == [2, 4, 6] and state["global_step"] == 6
         assert len((folder / "answers.jsonl").read_text().splitlines()) == 7 + 3
         assert same(folder / "student", trained(base, folder / "answers.jsonl", tmp_path))
 
@@ -249,7 +254,8 @@ class TestAdapters:
 
     def test_merged_in_each_round(self, in_process, loop, base, tokenizer, tmp_path):
         """T8: the student on disk is a full model, and says what the trained one said."""
-        loop(fields=FIELDS | LORA).run()
+        report = loop(fields=FIELDS | LORA | {"logging_steps": 3}).run().report
+        assert [[step for step, _ in row["loss"]] for row in report["rounds"]] == [[3, 6], [3, 6]]
         begin = base
         for k in (0, 1):
             folder = tmp_path / f"run/round_{k}"
@@ -432,3 +438,24 @@ class TestKilledTraining:
         assert ("Waiting for a training" in said) == (not all_processes)
         assert "resume_from_checkpoint" in (output.parent / "sft.yaml").read_text()
         assert same(output, trained(base, rows, tmp_path, fields | {"save_strategy": "no"}))
+
+    def test_other_settings_wait_for_the_training_that_is_alive_and_begin_anew(self, base, tmp_path):
+        rows = tmp_path / "rows.jsonl"
+        pool = [Instruction(toy.task(0, i)) for i in range(6)]
+        write_rows(rows, training_rows(pool, [Completion(f"right {item.text}") for item in pool])[0])
+        fields = FIELDS | {"max_steps": 240, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+        output = tmp_path / "training/student"
+        output.parent.mkdir()
+        process = self.start(fields, base, rows, output)
+        while process.poll() is None and not list(output.parent.glob("run/checkpoint-*/trainer_state.json")):
+            time.sleep(0.005)
+        assert process.poll() is None, process.stderr.read()
+        process.kill()
+        process.wait()
+        changed = FIELDS | {"learning_rate": 5e-3, "max_steps": 3}
+        again = self.start(changed, base, rows, output)
+        _, said = again.communicate()
+        assert again.returncode == 0, said
+        [pid] = re.findall(r"Waiting for a training of a killed run .* `kill (\d+)` ends it", said)
+        assert int(pid) != process.pid and "was begun with other settings or rows, and begins anew" in said
+        assert same(output, trained(base, rows, tmp_path, changed))

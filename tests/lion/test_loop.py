@@ -24,6 +24,7 @@ from toy import files, ids
 
 from trl_distill.chat import BudgetReached, CallStore, FunctionChatModel, Prices
 from trl_distill.lion import LionConfig, LionLoop
+from trl_distill.lion.report import draw_report
 
 
 class TestStops:
@@ -198,8 +199,13 @@ class TestReport:
         assert report["rounds"][-1]["calls_so_far"] == sum(row["calls"] for row in report["ledger"])
 
     def test_the_picture(self, world, tmp_path, picture):
-        world(rounds=1).run()
+        report = world(rounds=1).run().report
         assert (tmp_path / "run/report.png").read_bytes().startswith(b"\x89PNG")
+        report["rounds"][1]["loss"] = [(1, 2.0), (2, 1.5)]
+        report["warnings"] = ["Round 1, evaluation: All 4 scores are 7: this judge tells nothing apart."]
+        report["rounds"][0]["hard_share"] = 1.0
+        draw_report(tmp_path / "whole.png", report)
+        assert (tmp_path / "whole.png").stat().st_size > (tmp_path / "run/report.png").stat().st_size
 
     def test_while_it_runs(self, world, tmp_path, read):
         """After each stage the report says what is done."""

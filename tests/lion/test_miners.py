@@ -21,20 +21,10 @@ from collections import Counter
 
 import pytest
 import toy
-from toy import ids, results
+from toy import ids, loss, measured, results
 
 from trl_distill.chat import FailedCall, FunctionChatModel
 from trl_distill.lion import LionConfig, LionLoop, Training, trainings
-
-
-def loss(text, answer):
-    """Larger for families with a larger number, and other in each task."""
-    assert answer == f"right {text}"
-    return toy.family_of(text) + random.Random(text).random() / 2
-
-
-def measured(folder):
-    return toy.Measured(toy.stubborn(folder), loss)
 
 
 class TestReplay:

@@ -475,19 +475,20 @@ def stored(path, state):
 class TestKill:
     concurrency = 4
 
-    def start(self, folder, server):
+    def start(self, folder, server, changes):
         command = [sys.executable, str(HERE / "served.py"), str(folder), server.base_url, str(self.concurrency)]
+        command.append(json.dumps(changes))
         environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
-    def check(self, kills, step, server, tmp_path, whole):
+    def check(self, kills, step, server, tmp_path, whole, changes=None):
         draw, folder, answered = random.Random(), tmp_path / "run", set()
         store = folder / "calls.sqlite"
         server.reply = by_the_rules
         server.delay = lambda body: draw.random() * 0.04  # slow enough for the run to see every kill
         for _ in range(kills):
             before = len(server.requests)
-            process = self.start(folder, server)
+            process = self.start(folder, server, changes)
             target, moment = before + draw.randrange(step), draw.random() * 0.05
             while process.poll() is None and len(server.requests) <= target:
                 time.sleep(0.001)
@@ -499,7 +500,7 @@ class TestKill:
             assert not answered & {sent(body) for body in server.requests[before:]}
             answered = stored(store, "answered")
         before = len(server.requests)
-        process = self.start(folder, server)
+        process = self.start(folder, server, changes)
         assert process.wait() == 0, process.stderr.read().decode()
         assert not answered & {sent(body) for body in server.requests[before:]}
 
@@ -515,3 +516,10 @@ class TestKill:
     @pytest.mark.slow
     def test_twenty_kills(self, server, tmp_path, whole):
         self.check(20, 7, server, tmp_path, whole[0])
+
+    @pytest.mark.slow
+    def test_twenty_kills_with_all_stages(self, server, world, tmp_path):
+        changes = dict(oversample=2, replay="share", stages=["sft", "dpo"], miner="both", loss_share=0.5)
+        train = dict.fromkeys(changes["stages"], toy.train)
+        world("whole", models=toy.models(student=toy.measured, train=train), **changes).run()
+        self.check(20, 7, server, tmp_path, results(tmp_path / "whole"), changes)

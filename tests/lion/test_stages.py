@@ -364,9 +364,33 @@ class TestReplies:
         world(models=again.models(), max_unreadable=None).run()
         assert again.asked["teacher"] < watch.asked["teacher"]
 
-    def test_a_referee_that_always_says_the_same(self, world):
-        same = toy.referee(good=7, bad=7)
-        result = world(models={"referee": same}).run()
+    @pytest.mark.parametrize(
+        ("referee", "first"),
+        [(toy.referee(good=7, bad=7), "+0.00"), (toy.referee(good=6, bad=6, bias=3), "+3.00")],
+    )
+    def test_a_referee_that_tells_nothing_apart_is_no_convergence(self, referee, first, world, tmp_path, caplog):
+        """It likes all answers, or whatever stands first: nothing would ever be hard."""
+        loop = world(models={"referee": referee, "student": toy.stubborn})
+        with pytest.raises(ValueError) as stopped:
+            loop.run()
+        assert f"all 19 pairs of different answers end in a tie, and the first place got {first}" in str(stopped.value)
+        assert "Round 0, evaluation: All" in caplog.text and "tells nothing apart" in caplog.text
+        report = json.loads((tmp_path / "run/report.json").read_text())
+        assert report["rounds"][0]["heldout"]["tie_rate"] == 1 and len(report["warnings"]) == 1
+
+    def test_equal_answers_are_no_evidence_against_the_referee(self, world):
+        result = world(models={"student": lambda _: toy.teacher()}).run()
         assert result.status == "converged" and result.round == 0
-        heldout = result.report["rounds"][0]["heldout"]
-        assert heldout["tie_rate"] == 1 and "tells nothing apart" in " ".join(heldout["referee"]["warnings"])
+
+    @pytest.mark.parametrize(
+        ("role", "advice"),
+        [("student", "Lower `student_max_tokens`"), ("teacher", "Look at the teacher's answers")],
+    )
+    def test_who_is_to_blame_that_nothing_is_scored(self, role, advice, world):
+        """A student whose context is too short is not helped by another referee."""
+        models, fails = {"student": toy.stubborn}, lambda _: FailedCall("The prompt of 900 tokens leaves no room")
+        toy.done(world(models=models, heldout_size=0), ("answers", 0), ("training", 0))
+        models[role] = toy.Rule(fails, role, "another") if role == "teacher" else lambda _: toy.Rule(fails, role)
+        with pytest.raises(ValueError, match="scored none of 23") as stopped:
+            world(models=models, heldout_size=0).run()
+        assert advice in str(stopped.value) and "Take another referee" not in str(stopped.value)

@@ -209,7 +209,6 @@ class TestASC:
             ({"dataset_name": None}, "Set --model_name_or_path and --dataset_name to draw samples"),
             ({"model_name_or_path": None, "dataset_name": None}, "No such file"),
             ({"dataset_name": "{folder}/wrong.jsonl"}, "has no column `prompt`, only question"),
-            ({"output_file": "{folder}/nowhere/asc.json"}, "does not exist"),
             ({"ranker_name_or_path": "{folder}/model"}, "A ranker has one label, but"),
             ({"temperature": "0"}, "all 5 samples of a prompt are the same"),
             ({"num_sample": "3"}, "Did you mean num_samples"),

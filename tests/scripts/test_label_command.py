@@ -135,7 +135,6 @@ def test_the_parser_knows_every_rule(rule):
         (ROWS, ["--num_proc", "0"], "`num_proc` must be 1 or more, got 0."),
         (ROWS, ["--prompt_template", "Problem:"], "`prompt_template` must hold {{prompt}} once, got 'Problem:'."),
         (ROWS, ["--rule", "strict"], "invalid choice: 'strict'"),
-        (ROWS, ["--report_file", "nowhere/report.json"], "The folder of nowhere/report.json does not exist."),
         (ROWS, ["--prompt_templates", "x"], "Did you mean prompt_template"),
         (ROWS, ["--dataset_name", "missing.jsonl"], "No such file"),
     ],
@@ -149,6 +148,15 @@ def test_mistakes_are_explained_and_nothing_is_written(tmp_path, capsys, rows, f
     assert "trl-distill label: error: " in error and message.format(file=file) in error and "Traceback" not in error
     assert output.read_text() == "what was there\n"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_folder_of_an_output_is_made(file, tmp_path, capsys):
+    report = tmp_path / "new" / "folder" / "report.json"
+    files = ["--output_file", tmp_path / "data" / "rows.jsonl", "--report_file", report]
+    run(list(map(str, ["--dataset_name", file, *COLUMNS, *files])))
+    assert report.is_file() and len(read_rows(tmp_path / "data" / "rows.jsonl")) == 6
+    assert stops(run, "--dataset_name", file, *COLUMNS, "--output_file", f"{file}/rows.jsonl") == 2
+    assert "File exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"plain text"])

@@ -134,21 +134,25 @@ def test_what_would_fail_after_the_pool_was_paid_fails_before_the_first_call(
 
 @pytest.fixture
 def parrot(tiny_model, tokenizer, tmp_path):
-    """A local teacher that says `right` to everything."""
-    model = tiny_model(vocab_size=264, hidden_size=264, num_hidden_layers=1)
-    chain = tokenizer("<|assistant|>right<|endoftext|>")["input_ids"]
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.eye(264))
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.model.norm.weight.fill_(4.0)
-        model.lm_head.weight.zero_()
-        for now, then in zip(chain[:-1], chain[1:], strict=True):
-            model.lm_head.weight[then, now] = 1.0
-    model.save_pretrained(tmp_path / "parrot")
-    tokenizer.save_pretrained(tmp_path / "parrot")
-    return str(tmp_path / "parrot")
+    """Factory of local models that say one word to everything, which has no letter twice."""
+
+    def build(word):
+        model = tiny_model(vocab_size=264, hidden_size=264, num_hidden_layers=1)
+        chain = tokenizer(f"<|assistant|>{word}<|endoftext|>")["input_ids"]
+        with torch.no_grad():
+            model.model.embed_tokens.weight.copy_(torch.eye(264))
+            for layer in model.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
+            model.model.norm.weight.fill_(4.0)
+            model.lm_head.weight.zero_()
+            for now, then in zip(chain[:-1], chain[1:], strict=True):
+                model.lm_head.weight[then, now] = 1.0
+        model.save_pretrained(tmp_path / word)
+        tokenizer.save_pretrained(tmp_path / word)
+        return str(tmp_path / word)
+
+    return build
 
 
 @pytest.mark.slow
@@ -158,10 +162,13 @@ def test_an_on_policy_stage_by_its_own_command(stage, write, parrot, tmp_path, c
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     fields = {
         "dpo": {"max_steps": 3, "learning_rate": 1e-3, "beta": 0.1, "logging_steps": 1},
-        "minillm": {"max_steps": 4, "learning_rate": 1e-3, "max_completion_length": 4, "teacher_mix_alpha": 0.0},
+        "minillm": {"max_steps": 4, "learning_rate": 1e-3, "max_completion_length": 8, "logging_steps": 1},
     }[stage]
     changes = {
-        "teacher": {"model_name_or_path": parrot, "device": "cpu"},
+        "teacher": {"model_name_or_path": parrot("right"), "device": "cpu"},
+        "student_model": parrot("wrong"),
+        "student_max_tokens": 8,
+        "training": {"max_steps": 2, "learning_rate": 1e-6, "logging_steps": 1} | CPU,
         "teacher_temperature": 0.0,
         "teacher_max_tokens": 32,
         "stages": ["sft", stage],
@@ -169,8 +176,9 @@ def test_an_on_policy_stage_by_its_own_command(stage, write, parrot, tmp_path, c
         "rehearse": True,
     }
     if stage == "dpo":
-        changes["training"] = {"max_steps": 2, "use_peft": True, "logging_steps": 1} | CPU
-        changes["dpo"] |= {"use_peft": True}
+        lora = {"use_peft": True, "lora_target_modules": ["all-linear"]}  # in q and v alone a parrot has no gradient
+        changes["training"] |= lora
+        changes["dpo"] |= lora
     lion.run(["--config", write(**changes)])
     assert "finished" in said(capsys) and (tmp_path / "out/rehearsal.json").exists()
     first, last = (tmp_path / f"out/round_1/{name}" for name in ("student_training", "student"))

@@ -350,7 +350,6 @@ class TestSample:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"output_file": "nowhere/samples.jsonl"}, "The folder of nowhere/samples.jsonl does not exist"),
             ({"output_file": "samples.jsonl", "dataset_name": "none.jsonl"}, "No such file: none.jsonl"),
             ({"output_file": "samples.jsonl", "num_samples": 0}, "`num_samples` must be 1 or more, got 0"),
         ],

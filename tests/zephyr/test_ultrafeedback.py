@@ -262,7 +262,6 @@ class TestCommand:
         [
             (["FILE"], "required: --output"),
             (["none.jsonl", "--output", "OUT"], "none.jsonl"),
-            (["FILE", "--output", "no/folder/pairs.jsonl"], "The folder of no/folder/pairs.jsonl does not exist"),
             (["FILE", "--output", "OUT", "--policy", "min"], "unknown field `policy`"),
             (["FILE", "--output", "OUT", "--rejected", "worst"], "invalid choice: 'worst'"),
             (["FILE", "--output", "OUT", "--min_margin", "9"], "No pair came out of"),

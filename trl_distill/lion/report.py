@@ -97,17 +97,17 @@ def draw_report(path: Path, report: dict[str, Any]) -> None:
         verdicts.bar(list(judged), values, bottom=bottom, label=label, color=color)
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     verdicts.set(title="Held-out instructions, by the judge", ylabel="share")
-    verdicts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False, fontsize=8)
+    verdicts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False, fontsize=8)
     means, errors = ([facts[name] or 0.0 for facts in judged.values()] for name in ("mean_gap", "mean_gap_se"))
     gaps.errorbar(list(judged), means, yerr=[2 * error for error in errors], marker="o", capsize=3, color="tab:red")
     gaps.axhline(0, color="gray", linewidth=0.8)
     gaps.set(title="Held-out: teacher minus student", ylabel="points, ± 2 standard errors")
     near = {round: facts["rouge_l_to_teacher"] for round, facts in heldout.items() if "rouge_l_to_teacher" in facts}
     texts.plot(list(near), list(near.values()), marker="o")
-    texts.set(title="Held-out: likeness to the teacher's answers", ylabel="Rouge-L, %")
+    texts.set(title="Held-out: likeness to the teacher", ylabel="Rouge-L, %")
     mined = {row["round"]: row["hard_share"] for row in rows if "hard_share" in row}
     hard.plot(list(mined), list(mined.values()), marker="o", color="tab:orange")
-    hard.set(title="Hard share of the Cache Pool, before the round", ylabel="share", ylim=(-0.03, 1.03))
+    hard.set(title="Hard share of the Cache Pool", ylabel="share", ylim=(-0.03, 1.03))
     trained = [row for row in rows if "loss" in row]
     for row in trained:
         losses.plot(*zip(*row["loss"], strict=True), label=f"round {row['round']}", linewidth=1)

@@ -51,11 +51,10 @@ def raise_error(message: str) -> NoReturn:
 
 
 def check_outputs(*files: str | None) -> None:
-    """Refuse, before the work, files that cannot be written: without their folder, or of one name."""
+    """Make the folders of files that are to be written, and refuse, before the work, what cannot be one."""
     named = [file for file in files if file is not None]
     for file in named:
-        if not Path(file).absolute().parent.is_dir():
-            raise ValueError(f"The folder of {file} does not exist. Create it first.")
+        Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
         if Path(file).is_dir():
             raise ValueError(f"{file} is a folder. Name a file in it.")
         if named.count(file) > 1:

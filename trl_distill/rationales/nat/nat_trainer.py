@@ -176,9 +176,11 @@ class NegativeAssistedTrainer(SFTTrainer):
                 f"`stages={args.stages!r}` cannot be evaluated. Add "
                 f"{'wrong' if args.stages == 'negative' else 'right'} rationales, or leave `eval_dataset` out."
             )
+        used, args.model_init_kwargs = args.model_init_kwargs, None  # the parent would say that they are ignored
         super().__init__(
             model, args, data_collator, train_dataset, stage_eval_dataset, processing_class, callbacks=callbacks
         )
+        args.model_init_kwargs = used
         check_trainer_ending(self, train_dataset)
         if args.stages == "both" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
