@@ -43,6 +43,7 @@ TABLES = {
     "zephyr": ("zephyr.table", "table"),
     "lion": ("lion.table", "table"),
     "rationales/second": ("rationales.table", "second"),
+    "lion/learning_rates": ("lion.table", "learning_rates"),
     "rationales/real_model": ("rationales.table", "real_model"),
     "rationales/label_counts": ("rationales.table", "label_counts"),
     "zephyr/end_to_end": ("zephyr.table", "end_to_end"),

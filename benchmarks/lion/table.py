@@ -23,34 +23,27 @@ from collections.abc import Callable
 
 from benchmarks.laboratory import average, gain, markdown, mean, print_table, unpack
 
-from .laboratory import ARMS
+from .laboratory import ARMS, DEFAULT
 
 
-# What an arm is compared with, so that one thing differs
-CONTROL = {
-    "adversarial": "random",
-    "adversarial, hard only": "random",
-    "adversarial, easy only": "random",
-    "no new rows": "random",
-    "adversarial, one order": "adversarial",
-    "adversarial, from the base": "random, from the base",
-}
 KINDS = ("weak", "strong", "all")
+WORLDS = {"apart": "Books that share nothing.", "shared": "Books of a kind with a half in common."}
 
 
 def accuracies(results: dict, runs: list[dict], round: int, kind: str) -> dict[int, list[float]]:
-    """By seed, as a list of one, the accuracy in a round on tasks of weak or of strong families, or on all."""
+    """By seed, as a list of one, the accuracy after a round (-1: the last) on weak or strong families, or on all."""
     found = {}
     for run in runs:
-        if round < len(run["rounds"]):
-            world, right = results["seeds"][str(run["seed"])], unpack(run["rounds"][round]["right"])
-            size = len(right) // len(world["families"])
-            of_kind = [
-                value
-                for i, value in enumerate(right)
-                if kind == "all" or (world["families"][i // size] in world["weak"]) == (kind == "weak")
-            ]
-            found[run["seed"]] = [statistics.mean(of_kind)]
+        world, scores = results["seeds"][str(run["seed"])], run["rounds"]
+        # A loop that has converged keeps its student
+        right = unpack(scores[min(round, len(scores) - 1)]["right"])
+        size = len(right) // len(world["families"])
+        of_kind = [
+            value
+            for i, value in enumerate(right)
+            if kind == "all" or (world["families"][i // size] in world["weak"]) == (kind == "weak")
+        ]
+        found[run["seed"]] = [statistics.mean(of_kind)]
     return found
 
 
@@ -61,30 +54,31 @@ def by_arm(results: dict) -> dict[str, list[dict]]:
     return arms
 
 
+def by_world(results: dict) -> dict[str, dict]:
+    """The results of each world, as if they were alone."""
+    worlds = dict.fromkeys(run["world"] for run in results["runs"])
+    return {name: results | {"runs": [run for run in results["runs"] if run["world"] == name]} for name in worlds}
+
+
 def scores_table(results: dict) -> str:
-    """Accuracy by round and kind of family, and paired differences at the end."""
+    """Accuracy by round and kind of family, and paired differences to the control and to the default."""
     arms = by_arm(results)
     last = max(score["round"] for run in results["runs"] for score in run["rounds"])
-    heads = ["arm", "round", *(f"{kind} %" for kind in KINDS), "control", *(f"{kind}, points" for kind in KINDS)]
+    heads = ["arm", "round", "steps", *(f"{kind} %" for kind in KINDS), "control", "weak, points", "all, points"]
     rows = []
     for round in range(last + 1):
         for arm in list(arms)[: 1 if round == 0 else None]:  # round 0 is the same for all
-            control = CONTROL.get(arm, "") if round else ""
-            scores = [accuracies(results, arms[arm], round, kind) for kind in KINDS]
-            cells = [
-                arm if round else "all",
-                str(round),
-                *(mean(value for [value] in of_kind.values()) for of_kind in scores),
-            ]
-            others = [accuracies(results, arms.get(control, []), round, kind) for kind in KINDS]
+            scores = {kind: accuracies(results, arms[arm], round, kind) for kind in KINDS}
+            steps = [run["rounds"][round]["steps"] for run in arms[arm] if round < len(run["rounds"])]
+            cells = [arm if round else "all", str(round), average(steps) if steps else ""]
+            cells += [mean(value for [value] in of_kind.values()) for of_kind in scores.values()]
+            compared = [ARMS[arm].control or "", DEFAULT if arm != DEFAULT else ""] if round else ["", ""]
+            others = [arms.get(name, []) for name in compared]
+            gains = [gain(scores[kind], accuracies(results, others[0], round, kind)) for kind in ("weak", "all")]
             rows.append(
-                [
-                    *cells,
-                    control,
-                    *(gain(*pair) for pair in zip(scores, others, strict=True)),
-                ]
+                [*cells, compared[0], *gains, gain(scores["all"], accuracies(results, others[1], round, "all"))]
             )
-    return markdown(heads, rows)
+    return markdown([*heads, "all, points over the default"], rows)
 
 
 def work_table(results: dict) -> str:
@@ -95,11 +89,12 @@ def work_table(results: dict) -> str:
         return f"{statistics.mean(values):.0f}" if values else ""
 
     heads = ["arm", "round", "hard, % of the pool", "weak, % of the hard", "weak, % of the new"]
-    heads += ["no family, % of the new", "requests to the generator", "of these: similar", "too short"]
+    heads += ["no family, % of the new", "requests to the generator", "of these: similar"]
     rows = []
     for arm, runs in by_arm(results).items():
         for round in range(1, max(len(run["rounds"]) for run in runs)):
-            mined = [run["rounds"][round] for run in runs if "new" in run["rounds"][round]]
+            mined = [run["rounds"][round] for run in runs if round < len(run["rounds"])]
+            mined = [score for score in mined if "new" in score]
             if not mined:
                 continue
             scored = [score for score in mined if "discrimination" in score]
@@ -112,10 +107,7 @@ def work_table(results: dict) -> str:
                 share(lambda score, kind=kind: score["new"].get(kind, 0), lambda score: sum(score["new"].values()))
                 for kind in ("weak", "none")
             ]
-            cells += [
-                average(score["generation"].get(name, 0) for score in mined)
-                for name in ("requests", "similar", "too_short")
-            ]
+            cells += [average(score["generation"].get(name, 0) for score in mined) for name in ("requests", "similar")]
             rows.append(cells)
     roles = ("teacher", "referee", "generator", "student")
     calls = [
@@ -130,19 +122,37 @@ def work_table(results: dict) -> str:
 
 
 def facts(results: dict) -> str:
-    sizes, base = results["provenance"][-1]["sizes"], results["base"]
-    seeds = sorted({run["seed"] for run in results["runs"]})
-    world = results["seeds"][str(seeds[0])]
-    weak, strong = len(world["weak"]), len(world["families"]) - len(world["weak"])
+    sizes, seeds = results["provenance"][-1]["sizes"], sorted({run["seed"] for run in results["runs"]})
+    worlds = [results["seeds"][str(seed)] for seed in seeds]
+    weak, strong = len(worlds[0]["weak"]), len(worlds[0]["families"]) - len(worlds[0]["weak"])
+    bases = [world["base"] for world in worlds]
     return (
-        f"Seeds {', '.join(map(str, seeds))}. Student of {base['parameters']:,} parameters, whose base is right on "
-        f"{100 * base['right on drills']:.1f} % of the drills. Pool: {strong} strong families of "
+        f"Seeds {', '.join(map(str, seeds))}, a base model for each. Student of {results['parameters']:,} parameters; "
+        f"the bases are right on {100 * min(base['right'] for base in bases):.1f} % or more of new drills, after "
+        f"{max(base['courses'] for base in bases)} courses at most. Pool: {strong} strong families of "
         f"{sizes['strong_rows']} rows, {weak} weak ones of {sizes['weak_rows']}; {sizes['n_new']} new rows a round."
     )
 
 
 def table(results: dict) -> str:
-    return "\n\n".join([facts(results), scores_table(results), work_table(results)])
+    sections = []
+    for name, of_world in by_world(results).items():
+        sections += [f"**{WORLDS[name]}** {facts(of_world)}", scores_table(of_world), work_table(of_world)]
+    return "\n\n".join(sections)
+
+
+def learning_rates(results: dict) -> str:
+    """The search on pilot seeds: accuracy over all families by the learning rate of later rounds."""
+    rows = []
+    for arm, runs in by_arm(results).items():
+        for rate in sorted({run["learning_rate"] for run in runs}):
+            of_rate = [run for run in runs if run["learning_rate"] == rate]
+            by_round = [accuracies(results, of_rate, round, "all").values() for round in (1, -1)]
+            own = " (taken)" if rate == ARMS[arm].learning_rate else ""
+            rows.append([arm, f"{rate:g}{own}", *(average((v for [v] in scores), 1, 100) for scores in by_round)])
+    seeds = sorted({run["seed"] for run in results["runs"]})
+    heads = ["arm", "learning rate", "all %, round 1", "all %, at the end"]
+    return f"Seeds {', '.join(map(str, seeds))}, which are in no other table.\n\n{markdown(heads, rows)}"
 
 
 def real_run(result: dict) -> str:

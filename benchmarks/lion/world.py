@@ -15,7 +15,8 @@
 """
 The world of the laboratory: code books. `code07 b a k c a` asks for these letters in the seventh book, and its answer
 has one letter for each of them. What a book says is in no other book, so a student knows it from tasks of that book
-alone: the more of them it has seen, the more of its letters.
+alone: the more of them it has seen, the more of its letters. In a second world the books of a kind have a half in
+common.
 """
 
 import json
@@ -64,26 +65,37 @@ class World:
             Number of weak families.
         strong_rows, weak_rows (`int`, *optional*, defaults to `60` and `5`):
             Tasks of each strong and of each weak family in the pool.
+        shared (`float`, *optional*, defaults to `0.0`):
+            Share of the letters for which all weak families have one answer, and all strong ones another: what is
+            learned of these in one family holds in the others of its kind.
     """
 
     bias = 0.75  # what the referee gives the first answer, and takes from the second
     noise = 0.5  # standard deviation of its error
     bad = 0.1  # share of the generator's tasks that are none
 
-    def __init__(self, seed: int, weak: int = 6, strong_rows: int = 60, weak_rows: int = 5):
+    def __init__(self, seed: int, weak: int = 6, strong_rows: int = 60, weak_rows: int = 5, shared: float = 0.0):
         self.seed, self.strong_rows, self.weak_rows = seed, strong_rows, weak_rows
+        self.shared = round(shared * len(LETTERS))  # letters
         self.families = [word for word in VOCABULARY if word.startswith("code")]
         self.weak = sorted(random.Random(f"weak {seed}").sample(self.families, weak))
 
     @cached_property
     def books(self) -> dict[str, dict[str, str]]:
-        """Letter by letter what each book says. Drills are the same in all worlds."""
+        """Letter by letter what each book says. Drills are the same in all worlds, and share nothing."""
         draws = {"drill": random.Random("drill"), "code": random.Random(f"code {self.seed}")}
-        return {
-            word: dict(zip(LETTERS, draws[word[:-2]].sample(LETTERS, len(LETTERS)), strict=True))
-            for word in VOCABULARY
-            if family_of(word)
-        }
+        books = {}
+        for word in filter(family_of, VOCABULARY):
+            common = self.common(word) if word in self.families else {}
+            left = [letter for letter in LETTERS if letter not in common.values()]
+            own = iter(draws[word[:-2]].sample(left, len(left)))
+            books[word] = {letter: common.get(letter) or next(own) for letter in LETTERS}
+        return books
+
+    def common(self, family: str) -> dict[str, str]:
+        """What the books of a family's kind, weak or strong, say alike."""
+        draw = random.Random(f"common {self.seed} {family in self.weak}")
+        return dict(zip(*(draw.sample(LETTERS, self.shared) for _ in range(2)), strict=True))
 
     def answer(self, text: str) -> str:
         """The right answer."""
@@ -117,9 +129,9 @@ class World:
         """Tasks of each family, family by family, none of them in the pool."""
         return self._tasks(((family, size) for family in self.families), self.pool(), "test")
 
-    def drills(self, count: int) -> list[str]:
-        """What the base model has read: tasks of other books."""
-        generator = random.Random("tasks of drills")
+    def drills(self, count: int, key: int | str = "") -> list[str]:
+        """Tasks of other books: what base models read, and are asked. A key has tasks of its own."""
+        generator = random.Random(f"tasks of drills {key}")
         words = [word for word in VOCABULARY if word.startswith("drill")]
         return [task(generator.choice(words), generator) for _ in range(count)]
 
