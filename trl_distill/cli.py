@@ -33,6 +33,7 @@ from trl_distill.training import accelerate_config_path, launch_fields, launch_f
 
 TRAINING = {
     "minillm": "reverse KL on the student's own answers (on-policy, local teacher)",
+    "offline_distillation": "forward or reverse KL to a teacher that was recorded (recorded answers, no teacher)",
     "nat": "right rationales beside a frozen adapter that learned the wrong ones (recorded answers)",
     "nce": "right rationales, weighted by what the negative adapter knows (recorded answers)",
     "labeled_sft": "right and wrong rationales without an adapter of their own: CoT KD, MIX, NT, UL",
@@ -42,6 +43,7 @@ TRAINING = {
 }
 OTHERS = {
     "sample": "let a model or a server answer prompts several times, into a file",
+    "record": "write down what a teacher says of completions, for offline_distillation",
     "label": "compare sampled rationales with the right answers",
     "augment": "let a model answer its training questions, keep what is right",
     "calibrate": "weigh rationales by the divergence of the negative adapter from NAT, for nce",

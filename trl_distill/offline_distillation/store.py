@@ -16,8 +16,8 @@
 """
 What a teacher says of completions, on the disk: shards of tensors, a manifest, and the tokenizer.
 
-A shard holds whole rows, one behind the other. Of `L` tokens of a row, those of the completion have been predicted: `n`
-of them, which is `L` less the prompt, and less one where there is no prompt.
+A shard holds whole rows, one behind the other. Of the `L` tokens of a row, those of the completion were predicted, `n`
+of them: `L` less the prompt, and less one where there is no prompt.
 """
 
 import dataclasses
