@@ -66,7 +66,9 @@ def top_k_logps(hidden: Tensor, head: LMHead, top_k: int, chunk_tokens: int = 25
     return TopK(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def support_logps(hidden: Tensor, head: LMHead, ids: Tensor, chunk_tokens: int = 256) -> Tensor:
+def support_logps(
+    hidden: Tensor, head: LMHead, ids: Tensor, chunk_tokens: int = 256, vocab_size: int | None = None
+) -> Tensor:
     """
     Log-probabilities of the tokens `ids` `(N, K)`, different ones in each row, and of all others together.
 
@@ -78,17 +80,24 @@ def support_logps(hidden: Tensor, head: LMHead, ids: Tensor, chunk_tokens: int =
             softcap.
         ids (`torch.Tensor`):
             Token ids of shape `(N, K)`.
+        vocab_size (`int`, *optional*):
+            Rows of the head that count. It is cut here and not by [`lm_head`], so that ZeRO-3 can gather it first.
 
     Returns:
         `torch.Tensor`: fp32 of shape `(N, K + 1)`, with gradient to `hidden` and the head. The last column is that of
         the others; if there are none, it is `-inf` and has no gradient.
     """
-    return _SupportLogps.apply(hidden, head.weight, head.bias, head, ids, chunk_tokens)
+    return _SupportLogps.apply(hidden, head.weight, head.bias, head, ids, chunk_tokens, vocab_size)
 
 
 def _blocks(hidden: Tensor, chunk_tokens: int) -> list[slice]:
     """At least one, so that empty input keeps its shapes."""
     return [slice(start, start + chunk_tokens) for start in range(0, max(len(hidden), 1), chunk_tokens)]
+
+
+def _cut(head: LMHead, vocab_size: int | None) -> LMHead:
+    bias = None if head.bias is None else head.bias[:vocab_size]
+    return head._replace(weight=head.weight[:vocab_size], bias=bias)
 
 
 def _logits(hidden: Tensor, head: LMHead) -> Tensor:
@@ -112,13 +121,13 @@ def _support(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 class _SupportLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, head, ids, chunk_tokens):
+    def forward(ctx, hidden, weight, bias, head, ids, chunk_tokens, vocab_size):
         ctx.save_for_backward(hidden, weight, bias, ids)
-        ctx.head, ctx.chunk_tokens = head, chunk_tokens
+        ctx.head, ctx.chunk_tokens, ctx.vocab_size = head, chunk_tokens, vocab_size
         device = hidden.device.type
         ctx.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         with maybe_gather_lm_head_ctx(weight, bias):
-            hidden, head = _operands(hidden, head._replace(weight=weight, bias=bias))
+            hidden, head = _operands(hidden, _cut(head._replace(weight=weight, bias=bias), vocab_size))
             with torch.autocast(device, enabled=False):
                 blocks = [
                     _support(_logits(hidden[rows], head), ids[rows])[0] for rows in _blocks(hidden, chunk_tokens)
@@ -136,8 +145,10 @@ class _SupportLogps(torch.autograd.Function):
                 for tensor, needed in zip(inputs, ctx.needs_input_grad[:3], strict=True)
             ]
             with torch.autocast(device, ctx.autocast, enabled=ctx.autocast is not None):
-                hidden, head = _operands(hidden, ctx.head._replace(weight=weight, bias=bias))
+                head = _cut(ctx.head._replace(weight=weight, bias=bias), ctx.vocab_size)
+                hidden, head = _operands(hidden, head)
             grad_hidden, grad_weight, grad_bias = gradients
+            rows_of_head = slice(len(head.weight))
             with torch.autocast(device, enabled=False):
                 for rows in _blocks(hidden, ctx.chunk_tokens):
                     grad_logits = _logits_gradient(_logits(hidden[rows], head), ids[rows], grad[rows], head)
@@ -145,11 +156,11 @@ class _SupportLogps(torch.autograd.Function):
                     if grad_hidden is not None:
                         _addmm_fp32(grad_hidden[rows], grad_logits, head.weight)
                     if grad_weight is not None:
-                        _addmm_fp32(grad_weight, grad_logits.t(), hidden[rows])
+                        _addmm_fp32(grad_weight[rows_of_head], grad_logits.t(), hidden[rows])
                     if grad_bias is not None:
-                        grad_bias += grad_logits.sum(dim=0, dtype=torch.float32)
+                        grad_bias[rows_of_head] += grad_logits.sum(dim=0, dtype=torch.float32)
         pairs = zip(gradients, inputs, strict=True)
-        return *(g if g is None else g.to(tensor.dtype) for g, tensor in pairs), None, None, None
+        return *(g if g is None else g.to(tensor.dtype) for g, tensor in pairs), *(None,) * 4
 
 
 def _logits_gradient(logits: Tensor, ids: Tensor, grad: Tensor, head: LMHead) -> Tensor:

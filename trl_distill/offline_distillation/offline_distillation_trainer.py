@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,12 +135,6 @@ class OfflineDistillationTrainer(SFTTrainer):
                 f"The teacher was recorded with {self.vocab_size} tokens, and the student's head has {rows} rows. "
                 "Call `resize_token_embeddings` on it."
             )
-        sharded = self.is_deepspeed_enabled or parse_flag_from_env("ACCELERATE_USE_FSDP")
-        if sharded and getattr(self.args.deepspeed_plugin, "zero_stage", 3) > 2:
-            raise ValueError(
-                "Offline distillation has not been verified with FSDP or ZeRO-3, which shard the student's head. Use "
-                "DDP (`--accelerate_config ddp`) or ZeRO-2."
-            )
 
     # Data
 
@@ -189,9 +182,10 @@ class OfflineDistillationTrainer(SFTTrainer):
 
     def _divergence(self, states: Tensor, teacher: TopK) -> Tensor:
         """Divergence `(N,)` from hidden states `(N, H)`."""
-        head = lm_head(self.model, self.vocab_size)
         with self.accelerator.autocast():
-            student_logps = support_logps(states, head, teacher.ids, self.args.loss_chunk_tokens)
+            student_logps = support_logps(
+                states, lm_head(self.model), teacher.ids, self.args.loss_chunk_tokens, self.vocab_size
+            )
         return bucketed_divergence(student_logps, teacher.logps, self.args.beta)
 
     def _log_means(self, totals: dict[str, Tensor], count: int) -> None:
