@@ -79,7 +79,7 @@ def check(hidden, head, top_k, chunk_tokens, tolerance):
     weights = torch.linspace(-1.0, 1.5, logps.numel()).view_as(logps)
     leaves = hidden, head.weight, head.bias
     for actual, wanted in zip(gradients(logps, weights, *leaves), gradients(expected, weights, *leaves), strict=True):
-        torch.testing.assert_close(actual, wanted, **tolerance)
+        assert (actual - wanted).norm() <= 1e-4 * (1 + wanted.norm())  # fp32 sums over the vocabulary
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 122, 123])

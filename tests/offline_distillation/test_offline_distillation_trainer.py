@@ -267,7 +267,8 @@ def test_lora(in_4bit, make_trainer, record, tiny_model, tokenizer, tmp_path):
     trainer.save_model(str(tmp_path / "adapter"))
     loaded = PeftModel.from_pretrained(load(), tmp_path / "adapter").eval()
     ids = torch.arange(5, 25)[None]
-    torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits, rtol=1e-2, atol=1e-2)
+    tolerance = 0.1 if in_4bit else 1e-5  # in eval mode bitsandbytes may compute 4-bit layers otherwise
+    torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -365,14 +366,17 @@ def test_command(record, tiny_model, tokenizer, tmp_path, prompts):
     tokenizer.save_pretrained(tmp_path / "student")
     command.run(flags_of(tmp_path, eval_strategy="steps", eval_steps=1, test_split_size=0.25, beta=1.0))
     assert (tmp_path / "out/model.safetensors").is_file()
-    split = command.load_rows(
-        *command.make_parser().parse_args_and_config(
-            flags_of(tmp_path, eval_strategy="steps", eval_steps=1, test_split_size=0.25)
-        )[:2],
-        command.make_parser().parse_args_and_config(flags_of(tmp_path, test_split_size=0.25))[3],
-    )
-    sides = [{tokenizer.decode(ids)[:12] for ids in rows["input_ids"]} for rows in split.values()]
-    assert len(split["eval_dataset"]) == 8 and not sides[0] & sides[1]
+    flags = flags_of(tmp_path, eval_strategy="steps", eval_steps=1, test_split_size=0.25)
+    script_args, args, _, dataset_args = command.make_parser().parse_args_and_config(flags)
+    split = command.load_rows(script_args, args, dataset_args)
+    sides = []
+    for rows in split.values():
+        prompt = [
+            [t for t, label in zip(*row, strict=True) if label == -100]
+            for row in zip(rows["input_ids"], rows["labels"], strict=True)
+        ]
+        sides.append(set(map(tokenizer.decode, prompt)))
+    assert len(split["eval_dataset"]) == 8 and [len(side) for side in sides] == [12, 4] and not sides[0] & sides[1]
 
 
 def test_command_errors(record, tiny_model, tokenizer, tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_the_store_holds_what_the_teacher_says(dtype, tolerance, teacher, record
     assert (manifest.vocab_size, manifest.rows, manifest.conversational) == (len(tokenizer), 16, False)
     assert 3 < manifest.shards == len(set(rows["teacher_file"])) < 16
     texts = [p + c + tokenizer.eos_token for p, c in zip(prompts["prompt"], prompts["completion"], strict=True)]
-    assert tokenizer.batch_decode(rows["input_ids"]) == texts
+    assert tokenizer.batch_decode(rows["input_ids"][:]) == texts
     assert [tokenizer.decode([t for t in labels if t != -100]) for labels in rows["labels"]] == [
         completion + tokenizer.eos_token for completion in prompts["completion"]
     ]
@@ -99,7 +99,7 @@ def test_conversations_and_several_completions(record, tokenizer, tmp_path):
     prompt = [{"role": "user", "content": "Say it."}]
     rows = record(rows=[{"prompt": prompt, "completions": ["yes", "no"], "truncated": [False, False]}])
     start, end = "<|user|>Say it.<|endoftext|><|assistant|>", "<|endoftext|>"
-    assert tokenizer.batch_decode(rows["input_ids"]) == [f"{start}yes{end}", f"{start}no{end}"]
+    assert tokenizer.batch_decode(rows["input_ids"][:]) == [f"{start}yes{end}", f"{start}no{end}"]
     assert read_manifest(tmp_path / "recorded").conversational
     check_rows(rows, load_teacher(str(tmp_path / "teacher")), 8, len(tokenizer))
 
@@ -207,7 +207,7 @@ def test_another_recording_is_refused(stopped, teacher, record, prompts, tokeniz
     }
     (tmp_path / "teacher/tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "teacher/chat_template.jinja").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match="something else: the tokenizer"):
+    with pytest.raises(ValueError, match="something else: .*; the tokenizer"):
         record(tmp_path / "teacher")
 
 

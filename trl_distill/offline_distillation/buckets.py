@@ -34,7 +34,7 @@ def bucketed_divergence(student_logps: Tensor, teacher_logps: Tensor, beta: floa
     With $q$ the student and $p$ the teacher it is, as in [`~trl.DistillationConfig`], $\mathrm{KL}(p \,\|\, q)$ at
     `beta=0.0`, $\mathrm{KL}(q \,\|\, p)$ at `beta=1.0`, and in between the generalized Jensen-Shannon divergence
     $\beta\,\mathrm{KL}(p \,\|\, m) + (1 - \beta)\,\mathrm{KL}(q \,\|\, m)$ with $m = \beta p + (1 - \beta) q$. An
-    event without any probability, a log-probability of `-inf`, adds nothing.
+    event without any probability adds nothing.
     """
     if beta == 0.0:
         return _kl(teacher_logps, student_logps)
@@ -46,6 +46,7 @@ def bucketed_divergence(student_logps: Tensor, teacher_logps: Tensor, beta: floa
 
 def _kl(logps: Tensor, other: Tensor) -> Tensor:
     """KL `(N,)` of the distribution `logps` from the `other`."""
-    impossible = logps.isneginf()  # both are replaced, so that nothing of it is `nan`, in the gradient either
+    probabilities = logps.exp()
+    impossible = probabilities == 0  # both are replaced, so that nothing of it is `nan`, in the gradient either
     gap = logps.masked_fill(impossible, 0.0) - other.masked_fill(impossible, 0.0)
-    return (logps.exp() * gap).sum(1)
+    return (probabilities * gap).sum(1)
