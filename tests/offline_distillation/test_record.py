@@ -28,7 +28,7 @@ import torch
 from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from tests.commands import error_of, said, write_rows
 from trl_distill.models import load_teacher
@@ -254,6 +254,21 @@ def test_values_that_are_not_finite_are_refused(teacher, record, tmp_path):
     model.save_pretrained(folder)
     with pytest.raises(ValueError, match="not finite in the row that begins with 'Say"):
         record(folder)
+
+
+def test_a_model_with_a_layer_before_its_head_is_refused(record, tokenizer, tmp_path):
+    config = BertConfig(
+        vocab_size=264,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        is_decoder=True,
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="BertLMHeadModel cannot be recorded: .* A layer stands between the two"):
+        record(tmp_path / "bert")
 
 
 def test_a_folder_that_is_no_store(record, tmp_path):

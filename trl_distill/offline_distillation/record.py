@@ -203,6 +203,7 @@ class _Recording:
         if missing:
             model = self._load(max(len(row.ids) for row in rows))
             manifest = dataclasses.replace(manifest, vocab_size=self._vocabulary(model))
+            self._check_reading(model, rows[0].ids[:16])
             self.tokenizer.save_pretrained(self.folder / TOKENIZER)
             manifest.save(self.folder)
         left = sum(tokens[number] for number in missing)
@@ -230,6 +231,22 @@ class _Recording:
         if self.config.loss_top_k > rows:
             raise ValueError(f"`loss_top_k` is {self.config.loss_top_k}, and the teacher has {rows} tokens.")
         return rows
+
+    @torch.no_grad()
+    def _check_reading(self, model: PreTrainedModel, ids: list[int]) -> None:
+        """Refuse a model of which hidden states and head are not all, or that reads padding on the right."""
+        batch = pad_ids([ids, ids * 2], 0, "right", model.device)
+        head = lm_head(model)
+        found = top_k_logps(backbone_states(model, *batch)[0, : len(ids)], head, len(head.weight))
+        logits = model(batch[0][:1, : len(ids)]).logits[0].float()  # (T, V)
+        error = (logits.log_softmax(1).gather(1, found.ids) - found.logps[:, :-1]).abs().mean()
+        if not error < 0.05 * (1 + logits.std()):  # rounding of bf16 is far below; `nan` is said of a row of its own
+            if logits.isfinite().all():
+                raise ValueError(
+                    f"{type(model).__name__} cannot be recorded: what its head makes of its last hidden states is "
+                    f"{error:.2f} nats off what the model itself says. A layer stands between the two, or padding on "
+                    "the right is read as text."
+                )
 
     def _record(self, model: PreTrainedModel, rows: Sequence[Row], vocab_size: int, bar: tqdm) -> list[TopK]:
         """What the teacher says of each row, in their order."""
