@@ -33,11 +33,11 @@ from trl_distill.training import accelerate_config_path, launch_fields, launch_f
 
 TRAINING = {
     "minillm": "reverse KL on the student's own answers (on-policy, local teacher)",
-    "offline_distillation": "forward or reverse KL to a teacher that was recorded (recorded answers, no teacher)",
     "nat": "right rationales beside a frozen adapter that learned the wrong ones (recorded answers)",
     "nce": "right rationales, weighted by what the negative adapter knows (recorded answers)",
     "labeled_sft": "right and wrong rationales without an adapter of their own: CoT KD, MIX, NT, UL",
     "ranker": "a model that tells right rationales from wrong ones, for asc",
+    "offline_distillation": "forward or reverse KL to a teacher that was recorded (recorded answers, no teacher)",
     "sft": "supervised fine-tuning with TRL's trainer",
     "dpo": "preference optimization with TRL's trainer, the reference checked",
 }
