@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PreTrainedTokenizerBase
 
 from ..files import whole_path, write_json
@@ -134,7 +134,7 @@ def write_shard(file: Path, rows: Sequence[Row], parts: Sequence[TopK], vocab_si
         "teacher_logps": torch.cat([part.logps for part in parts]).clamp(min=least).to(dtype),  # (tokens, K + 1)
     }
     with whole_path(file) as new:
-        save_file(tensors, new)
+        new.write_bytes(save(tensors))  # `save_file` would leave a temporary file of its own behind a kill
 
 
 def read_teacher(file: str, start: int, count: int) -> TopK:
