@@ -39,6 +39,7 @@ TABLES = {
     "demo": ("table", "demo"),
     "quality": ("quality.table", "tables"),
     "quality/real_run": ("quality.table", "real_run"),
+    "quality/recorded_top_k": ("quality.table", "recorded_top_k"),
     "rationales": ("rationales.table", "table"),
     "zephyr": ("zephyr.table", "table"),
     "lion": ("lion.table", "table"),

@@ -33,6 +33,7 @@ FOUNDATIONS = {
     "files",
     "checkpoints",
     "divergence",
+    "top_k",
     "models",
     "generation",
     "endings",

@@ -27,7 +27,21 @@ from datasets import load_dataset
 from trl_distill.lion import LionConfig
 from trl_distill.lion.generation import LION_FILTERS
 from trl_distill.lion.imitation import check_training
-from trl_distill.scripts import calibrate, compare, dpo, feedback, labeled_sft, lion, minillm, nat, nce, ranker, sft
+from trl_distill.scripts import (
+    calibrate,
+    compare,
+    dpo,
+    feedback,
+    labeled_sft,
+    lion,
+    minillm,
+    nat,
+    nce,
+    offline_distillation,
+    ranker,
+    record,
+    sft,
+)
 from trl_distill.scripts.arguments import parse_strictly
 from trl_distill.scripts.runs import parse_config
 from trl_distill.zephyr import CompareConfig, FeedbackConfig
@@ -37,6 +51,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "accelerate_configs")
 TRAINING = {
     "minillm": minillm,
+    "offline_distillation": offline_distillation,
     "nat": nat,
     "labeled_sft": labeled_sft,
     "nce": nce,
@@ -140,6 +155,23 @@ def test_minillm_runs_when_tiny(path, tmp_path, tokenizer, tiny_model, prompts):
     assert state["best_metric"] == logged["eval_rougeL"]
     saved = "adapter_model.safetensors" if values.get("use_peft") else "model.safetensors"
     assert (tmp_path / "out" / saved).is_file()
+
+
+@recipes_of("offline_distillation")
+def test_offline_distillation_runs_when_tiny(path, tmp_path, tokenizer, tiny_model):
+    for seed, name, rows in ((0, "base", 264), (1, "teacher", 272)):
+        tiny_model(seed=seed, vocab_size=rows, initializer_range=0.1, **SIZE).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    samples = [{"prompt": [{"role": "user", "content": f"{i}"}], "completions": [f"{i}."]} for i in range(40)]
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
+    flags = ["--teacher_model_name_or_path", tmp_path / "teacher", "--dataset_name", tmp_path / "samples.jsonl"]
+    record.run(list(map(str, [*flags, "--output_dir", tmp_path / "recorded", "--load_in_4bit", "--device", "cpu"])))
+    config = make_tiny(path, tmp_path, "recorded", "out", eval_steps=2, save_steps=2)
+    offline_distillation.run(["--config", config])
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    logged = {key for entry in state["log_history"] for key in entry}
+    assert {"divergence", "eval_divergence", "teacher/tail"} <= logged
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 @pytest.fixture

@@ -37,11 +37,16 @@ _MODULES = {
     "NCETrainer": "trl_distill.rationales.nce",
     "NegativeAssistedConfig": "trl_distill.rationales.nat",
     "NegativeAssistedTrainer": "trl_distill.rationales.nat",
+    "OfflineDistillationConfig": "trl_distill.offline_distillation",
+    "OfflineDistillationTrainer": "trl_distill.offline_distillation",
+    "RecordConfig": "trl_distill.offline_distillation",
     "ReferenceCheckCallback": "trl_distill.zephyr.reference_check",
     "adaptive_self_consistency": "trl_distill.rationales.asc",
     "calibration_weights": "trl_distill.rationales.nce",
     "load_nat": "trl_distill.rationales.nat",
+    "load_recorded": "trl_distill.offline_distillation",
     "preference_pairs": "trl_distill.zephyr",
+    "record_teacher": "trl_distill.offline_distillation",
     "run_compare": "trl_distill.zephyr",
     "run_feedback": "trl_distill.zephyr",
     "scored_rows": "trl_distill.zephyr",
@@ -54,6 +59,13 @@ __all__ = list(_MODULES)
 if TYPE_CHECKING:
     from .lion import LionConfig, LionLoop
     from .minillm import MiniLLMConfig, MiniLLMTrainer
+    from .offline_distillation import (
+        OfflineDistillationConfig,
+        OfflineDistillationTrainer,
+        RecordConfig,
+        load_recorded,
+        record_teacher,
+    )
     from .rationales.asc import (
         ASCRankerConfig,
         ASCRankerTrainer,

@@ -42,11 +42,13 @@ TRAINING = {
     "nce": "right rationales, weighted by what the negative adapter knows (recorded answers)",
     "labeled_sft": "right and wrong rationales without an adapter of their own: CoT KD, MIX, NT, UL, REDI",
     "ranker": "a model that tells right rationales from wrong ones, for asc",
+    "offline_distillation": "forward or reverse KL to a teacher that was recorded (recorded answers, no teacher)",
     "sft": "supervised fine-tuning with TRL's trainer",
     "dpo": "preference optimization with TRL's trainer, the reference checked",
 }
 OTHERS = {
     "sample": "let a model or a server answer prompts several times, into a file",
+    "record": "write down what a teacher says of completions, for offline_distillation",
     "label": "compare sampled rationales with the right answers",
     "augment": "let a model answer its training questions, keep what is right",
     "calibrate": "weigh rationales by the divergence of the negative adapter from NAT, for nce",

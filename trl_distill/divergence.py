@@ -21,7 +21,8 @@ rows, P padded prompt, T padded completion, N tokens, H hidden width, V vocabula
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -440,6 +441,17 @@ def backbone_states(model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states `(B, L, H)` of an unwrapped causal language model, before its LM head."""
     inputs = dict(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return backbone(model)(**inputs).last_hidden_state
+
+
+@contextmanager
+def recorded_states(model) -> Iterator[list[Tensor]]:
+    """The last hidden states `(B, L, H)` of each forward of the backbone, which a fused LM head does not hand out."""
+    states: list[Tensor] = []
+    handle = backbone(model).register_forward_hook(lambda _, args, output: states.append(output.last_hidden_state))
+    try:
+        yield states
+    finally:
+        handle.remove()
 
 
 def join_completions(

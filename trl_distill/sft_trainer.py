@@ -19,6 +19,7 @@ import copy
 import trl
 from accelerate.logging import get_logger
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from .endings import check_trainer_ending
 
@@ -78,3 +79,22 @@ class CountingSFTTrainer(trl.SFTTrainer):
             return False
         settings = {"add_generation_prompt": True, "return_dict": True, "chat_template": self.chat_template}
         return len(processing_class.apply_chat_template(messages[:first], **settings)["input_ids"]) >= kept.stop
+
+
+class Preparation(CountingSFTTrainer):
+    """
+    The part of [`~trl.SFTTrainer`] that turns rows of `prompt` and `completion` into tokens: it has no model.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        args ([`~trl.SFTConfig`]):
+            What decides how rows become tokens. `assistant_only_loss` must be off.
+    """
+
+    def __init__(self, processing_class: PreTrainedTokenizerBase, args: trl.SFTConfig):
+        if args.eos_token is not None:
+            processing_class.eos_token = args.eos_token
+        self._tokenizer = processing_class
+        self.chat_template = None  # differs from the tokenizer's with `assistant_only_loss`
+        self.completion_only_loss = args.completion_only_loss is not False  # rows have a completion

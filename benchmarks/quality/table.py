@@ -18,6 +18,7 @@ real run: mean and 95 % interval over seeds, one table at equal processor time a
 
     python -m benchmarks.quality.table benchmarks/results/quality.json
     python -m benchmarks.quality.table benchmarks/results/quality_real_run.json
+    python -m benchmarks.quality.table benchmarks/results/quality_recorded_top_k.json
 """
 
 import math
@@ -155,7 +156,28 @@ def real_run(results: dict) -> str:
     return "\n\n".join([about, *(at_mark(results, mark) for mark in marks if reached(results, mark))])
 
 
+def recorded_top_k(results: dict) -> str:
+    """What is kept of loss and gradient, and bytes a token, one row a number of tokens."""
+    settings, students = results["settings"], results["students"]
+    about = (
+        f"{settings['teacher']} and its copy with {settings['student_layers']} layers, as it is (pruned) and after "
+        f"{settings['epochs']} epochs on the likeliest 64 (trained); {results['tokens']:,} tokens of "
+        f"{results['rows']} answers, loss and gradient on {settings['gradient_rows']} of them. Each cell: share of "
+        "the loss of the whole vocabulary, and cosine of the gradients."
+    )
+    heads = ["K", "bytes a token", "tail %"]
+    heads += [f"{entry['student']}, {entry['direction']} ({entry['nats']:.2f} nats)" for entry in students]
+    rows = []
+    for i, store in enumerate(results["stores"]):
+        found = [entry["recorded"][i] for entry in students]
+        cells = [f"{entry['share_of_loss']:.3f}, {entry['gradient_cosine']:.3f}" for entry in found]
+        rows.append([store["top_k"], f"{store['bytes_per_token']:.0f}", f"{100 * store['tail']:.2f}", *cells])
+    return f"{about}\n\n{markdown(heads, rows)}"
+
+
 def show(results: dict) -> str:
+    if results.get("benchmark") == "quality/recorded_top_k":
+        return recorded_top_k(results)
     return tables(results) if "worlds" in results else real_run(results)
 
 

@@ -38,13 +38,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ...divergence import backbone_states, lm_head, token_divergence
 from ...files import read_rows, write_rows
 from ...generation import batches_by_length
 from ...models import dense_head_weight
+from ...sft_trainer import Preparation
 from ..data import adapter_sha256, check_rows, rows_with_label, whole_rows
 from .nce_config import NCEConfig
 
@@ -148,17 +149,6 @@ def prepare_rows(
     return dataset
 
 
-class _Preparation(SFTTrainer):
-    """The part of [`~trl.SFTTrainer`] that turns rows into tokens: it has no model."""
-
-    def __init__(self, processing_class: PreTrainedTokenizerBase, args: SFTConfig):
-        if args.eos_token is not None:
-            processing_class.eos_token = args.eos_token
-        self._tokenizer = processing_class
-        self.chat_template = None  # differs from the tokenizer's with `assistant_only_loss`, which NCEConfig refuses
-        self.completion_only_loss = args.completion_only_loss is not False  # rows have a completion
-
-
 def row_hash(input_ids: list[int], labels: list[int]) -> str:
     """Hash of what a weight was computed from: the tokens of a row and which of them are trained on."""
     return hashlib.sha256(np.asarray([input_ids, labels], dtype="<i8").tobytes()).hexdigest()[:16]
@@ -250,7 +240,7 @@ def calibration_weights(
             f"The dataset has a column {', '.join(f'`{name}`' for name in sorted(taken))} already. Remove it with "
             "`remove_columns`, or give it another name."
         )
-    prepare = _Preparation(processing_class, args)._prepare_dataset
+    prepare = Preparation(processing_class, args)._prepare_dataset
     prepared = prepare_rows(prepare, dataset, processing_class, args, "calibration")
     input_ids, labels, rows = (prepared[column][:] for column in ("input_ids", "labels", ROW))
     hashes = [row_hash(*row) for row in zip(input_ids, labels, strict=True)]

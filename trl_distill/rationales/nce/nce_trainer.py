@@ -13,8 +13,6 @@
 # limitations under the License.
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from transformers import PreTrainedModel, set_seed
 from trl import SFTTrainer
 
 from ...checkpoints import checkpoint_to_resume
-from ...divergence import backbone_states, lm_head, token_divergence
+from ...divergence import backbone_states, lm_head, recorded_states, token_divergence
 from ...endings import check_trainer_ending
 from ...models import dense_head_weight, load_teacher_tokenizer, match_vocabulary
 from ..data import PAPER, ColumnCollator, check_lora, check_rows, default_args, log_means
@@ -206,7 +204,7 @@ class NCETrainer(SFTTrainer):
         def forward(fused_lm_head: bool = False, **kwargs):
             if not fused_lm_head:
                 return model(**kwargs)
-            with _recorded_states(self.model) as student_states:
+            with recorded_states(self.model) as student_states:
                 outputs = model(fused_lm_head=True, **kwargs)
             logps, mask = outputs.log_probs, outputs.label_mask  # (B, T)
             tokens = mask.sum()
@@ -290,15 +288,3 @@ def check_student_config(model: PeftModel, peft_config: PeftConfig | None) -> No
             f"`model.delete_adapter({STUDENT!r})`."
         )
     check_lora(peft_config)
-
-
-@contextmanager
-def _recorded_states(model: PreTrainedModel | PeftModel) -> Iterator[list[Tensor]]:
-    """The last hidden states `(B, L, H)` of each forward of the backbone, which a fused LM head does not hand out."""
-    backbone = (model.base_model.model if isinstance(model, PeftModel) else model).base_model
-    states: list[Tensor] = []
-    handle = backbone.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
-    try:
-        yield states
-    finally:
-        handle.remove()

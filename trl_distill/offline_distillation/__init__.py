@@ -1,0 +1,31 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Distillation without a teacher in memory: what it says of completions is recorded once."""
+
+from .offline_distillation_config import OfflineDistillationConfig
+from .offline_distillation_trainer import OfflineDistillationTrainer
+from .record import record_teacher
+from .record_config import RecordConfig
+from .store import load_recorded
+
+
+__all__ = [
+    "OfflineDistillationConfig",
+    "OfflineDistillationTrainer",
+    "RecordConfig",
+    "load_recorded",
+    "record_teacher",
+]
