@@ -17,7 +17,7 @@
 
 from dataclasses import dataclass, field
 
-from ..sft_trainer import SFTConfig
+from ..sft_config import SFTConfig
 
 
 @dataclass
