@@ -116,11 +116,43 @@ class TestLoss:
         [
             (lambda folder: toy.Measured(toy.stubborn(folder), lambda *_: None), "longer context"),
             (toy.stubborn, "does not tell the loss"),
+            (
+                lambda folder: toy.Measured(toy.stubborn(folder), lambda *_: math.nan),
+                "The loss .*'diverged': 19.*Lower",
+            ),
+            (
+                lambda folder: toy.Measured(toy.stubborn(folder), lambda *_: math.inf),
+                "The loss .*'diverged': 19.*Lower",
+            ),
         ],
     )
-    def test_no_loss_at_all(self, student, said, world):
+    @pytest.mark.parametrize("miner", ["loss", "both"])
+    def test_no_loss_at_all(self, miner, student, said, world):
         with pytest.raises(ValueError, match=said):
-            world(models={"student": student}, miner="loss", rounds=1).run()
+            world(models={"student": student}, miner=miner, rounds=1).run()
+
+    @pytest.mark.parametrize(("miner", "bad"), [("loss", math.nan), ("both", math.inf), ("both", math.nan)])
+    def test_a_loss_that_is_no_number_is_not_ranked(self, miner, bad, world, read):
+        def student(folder):
+            return toy.Measured(toy.stubborn(folder), lambda text, _: bad if toy.family_of(text) == 1 else 1.0)
+
+        report = world(models={"student": student}, miner=miner, rounds=1, heldout_size=0).run().report
+        facts = report["rounds"][1]["discrimination"]
+        assert facts["unscored"] == {"diverged": 8} and facts["mean_loss"] == 1.0
+        assert all(row["kind"] is None for row in read("round_1/scores.jsonl") if row["loss"] is None)
+
+    @pytest.mark.parametrize(("share", "seen"), [(0.25, 6), (0.5, 12), (0.01, 1)])
+    def test_both_with_a_referee_that_cannot_be_read_is_not_converged(self, share, seen, world):
+        models = {"student": measured, "referee": FunctionChatModel(lambda _: "Both are fine.", "referee")}
+        with pytest.raises(ValueError, match=f"referee scored none of {seen} instructions.*Take another referee"):
+            world(models=models, miner="both", loss_share=share, rounds=1, heldout_size=0, max_unreadable=None).run()
+
+    @pytest.mark.parametrize(
+        "settings", [{}, {"oversample": 2}, {"miner": "both"}, {"strategy": "random", "oversample": 2}]
+    )
+    def test_a_floor_that_rules_out_all(self, settings, world):
+        with pytest.raises(ValueError, match="less than `min_teacher_score` on all"):
+            world(models={"student": measured}, min_teacher_score=8.5, rounds=1, **settings).run()
 
 
 class TestUnseen:
