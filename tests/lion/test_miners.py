@@ -272,6 +272,8 @@ class TestStages:
             ({"replay": "some"}, "`replay` must be one of none, share, all"),
             ({"loss_share": 0}, "`loss_share` must be in"),
             ({"oversample": 0.5}, "`oversample` must be 1 or more"),
+            ({"oversample": math.inf}, "`oversample` must be 1 or more, and finite"),
+            ({"max_attempts_factor": math.inf}, "must be 1 or more, and finite"),
         ],
     )
     def test_settings_that_no_run_can_use(self, settings, said):
