@@ -266,6 +266,7 @@ class TestStages:
             ({"stages": ["sft", "dpo", "minillm"]}, "`stages` must be one of"),
             ({"stages": ["sft", "dpo"], "miner": "loss"}, "pairs that a referee has compared"),
             ({"stages": ["sft", "dpo"], "adapter_rounds": "continue"}, "whole model"),
+            ({"stages": ["sft", "dpo"], "rescore": "new_only"}, "pairs of the last student"),
             ({"dpo": {"beta": 0.1}}, r"`dpo` is set, and `stages` is \['sft'\]"),
             ({"miner": "loss", "rescore": "new_only"}, "`miner: referee`"),
             ({"replay": "all", "init_from": "base"}, "Set `replay` with"),
@@ -310,6 +311,8 @@ class TestEstimate:
         [
             {"miner": "loss"},
             {"miner": "both", "loss_share": 0.3},
+            {"miner": "both", "loss_share": 0.28, "oversample": 5, "n_new": 10, "rounds": 1},
+            {"miner": "both", "loss_share": 0.14, "oversample": 12.5, "n_new": 4, "rounds": 1},
             {"oversample": 2},
             {"oversample": 2.5, "miner": "both", "heldout_size": 0},
             {"oversample": 2, "strategy": "random", "miner": "loss"},
@@ -330,6 +333,24 @@ class TestEstimate:
         dropped = calls - estimated  # a generator's new tasks may be copies: its calls are the least
         assert {role for *_, role in dropped} <= {"generator"} and +estimated == calls - dropped
         assert loop.estimate() == []
+
+    def test_pairs_whose_teacher_has_changed_since_the_mining(self, world):
+        def train(*_):
+            raise toy.Killed
+
+        def models():
+            return toy.models(student=measured, train={"sft": toy.train, "dpo": train})
+
+        settings = dict(stages=["sft", "dpo"], rounds=1, heldout_size=0)
+        with pytest.raises(toy.Killed):
+            world(models=models(), **settings).run()
+        settings |= dict(teacher_max_tokens=77, keep_finished=True)
+        loop = world(models=models(), **settings)
+        assert [(line.stage, line.role, line.calls) for line in loop.estimate()] == [("dpo", "teacher", 23)]
+        with pytest.raises(toy.Killed):
+            loop.run()
+        with loop.folder.open_store() as store:
+            assert sum(line.calls for line in store.ledger() if line.stage == "dpo") == 23
 
 
 class TestKilled:

@@ -373,6 +373,10 @@ class LionConfig:
             return
         if "dpo" in self.stages and self.miner == "loss":
             raise ValueError("`dpo` takes pairs that a referee has compared. Set `miner` to referee or both.")
+        if "dpo" in self.stages and self.rescore == "new_only":
+            raise ValueError(
+                "`dpo` takes pairs of the last student, and `rescore: new_only` keeps older scores. Set `all`."
+            )
         if self.adapter_rounds == "continue":
             raise ValueError(f"`{self.stages[-1]}` starts from a whole model. Set `adapter_rounds: merge`.")
 
