@@ -401,6 +401,17 @@ class TestTraining:
 
 
 @pytest.mark.slow
+class TestFinish:
+    @pytest.mark.parametrize("moved", [[2], [2, 4]])
+    def test_after_a_run_that_was_killed_while_it_moved_checkpoints(self, moved, tmp_path):
+        for number in (2, 4):
+            for folder in ("run", *([""] if number in moved else [])):
+                (tmp_path / folder / f"checkpoint-{number}").mkdir(parents=True)
+                (tmp_path / folder / f"checkpoint-{number}/trainer_state.json").write_text("{}")
+        Training({})._finish(tmp_path / "run", tmp_path / "student")
+        assert (tmp_path / "student").is_dir() and not list(tmp_path.glob("*/checkpoint-*"))
+
+
 class TestKilledTraining:
     """`kill -9` of the loop while it trains. Its training outlives it, and the next run must not disturb it."""
 

@@ -116,11 +116,43 @@ class TestLoss:
         [
             (lambda folder: toy.Measured(toy.stubborn(folder), lambda *_: None), "longer context"),
             (toy.stubborn, "does not tell the loss"),
+            (
+                lambda folder: toy.Measured(toy.stubborn(folder), lambda *_: math.nan),
+                "The loss .*'diverged': 19.*Lower",
+            ),
+            (
+                lambda folder: toy.Measured(toy.stubborn(folder), lambda *_: math.inf),
+                "The loss .*'diverged': 19.*Lower",
+            ),
         ],
     )
-    def test_no_loss_at_all(self, student, said, world):
+    @pytest.mark.parametrize("miner", ["loss", "both"])
+    def test_no_loss_at_all(self, miner, student, said, world):
         with pytest.raises(ValueError, match=said):
-            world(models={"student": student}, miner="loss", rounds=1).run()
+            world(models={"student": student}, miner=miner, rounds=1).run()
+
+    @pytest.mark.parametrize(("miner", "bad"), [("loss", math.nan), ("both", math.inf), ("both", math.nan)])
+    def test_a_loss_that_is_no_number_is_not_ranked(self, miner, bad, world, read):
+        def student(folder):
+            return toy.Measured(toy.stubborn(folder), lambda text, _: bad if toy.family_of(text) == 1 else 1.0)
+
+        report = world(models={"student": student}, miner=miner, rounds=1, heldout_size=0).run().report
+        facts = report["rounds"][1]["discrimination"]
+        assert facts["unscored"] == {"diverged": 8} and facts["mean_loss"] == 1.0
+        assert all(row["kind"] is None for row in read("round_1/scores.jsonl") if row["loss"] is None)
+
+    @pytest.mark.parametrize(("share", "seen"), [(0.25, 6), (0.5, 12), (0.01, 1)])
+    def test_both_with_a_referee_that_cannot_be_read_is_not_converged(self, share, seen, world):
+        models = {"student": measured, "referee": FunctionChatModel(lambda _: "Both are fine.", "referee")}
+        with pytest.raises(ValueError, match=f"referee scored none of {seen} instructions.*Take another referee"):
+            world(models=models, miner="both", loss_share=share, rounds=1, heldout_size=0, max_unreadable=None).run()
+
+    @pytest.mark.parametrize(
+        "settings", [{}, {"oversample": 2}, {"miner": "both"}, {"strategy": "random", "oversample": 2}]
+    )
+    def test_a_floor_that_rules_out_all(self, settings, world):
+        with pytest.raises(ValueError, match="less than `min_teacher_score` on all"):
+            world(models={"student": measured}, min_teacher_score=8.5, rounds=1, **settings).run()
 
 
 class TestUnseen:
@@ -234,12 +266,15 @@ class TestStages:
             ({"stages": ["sft", "dpo", "minillm"]}, "`stages` must be one of"),
             ({"stages": ["sft", "dpo"], "miner": "loss"}, "pairs that a referee has compared"),
             ({"stages": ["sft", "dpo"], "adapter_rounds": "continue"}, "whole model"),
+            ({"stages": ["sft", "dpo"], "rescore": "new_only"}, "pairs of the last student"),
             ({"dpo": {"beta": 0.1}}, r"`dpo` is set, and `stages` is \['sft'\]"),
             ({"miner": "loss", "rescore": "new_only"}, "`miner: referee`"),
             ({"replay": "all", "init_from": "base"}, "Set `replay` with"),
             ({"replay": "some"}, "`replay` must be one of none, share, all"),
             ({"loss_share": 0}, "`loss_share` must be in"),
             ({"oversample": 0.5}, "`oversample` must be 1 or more"),
+            ({"oversample": math.inf}, "`oversample` must be 1 or more, and finite"),
+            ({"max_attempts_factor": math.inf}, "must be 1 or more, and finite"),
         ],
     )
     def test_settings_that_no_run_can_use(self, settings, said):
@@ -276,6 +311,8 @@ class TestEstimate:
         [
             {"miner": "loss"},
             {"miner": "both", "loss_share": 0.3},
+            {"miner": "both", "loss_share": 0.28, "oversample": 5, "n_new": 10, "rounds": 1},
+            {"miner": "both", "loss_share": 0.14, "oversample": 12.5, "n_new": 4, "rounds": 1},
             {"oversample": 2},
             {"oversample": 2.5, "miner": "both", "heldout_size": 0},
             {"oversample": 2, "strategy": "random", "miner": "loss"},
@@ -296,6 +333,24 @@ class TestEstimate:
         dropped = calls - estimated  # a generator's new tasks may be copies: its calls are the least
         assert {role for *_, role in dropped} <= {"generator"} and +estimated == calls - dropped
         assert loop.estimate() == []
+
+    def test_pairs_whose_teacher_has_changed_since_the_mining(self, world):
+        def train(*_):
+            raise toy.Killed
+
+        def models():
+            return toy.models(student=measured, train={"sft": toy.train, "dpo": train})
+
+        settings = dict(stages=["sft", "dpo"], rounds=1, heldout_size=0)
+        with pytest.raises(toy.Killed):
+            world(models=models(), **settings).run()
+        settings |= dict(teacher_max_tokens=77, keep_finished=True)
+        loop = world(models=models(), **settings)
+        assert [(line.stage, line.role, line.calls) for line in loop.estimate()] == [("dpo", "teacher", 23)]
+        with pytest.raises(toy.Killed):
+            loop.run()
+        with loop.folder.open_store() as store:
+            assert sum(line.calls for line in store.ledger() if line.stage == "dpo") == 23
 
 
 class TestKilled:

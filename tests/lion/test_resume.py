@@ -171,7 +171,7 @@ class TestRestart:
         assert runs.run(kill=("train", 1)) is None
         left = {name for name in before if name.startswith("round_") and (tmp_path / "run" / name).exists()}
         gone = {name for name in before if name.startswith("round_2/")}
-        gone |= {f"round_1/{name}" for name in ("student/seen.json", "evaluation.json")}
+        gone |= {f"round_1/{name}" for name in ("student/made_with.json", "student/seen.json", "evaluation.json")}
         assert {name for name in before if name.startswith("round_")} - left == gone
 
     def test_a_student_that_was_not_recorded_is_not_taken_for_the_new_one(self, world, whole, tmp_path):
@@ -332,6 +332,76 @@ class TestChanges:
         shutil.copytree(tmp_path / "other/round_2", tmp_path / "run/round_2")
         with pytest.raises(ValueError, match=r"what it followed from has changed.*--restart_from 2.discrimination"):
             Runs(world).run()
+
+    def test_a_first_round_that_was_made_anew_is_not_followed_by_old_ones(self, world, tmp_path):
+        Runs(world).run()
+        shutil.rmtree(tmp_path / "run/round_0")
+        runs = Runs(world, heldout_size=5)
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=r"what it followed from has changed.*--restart_from 1.discrimination"
+            ):
+                runs.run()
+        runs.settings["restart_from"] = "1.discrimination"
+        assert runs.run().status == "finished"
+        Runs(lambda **settings: world("other", **settings), heldout_size=5).run()
+        assert results(tmp_path / "run") == results(tmp_path / "other")
+
+    @pytest.mark.parametrize("changes", [{"training": {"learning_rate": 1.0}}, {"stages": ["sft", "dpo"]}])
+    def test_a_student_that_was_not_recorded_is_not_taken_for_one_of_other_settings(self, changes, world, tmp_path):
+        not_recorded(world, tmp_path)
+        train = []
+        stages = {name: lambda *args, name=name: train.append(name) or toy.train(*args) for name in ("sft", "dpo")}
+        models = toy.models(student=toy.stubborn, train=stages)
+        assert (
+            world(models=models, rounds=1, keep_finished="training" in changes, **changes).run().status == "finished"
+        )
+        assert train == changes.get("stages", ["sft"])
+
+    @pytest.mark.parametrize("changes", [{"replay": "share"}, {"replay": "all"}, {"init_from": "base"}])
+    def test_the_first_round_does_not_depend_on_how_later_ones_go_on(self, changes, world):
+        runs = Runs(world, rounds=1)
+        runs.run()
+        trained = runs.asked["train"]
+        runs.settings = changes | {"restart_from": "1.answers"}
+        assert runs.run().status == "finished" and runs.asked["train"] == trained + 2
+
+    @pytest.mark.parametrize("sizes", [(1, 5), (5, 1), (4, 5)])
+    def test_n_new_does_not_change_which_stages_there_are(self, sizes, world):
+        before, after = (dict(n_new=size, oversample=1.1, rounds=1) for size in sizes)
+        Runs(world, **before).run(kill=("train", 1))
+        loop = world(models=toy.models(student=toy.stubborn), **before)
+        places = ("answers", 0), ("training", 0), ("evaluation", 0), ("discrimination", 1), ("generation", 1)
+        toy.done(loop, *places)
+        assert Runs(world, **after, keep_finished=True).run().status == "finished"
+
+    def test_a_copy_of_a_round_beside_it(self, world, tmp_path):
+        runs = Runs(world)
+        runs.run(kill=("generator", 1))
+        for name in ("round_0_old", "round_1.bak", "round_"):
+            shutil.copytree(tmp_path / "run/round_0", tmp_path / "run" / name)
+        runs.settings["restart_from"] = "1.discrimination"
+        assert runs.run().status == "finished" and (tmp_path / "run/round_1.bak").is_dir()
+
+    def test_random_goes_on_where_nothing_was_hard(self, world):
+        models = toy.models(student=lambda _: toy.teacher())
+        assert world(models=models).run().status == "converged"
+        result = world(models=models, strategy="random").run()
+        assert (result.status, result.round) == ("finished", 2)
+
+    def test_a_folder_of_an_older_version(self, world, tmp_path):
+        runs = Runs(world)
+        runs.run(kill=("generator", 1))
+        for path in (tmp_path / "run").glob("round_*/manifest.json"):
+            stages = json.loads(path.read_text())["stages"]
+            old = {
+                stage: {name: value for name, value in facts.items() if name not in ("settings", "follows")}
+                for stage, facts in stages.items()
+            }
+            path.write_text(json.dumps({"stages": old}))
+        for settings in ({}, {"keep_finished": True}, {"restart_from": "0.answers"}):
+            with pytest.raises(ValueError, match="an older version made it.*a copy of `calls.sqlite`"):
+                world(**settings)
 
     @pytest.mark.parametrize("content", ["", "{", "[]", '{"stages": 3}', '{"rounds": {}}'])
     def test_a_damaged_manifest_names_its_file(self, content, world, tmp_path):

@@ -23,7 +23,7 @@ from ..chat import BaseChatModel, CallStore, ChatRequest, Completion
 from .folder import LionFolder
 from .generation import generation_request
 from .manifest import TRAININGS
-from .pools import Instruction
+from .pools import SLACK, Instruction
 from .roles import Roles
 
 
@@ -67,7 +67,7 @@ class _Estimator:
                 if stage == "evaluation" and not heldout_is_counted:
                     yield self.teacher(round, stage, self.folder.heldout)
                     heldout_is_counted = True
-                if stage not in TRAININGS:
+                if stage == "dpo" or stage not in TRAININGS:
                     yield from getattr(self, stage)(round)
 
     def discrimination(self, round: int) -> Iterator[Estimate]:
@@ -103,6 +103,14 @@ class _Estimator:
         elif not is_selected:  # else all candidates are answered by then
             yield self.teacher_of_new(round, "answers", self.config.n_new)
 
+    def dpo(self, round: int) -> Iterator[Estimate]:
+        """Nothing, unless who answers has changed since the mining (`keep_finished`)."""
+        manifest = self.folder.manifest(round)
+        if manifest.finished("selection" if "selection" in self.folder.stages(round) else "generation"):
+            pool, student = self.folder.hard(round), self.roles.student(self.folder.student(round - 1))
+            ours = self.missing((round, "dpo", "student"), student, self.roles.questions("student", pool))
+            yield from (line for line in (self.teacher(round, "dpo", pool), ours) if line.calls)
+
     def evaluation(self, round: int) -> Iterator[Estimate]:
         pool = self.folder.heldout if self.is_trained(round) else None
         yield from self.comparison((round, "evaluation"), pool, len(self.folder.heldout), self.roles.evaluates)
@@ -113,7 +121,7 @@ class _Estimator:
     def mining(self, place: tuple[int, str], pool: Sequence[Instruction] | None, size: int) -> Iterator[Estimate]:
         """Calls of a comparison, as far as the miner asks for one: whom the loss will choose is not known yet."""
         if self.config.miner == "both":
-            pool, size = None, math.ceil(self.config.loss_share * size)
+            pool, size = None, math.ceil(self.config.loss_share * size - SLACK)
         if self.config.miner != "loss":
             yield from self.comparison(place, pool, size)
 

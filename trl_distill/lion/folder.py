@@ -85,13 +85,13 @@ class LionFolder:
     def _first_conflict(self) -> tuple[Place, str] | None:
         """The first finished stage that was made with other settings, or does not follow from those before it."""
         missing, before = None, None
-        for place, record in self._records(max(map(self._number, self.path.glob("round_*")), default=-1)):
+        for place, record in self._records(max(self._rounds_there(), default=-1)):
             if record is None:
                 missing = missing or (None if place.stage == "evaluation" else place)
                 continue
             if changed := self._changed(place, record):
                 if place.stage != "evaluation":
-                    return place, self._of_settings(place, changed)
+                    return place, self._of_settings(place, changed, "settings" not in record)
                 logger.warning("Round %d was evaluated with other settings: %s.", place.round, "; ".join(changed))
             if missing or record.get("follows") != before:
                 again = missing or place
@@ -103,9 +103,9 @@ class LionFolder:
             before = before if place.stage == "evaluation" else chained(record)  # nothing follows from that
         return None
 
-    @staticmethod
-    def _number(folder: Path) -> int:
-        return int(folder.name.removeprefix("round_"))
+    def _rounds_there(self) -> list[int]:
+        names = (folder.name.removeprefix("round_") for folder in self.path.glob("round_*"))
+        return [int(name) for name in names if name.isdecimal()]  # not copies that somebody has put aside
 
     def _records(self, last: int) -> Iterator[tuple[Place, dict[str, Any] | None]]:
         """All stages up to a round in their order, with what is recorded of them."""
@@ -122,11 +122,15 @@ class LionFolder:
             return []
         return [f"`{name}` was {known.get(name)!r}, is {now.get(name)!r}" for name in names]
 
-    def _of_settings(self, place: Place, changed: list[str]) -> str:
-        said = (
-            f"{self.round(place.round)} holds the stage {place.stage}, made with other settings: {'; '.join(changed)}"
-        )
+    def _of_settings(self, place: Place, changed: list[str], unknown: bool) -> str:
+        holds = f"{self.round(place.round)} holds the stage {place.stage}"
+        said = f"{holds}, made with other settings: {'; '.join(changed)}"
         elsewhere = "choose another `output_dir`, with a copy of `calls.sqlite` to ask nothing twice"
+        if unknown:
+            return (
+                f"{holds} without the settings that it was made with: an older version made it, which did not write "
+                f"them down. To go on, {elsewhere}."
+            )
         if place.stage == "pools":
             return f"{said}. Set them back to go on, or {elsewhere}."
         kept = (
@@ -146,15 +150,23 @@ class LionFolder:
             settings["dataset_sha256"] = file_digest(name) if Path(name).is_file() else known
         return settings
 
-    def finish(self, round: int, stage: str, results: Sequence[str], **facts: Any) -> None:
-        """Record that a stage is finished: its results, with which settings, and after what."""
+    def made_with(self, round: int, stage: str) -> dict[str, Any]:
+        """With which settings a stage is made now, and after what."""
         place, before = Place(round, stage), None
         for earlier, record in self._records(round):
             if earlier == place:
                 break
             before = before if record is None or earlier.stage == "evaluation" else chained(record)
-        facts = {"settings": self.settings_of(place), "follows": before} | facts
-        self.manifest(round).finish(stage, results, **facts)
+        return {"settings": self.settings_of(place), "follows": before}
+
+    def finish(self, round: int, stage: str, results: Sequence[str], **facts: Any) -> None:
+        """Record that a stage is finished: its results, with which settings, and after what."""
+        self.manifest(round).finish(stage, results, **(self.made_with(round, stage) | facts))
+
+    def check(self) -> None:
+        """Refuse to go on from what was made with other settings, or from something else than what is there."""
+        if wrong := self._first_conflict():
+            raise ValueError(wrong[1])
 
     def _make_pools(self, instructions: Iterable[dict[str, Any]] | None) -> None:
         """The pool of round 0 and the held-out slice, made once."""
@@ -221,7 +233,7 @@ class LionFolder:
         skipped |= {"discrimination", "generation", "selection", "dpo", "minillm"} if round == 0 else set()
         if config.strategy == "random" and "dpo" not in config.stages:
             skipped.add("discrimination")
-        skipped |= {"selection"} if config.n_candidates == config.n_new else set()
+        skipped |= {"selection"} if config.oversample == 1 else set()  # not by `n_new`, which may change
         skipped |= set() if config.heldout_size else {"evaluation"}
         return [stage for stage in STAGES if stage not in skipped]
 
@@ -231,7 +243,7 @@ class LionFolder:
     def has_converged(self, round: int) -> bool:
         """Whether too few instructions were hard in a round to go on from there."""
         looked = "selection" if "selection" in self.stages(round) else "discrimination"  # unseen ones tell more
-        found = self.manifest(round).stages.get(looked)
+        found = self.manifest(round).stages.get(looked) if looked in self.stages(round) else None
         return found is not None and found["counts"]["hard"] < self.config.min_hard
 
     def to_answer(self, round: int) -> list[Instruction]:
@@ -273,7 +285,7 @@ class LionFolder:
 
     def restart(self, round: int, stage: str) -> None:
         """Remove the result of a stage and all later ones, the last ones first."""
-        for later in sorted(map(self._number, self.path.glob("round_*")), reverse=True):
+        for later in sorted(self._rounds_there(), reverse=True):
             if later > round:
                 self._forget(later, STAGES)
                 shutil.rmtree(self.round(later))

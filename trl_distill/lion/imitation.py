@@ -218,6 +218,7 @@ class Training:
         else:
             # Moved, not removed: half a checkpoint must not be there for a run that goes on
             for checkpoint in run.glob("checkpoint-*"):
+                shutil.rmtree(output.with_name(checkpoint.name), ignore_errors=True)  # of a run that was killed here
                 checkpoint.rename(output.with_name(checkpoint.name))
             run.rename(output)
 

@@ -41,6 +41,7 @@ _OF_STAGE = {
     "minillm": "minillm stages teacher",
     "evaluation": f"{_COMPARISON} evaluator",
 }
+_OF_LATER_ROUNDS = ("stages", "init_from", "replay")
 SHAPE = ("strategy", "stages", "oversample")  # they decide which stages there are
 # Of a model's entry: how it is reached, paid and run, not which model it is. If it has moved, the call store asks.
 _ACCESS = ("base_url", "api_key_env", "concurrency", "max_attempts", "timeout", "backoff", "max_consecutive_failures")
@@ -319,8 +320,9 @@ class LionConfig:
     def __post_init__(self):
         for name in (*_AT_LEAST_0, *_AT_LEAST_1):
             value, least = getattr(self, name), int(name in _AT_LEAST_1)
-            if value is not None and not value >= least:
-                raise ValueError(f"`{name}` must be {least} or more, got {value}.")
+            if value is not None and not (value >= least and (value < math.inf or name == "budget_usd")):
+                finite = ", and finite" if value == math.inf else ""
+                raise ValueError(f"`{name}` must be {least} or more{finite}, got {value}.")
         for name in ("hard_share", "rouge_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
@@ -371,6 +373,10 @@ class LionConfig:
             return
         if "dpo" in self.stages and self.miner == "loss":
             raise ValueError("`dpo` takes pairs that a referee has compared. Set `miner` to referee or both.")
+        if "dpo" in self.stages and self.rescore == "new_only":
+            raise ValueError(
+                "`dpo` takes pairs of the last student, and `rescore: new_only` keeps older scores. Set `all`."
+            )
         if self.adapter_rounds == "continue":
             raise ValueError(f"`{self.stages[-1]}` starts from a whole model. Set `adapter_rounds: merge`.")
 
@@ -401,8 +407,8 @@ class LionConfig:
             settings[role] = entry and {key: value for key, value in entry.items() if key not in _ACCESS}
         for name in settings.keys() & {"training", *_ON_POLICY}:
             settings[name] = what_is_learned(settings[name])
-        if round == 0:  # it is but one imitation
-            settings.pop("stages", None)
+        if round == 0:  # it is but one imitation, from the base, and of all there is
+            settings = {name: value for name, value in settings.items() if name not in _OF_LATER_ROUNDS}
         if not math.isfinite(settings.get("tau", 0.0)):
             settings["tau"] = str(settings["tau"])
         return json.loads(json.dumps(settings))

@@ -165,8 +165,11 @@ class LionLoop:
                 self._restart_from = None
             if self.config.rehearse and not self.folder.manifest(0).finished("answers"):
                 rehearse(self.folder, self.roles)
+            begins = "training" not in self.folder.manifest(0).stages
             try:
                 for round in range(self.config.rounds + 1):
+                    if round == 1 and begins:  # later rounds may be there, and follow from another student
+                        self.folder.check()
                     self._round(store, round)
                     if self.folder.has_converged(round):
                         status = "converged"

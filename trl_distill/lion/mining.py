@@ -55,14 +55,14 @@ def mine(
     """
     config = roles.config
     rows = [{"id": item.id, "teacher": None, "student": None, "round": place[1], "unscored": None} for item in pool]
-    facts, kinds, compared = {}, {}, pool
+    facts, kinds, compared, told = {}, {}, pool, 0
     if config.miner != "referee":
         losses = roles.losses(store, place, student, pool)
         for row in rows:
             loss = losses[row["id"]]
             row |= {"loss": None, "unscored": loss} if isinstance(loss, str) else {"loss": loss}
         measured = [Scored(row["id"], row["loss"], 0.0) for row in rows if row["loss"] is not None]
-        kinds = _kinds(partition(measured, tau_quantile=config.loss_share))
+        kinds, told = _kinds(partition(measured, tau_quantile=config.loss_share)), len(measured)
         compared = [item for item in pool if kinds.get(item.id) == "hard" and config.miner == "both"]
         facts = {"compared": len(compared), "mean_loss": mean(item.gap for item in measured) if measured else None}
     if config.miner != "loss":
@@ -76,12 +76,18 @@ def mine(
         kinds = dict.fromkeys(kinds.keys() - scores.keys(), "easy") | _kinds(parts)
         facts |= {"tau": parts.tau if math.isfinite(parts.tau) else str(parts.tau), "referee": report}
         facts["mean_gap"] = mean(item.gap for item in scored) if scored else None
+        told = len(scored) if compared else told
+        if parts.below_floor and not parts.hard + parts.easy:
+            raise ValueError(
+                f"The referee {roles.referee.name} gave the teacher less than `min_teacher_score` on all "
+                f"{len(scored)} instructions. Lower it, or take another referee or teacher."
+            )
     rows = [row | {"kind": kinds.get(row["id"])} for row in rows]
     counts = Counter(row["kind"] or "unscored" for row in rows)
     reasons = (row["unscored"] for row in rows if row["unscored"] is not None and row["round"] == place[1])
     facts["counts"] = {name: counts[name] for name in ("hard", "easy", "below_floor", "unscored")}
     facts["unscored"] = dict(Counter(reason.partition(":")[0] for reason in reasons))
-    _check(roles, store, facts, len(pool))
+    _check(roles, store, facts, len(compared or pool), told)
     return Mined(rows, facts)
 
 
@@ -89,16 +95,18 @@ def _kinds(parts: Partition) -> dict[str, str]:
     return {id: kind for kind, ids in zip(("hard", "easy", "below_floor"), parts, strict=False) for id in ids}
 
 
-def _check(roles: Roles, store: CallStore, facts: dict[str, Any], asked: int) -> None:
+def _check(roles: Roles, store: CallStore, facts: dict[str, Any], asked: int, told: int) -> None:
     """Refuse what would end as "converged" although nobody could tell."""
     name, reasons, report = roles.referee.name, facts["unscored"], facts.get("referee")
-    if asked and facts["counts"]["unscored"] == sum(facts["counts"].values()):
+    if asked and not told:
         blame = max(reasons, key=reasons.get).split()[0]
         advice = {
             "teacher": "Look at the teacher's answers",
+            "diverged": "Lower the `learning_rate` of the training before, and make it anew",
             "student": "Lower `student_max_tokens` or `teacher_max_tokens`, or take a student with a longer context",
         }.get(blame, "Take another referee, or raise `referee_max_tokens`")
-        said = f"{'The referee ' + name if report else 'The loss'} scored none of {asked} instructions: {reasons}."
+        who = "The loss" if facts.get("compared") == 0 else f"The referee {name}"
+        said = f"{who} scored none of {asked} instructions: {reasons}."
         raise ValueError(f"{said} The replies are in {store.path}. {advice}.")
     if report is None or facts["counts"]["hard"]:
         return

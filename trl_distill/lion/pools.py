@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _NO_INPUT = ("", "<noinput>", "noinput", "none", "n/a")  # what stands in `input` where there is none
 _EXAMPLES = 5  # rows of each fault that are named
-_SLACK = 1e-9  # a mean over two orders may miss a boundary by its last bit
+SLACK = 1e-9  # a mean over two orders may miss a boundary by its last bit
 
 
 @dataclass(frozen=True)
@@ -241,12 +241,12 @@ def partition(
         raise ValueError("`tau` must be a number, got NaN.")
     if tau_quantile is not None and not 0 < tau_quantile <= 1:
         raise ValueError(f"`tau_quantile` must be in (0, 1], got {tau_quantile}.")
-    floor = -math.inf if min_teacher_score is None else min_teacher_score - _SLACK
+    floor = -math.inf if min_teacher_score is None else min_teacher_score - SLACK
     judged = [item for item in scored if item.teacher >= floor]
     if tau_quantile is not None:
         gaps = sorted((item.gap for item in judged), reverse=True)
-        tau = gaps[math.ceil(tau_quantile * len(gaps) - _SLACK) - 1] if gaps else math.inf
-    hard = [item.id for item in judged if item.gap >= tau - _SLACK and (tau_quantile is None or item.gap > _SLACK)]
+        tau = gaps[math.ceil(tau_quantile * len(gaps) - SLACK) - 1] if gaps else math.inf
+    hard = [item.id for item in judged if item.gap >= tau - SLACK and (tau_quantile is None or item.gap > SLACK)]
     hard_set = set(hard)
     easy = [item.id for item in judged if item.id not in hard_set]
     return Partition(hard, easy, [item.id for item in scored if item.teacher < floor], tau)

@@ -14,6 +14,7 @@
 
 """Who works in a run: teacher, student, referee and generator, who are asked, and who trains the student."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -152,8 +153,12 @@ class Roles:
                 there.append((item.id, request, answer.text))
         with self.student(student) as model:
             found = model.answer_losses([request for _, request, _ in there], [text for *_, text in there])
-        too_long = "student context: it has no room for the teacher's answer"
-        return losses | {id: too_long if loss is None else loss for (id, *_), loss in zip(there, found, strict=True)}
+        for (id, *_), loss in zip(there, found, strict=True):
+            if loss is None:
+                losses[id] = "student context: it has no room for the teacher's answer"
+            else:
+                losses[id] = loss if math.isfinite(loss) else f"diverged: the student's loss is {loss}"
+        return losses
 
     def compare(self, store: CallStore, place: Place, student: Path, pool: Pool, role: str = "referee") -> Compared:
         """Let teacher and student answer, then a judge score. One local model is in memory at a time."""

@@ -129,11 +129,15 @@ def minillm(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> N
 
 def _train(folder: LionFolder, roles: Roles, round: int, stage: str, start: str, rows: Path, **facts: Any) -> None:
     manifest, student = folder.begin(round), folder.student(round, stage)
-    work = manifest.folder / stage
+    work, made = manifest.folder / stage, folder.made_with(round, stage)
+    note = student / "made_with.json"
+    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != made:
+        shutil.rmtree(student, ignore_errors=True)
     if not student.exists():  # else a run was killed between its last step and the record of it
         shutil.rmtree(work / "student", ignore_errors=True)
         work.mkdir(exist_ok=True)
         roles.train["sft" if stage == "training" else stage](start, rows, work / "student")
+        write_json(work / "student" / note.name, made)
         (work / "student").rename(student)
     shutil.rmtree(work, ignore_errors=True)
     lock_of(work).unlink(missing_ok=True)  # nobody waits: the call store lets one run into this folder
