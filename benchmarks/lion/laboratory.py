@@ -183,8 +183,8 @@ class Laboratory:
         """
         The model that all students of a seed start from: it can use a code book, and knows none of the pool's.
 
-        It takes courses, each with new drills, until it passes. A single one is not enough on every machine: the
-        model understands all of a sudden what a book is, and rounding decides when.
+        It takes courses, each with new drills, until it passes. A single one may not be enough on every machine: a
+        model learns all of a sudden what a book is, and small things decide when.
 
         Raises:
             `RuntimeError`: If it has not passed after the last course.
