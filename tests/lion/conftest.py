@@ -36,7 +36,7 @@ def world(tmp_path):
     """Factory of loops in the toy world: 23 tasks, 4 of them held out, two rounds of 4 new ones."""
 
     def build(folder="run", rows=None, models=None, **settings):
-        values = dict(heldout_size=4, rounds=2, n_new=4, student_model="none") | settings
+        values = dict(heldout_size=4, rounds=2, n_new=4, replay="none", student_model="none") | settings
         config = LionConfig(output_dir=str(tmp_path / folder), **values)
         rows = toy.rows({0: 10, 1: 8, 2: 3, 3: 2}) if rows is None else rows
         return LionLoop(config, rows, **(toy.models() | (models or {})))

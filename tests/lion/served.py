@@ -40,7 +40,7 @@ def sent(body):
 
 def served_loop(folder, base_url, concurrency=1, changes=None, **settings):
     """The loop of the fixture `world`, with teacher, referee and generator behind a server."""
-    values = dict(student_model="none", heldout_size=4, rounds=2, n_new=4) | (changes or {})
+    values = dict(student_model="none", heldout_size=4, rounds=2, n_new=4, replay="none") | (changes or {})
     config = LionConfig(output_dir=str(folder), **values)
     models = {
         name: EndpointChatModel(name, base_url, concurrency=concurrency, backoff=0.01, **settings)

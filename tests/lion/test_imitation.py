@@ -74,7 +74,7 @@ def loop(base, tmp_path):
     """Factory of loops that train that student and let it answer, with rules for all others."""
 
     def build(folder="run", train=None, fields=FIELDS, **settings):
-        values = dict(rounds=1, n_new=3, heldout_size=2, student_max_tokens=4, min_hard=1) | settings
+        values = dict(rounds=1, n_new=3, heldout_size=2, replay="none", student_max_tokens=4, min_hard=1) | settings
         config = LionConfig(output_dir=str(tmp_path / folder), student_model=base, training=fields, **values)
         models = {"teacher": toy.teacher(), "referee": toy.referee(), "generator": toy.generator()}
         return LionLoop(config, toy.rows({0: 5, 1: 4}), train=train, **models)

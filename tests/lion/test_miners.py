@@ -269,7 +269,6 @@ class TestStages:
             ({"stages": ["sft", "dpo"], "rescore": "new_only"}, "pairs of the last student"),
             ({"dpo": {"beta": 0.1}}, r"`dpo` is set, and `stages` is \['sft'\]"),
             ({"miner": "loss", "rescore": "new_only"}, "`miner: referee`"),
-            ({"replay": "all", "init_from": "base"}, "Set `replay` with"),
             ({"replay": "some"}, "`replay` must be one of none, share, all"),
             ({"loss_share": 0}, "`loss_share` must be in"),
             ({"oversample": 0.5}, "`oversample` must be 1 or more"),

@@ -122,7 +122,7 @@ class LionConfig:
         init_from (`str`, *optional*, defaults to `"previous"`):
             `"previous"`: each round goes on with the student of the last one. `"base"`: each round trains
             `student_model` anew, on all rows so far.
-        replay (`str`, *optional*, defaults to `"none"`):
+        replay (`str`, *optional*, defaults to `"share"`):
             With `init_from="previous"`: rows of earlier rounds that join the new ones, so that the student does not
             forget. `"share"`: as many as there are new ones, at random. `"all"`: all.
         stages (`list[str]`, *optional*, defaults to `["sft"]`):
@@ -245,7 +245,7 @@ class LionConfig:
         default="previous", metadata={"help": "Where each round's training starts: the last student, or the base."}
     )
     replay: Literal["none", "share", "all"] = field(
-        default="none", metadata={"help": "Rows of earlier rounds that join the new ones: none, as many, or all."}
+        default="share", metadata={"help": "Rows of earlier rounds that join the new ones: none, as many, or all."}
     )
     stages: list[str] = field(
         default_factory=lambda: ["sft"], metadata={"help": "Trainings of a round: sft, then dpo or minillm."}
@@ -358,8 +358,6 @@ class LionConfig:
             raise ValueError(f"`loss_share` must be in (0, 1], got {self.loss_share}.")
         if self.miner != "referee" and self.rescore == "new_only":
             raise ValueError("`rescore: new_only` keeps scores of a referee. Leave it out, or set `miner: referee`.")
-        if self.replay != "none" and self.init_from == "base":
-            raise ValueError("`init_from: base` trains on all rows as it is. Set `replay` with `init_from: previous`.")
 
     def _check_stages(self) -> None:
         known = [["sft"], *(["sft", stage] for stage in _ON_POLICY)]
