@@ -174,7 +174,9 @@ class LionLoop:
                     if self.folder.has_converged(round):
                         status = "converged"
                         few = f"fewer than `min_hard` ({self.config.min_hard}) instructions are hard"
-                        logger.warning("Round %d: %s. The loop has converged.", round, few)
+                        seen = "selection" not in self.folder.stages(round)
+                        hint = " The student has seen all of them: `oversample` mines on new ones." if seen else ""
+                        logger.warning("Round %d: %s. The loop has converged.%s", round, few, hint)
                         break
                     last = round
             except BudgetReached:
