@@ -21,13 +21,17 @@ Each command is a module of `trl_distill.scripts` with two functions: `make_pars
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from trl_distill import __version__, launcher
 from trl_distill.scripts import help
@@ -188,6 +192,26 @@ def stopped(command: str, argv: list[str], what_next: str = "To go on") -> int:
     return 128 + signal.SIGINT
 
 
+@contextlib.contextmanager
+def stopped_by_kill() -> Iterator[None]:
+    """`kill` leaves no more behind than Ctrl-C. Workers of this process, which pools end by `kill`, end as ever."""
+    before, ours = signal.getsignal(signal.SIGTERM), os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == ours:
+            raise KeyboardInterrupt
+        os._exit(128 + number)
+
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: list[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         complete()
@@ -197,10 +221,9 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")
     if argv is None and args.command in TRAINING:
         sys.modules.setdefault("peft", None)  # seconds to import, and this process trains nothing
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is to leave no more behind than Ctrl-C
     try:
-        return run(parser, args)
+        with stopped_by_kill():
+            return run(parser, args)
     except KeyboardInterrupt as error:
         what_next = f"{error} To go on" if error.args else "To go on"
         return stopped(args.command, args.arguments, what_next)

@@ -32,7 +32,8 @@ def test_a_loop_in_batches(server, tmp_path):
     batches.reply = served.by_the_rules
     entry = {"base_url": batches.base_url, "engine": "batch", "poll_interval": 0.001}
     models = {name: chat_model(entry | {"model": name}) for name in ("teacher", "referee", "generator")}
-    config = LionConfig(output_dir=str(tmp_path / "batches"), student_model="none", heldout_size=4, rounds=2, n_new=4)
+    settings = dict(student_model="none", heldout_size=4, rounds=2, n_new=4, replay="none")
+    config = LionConfig(output_dir=str(tmp_path / "batches"), **settings)
     LionLoop(config, toy.rows({0: 10, 1: 8, 2: 3, 3: 2}), train=toy.train, student=toy.stubborn, **models).run()
     batches.stop()
     single, together = files(tmp_path / "single"), files(tmp_path / "batches")

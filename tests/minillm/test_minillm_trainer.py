@@ -190,7 +190,8 @@ class TestMiniLLMTrainer:
         expected.backward()
         assert loss == pytest.approx(expected.item(), rel=1e-5)
         for grad, param in zip(grads, student.parameters(), strict=True):
-            torch.testing.assert_close(grad.double(), param.grad, rtol=1e-3, atol=1e-6)
+            # Sums in float32 are exact to their largest terms, not to what is left of them: other processors differ
+            torch.testing.assert_close(grad.double(), param.grad, rtol=1e-3, atol=1e-5 * param.grad.abs().max().item())
 
     def test_every_switch_changes_the_gradient(self, make_trainer, corpus):
         reference = make_trainer()

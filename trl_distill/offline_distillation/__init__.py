@@ -15,17 +15,22 @@
 
 """Distillation without a teacher in memory: what it says of completions is recorded once."""
 
-from .offline_distillation_config import OfflineDistillationConfig
-from .offline_distillation_trainer import OfflineDistillationTrainer
-from .record import record_teacher
-from .record_config import RecordConfig
-from .store import load_recorded
+import importlib
 
 
-__all__ = [
-    "OfflineDistillationConfig",
-    "OfflineDistillationTrainer",
-    "RecordConfig",
-    "load_recorded",
-    "record_teacher",
-]
+# Where each name lives. A module is imported when one of its names is first used: `--help` needs the configs alone.
+_MODULES = {
+    "OfflineDistillationConfig": ".offline_distillation_config",
+    "OfflineDistillationTrainer": ".offline_distillation_trainer",
+    "RecordConfig": ".record_config",
+    "load_recorded": ".store",
+    "record_teacher": ".record",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
