@@ -261,7 +261,7 @@ class TestAugment:
             "--dataset_name",
             rows,
         ]
-        for file, message in (("out.jsonl", "says what the right answer is"), ("none/out.jsonl", "Create it first")):
+        for file, message in (("out.jsonl", "says what the right answer is"), ("rows.jsonl/out.jsonl", "File exists")):
             assert message in error_of(capsys, augment.run, *common, "--output_file", tmp_path / file)
 
 
