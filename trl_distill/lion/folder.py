@@ -133,11 +133,9 @@ class LionFolder:
             )
         if place.stage == "pools":
             return f"{said}. Set them back to go on, or {elsewhere}."
-        kept = (
-            ""
-            if any(f"`{name}`" in text for name in SHAPE for text in changed)
-            else (", keep what is finished and use the new ones from here on with `--keep_finished true`")
-        )
+        kept = ", keep what is finished and use the new ones from here on with `--keep_finished true`"
+        if any(f"`{name}`" in text for name in SHAPE for text in changed):
+            kept = ""
         anew = f"make it and all that follows anew with `--restart_from {place}`"
         return f"{said}. Set them back to go on, {anew}{kept}, or {elsewhere}."
 
