@@ -416,7 +416,7 @@ class TestErrors:
     def test_missing_files(self, tmp_path, capsys):
         file = write_rows(tmp_path / "in.jsonl", ROWS)
         assert "No such file" in refused(capsys, tmp_path / "none.jsonl", tmp_path / "out.jsonl")
-        assert "does not exist. Create it" in refused(capsys, file, tmp_path / "no" / "out.jsonl")
+        assert "File exists" in refused(capsys, file, tmp_path / "in.jsonl" / "out.jsonl")  # its folder is a file
         output = tmp_path / "out.jsonl"
         assert "none.txt" in refused(capsys, file, output, "--decontaminate", "none.txt")
         assert "Two outputs have the name" in refused(capsys, file, output, "--report_file", output)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from trl_distill import sft
 from trl_distill.scripts.help import add_help
 from trl_distill.scripts.training import run_command
+from trl_distill.sft import build_trainer
 
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def make_parser(prog: str | None = None) -> "TrlParser":
 
 
 def run(argv: list[str]) -> None:
-    run_command("sft", argv, make_parser, sft.build_trainer)
+    run_command("sft", argv, make_parser, build_trainer)
 
 
 if __name__ == "__main__":
