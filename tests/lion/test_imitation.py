@@ -226,13 +226,28 @@ class TestRehearsal:
         with pytest.raises(ValueError, match="chat_template"):  # known before the rehearsal, from the tokenizer alone
             loop()
 
+    def test_waits_for_one_that_outlived_its_loop(self, in_process, loop, tmp_path, caplog):
+        """Its files go when it has ended, not beneath it."""
+        rehearsing = loop(rounds=0)
+        (tmp_path / "run/rehearsal_sft").mkdir()
+        hold = (
+            "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); "
+        )
+        hold += "time.sleep(1); open(sys.argv[2], 'w')"
+        paths = [str(tmp_path / "run" / name) for name in ("rehearsal_sft.lock", "rehearsal_sft/late")]
+        with subprocess.Popen([sys.executable, "-c", hold, *paths], stdout=subprocess.PIPE) as orphan:
+            orphan.stdout.readline()
+            rehearsing.run()
+        assert orphan.returncode == 0 and "Waiting for a training of a killed run" in caplog.text
+        assert not list((tmp_path / "run").glob("rehearsal_*")) and (tmp_path / "run/rehearsal.json").exists()
+
     def test_is_done_once_for_the_same_settings(self, in_process, loop, base, tmp_path, caplog):
         caplog.set_level("INFO")
         for settings, times in (({"max_calls": 2}, 1), ({"max_calls": 4}, 1), ({"student_max_tokens": 5}, 2)):
             with pytest.raises(BudgetReached) if "max_calls" in settings else nullcontext():
                 loop(rounds=0, **settings).run()
             assert caplog.text.count("Rehearsal: one step") == times
-        assert not (tmp_path / "run/rehearsal").exists()
+        assert not list((tmp_path / "run").glob("rehearsal_*"))
         rows = tmp_path / "run/round_0/answers.jsonl"
         assert len(list(read_rows(rows))) == 7 and same(
             tmp_path / "run/round_0/student", trained(base, rows, tmp_path)

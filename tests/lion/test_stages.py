@@ -394,3 +394,15 @@ class TestReplies:
         with pytest.raises(ValueError, match="scored none of 23") as stopped:
             world(models=models, heldout_size=0).run()
         assert advice in str(stopped.value) and "Take another referee" not in str(stopped.value)
+
+
+def test_a_loss_that_is_no_number_does_not_stop_the_record(world, read):
+    """A training that has diverged is finished, too: what becomes of its student is seen by the miner."""
+
+    def train(model, answers, output):
+        toy.train(model, answers, output)
+        history = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": float("nan")}, {"step": 2, "train_runtime": 1.0}]
+        (output / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+
+    world(models={"train": train}, rounds=0, heldout_size=0).run()
+    assert read("report.json")["rounds"][0]["loss"] == [[1, 2.5]]

@@ -17,11 +17,12 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
 from ..files import write_json, write_rows
 from .folder import LionFolder
-from .imitation import Training
+from .imitation import Training, alone, lock_of
 from .roles import Roles
 
 
@@ -41,25 +42,26 @@ def rehearse(folder: LionFolder, roles: Roles) -> None:
     """
     config, record = folder.config, folder.path / "rehearsal.json"
     trainings = {stage: train for stage, train in roles.train.items() if isinstance(train, Training)}
-    tried = {stage: training.training for stage, training in trainings.items()} | {
-        "student_model": config.student_model
-    }
-    tried |= {"student_max_tokens": config.student_max_tokens}
+    names = ("student_model", "student_max_tokens", "teacher_max_tokens", "accelerate_config", "launch")
+    tried = {stage: training.training for stage, training in trainings.items()}
+    tried |= {name: getattr(config, name) for name in names}
     if trainings.keys() != set(config.stages) or record.exists() and json.loads(record.read_text()) == tried:
         return
     logger.info("Rehearsal: one step of each training, before anything is asked.")
     pool = [*folder.pool(0), *folder.heldout]
     roles.teacher.check(roles.questions("teacher", pool))
-    work, student = folder.path / "rehearsal", config.student_model
-    shutil.rmtree(work, ignore_errors=True)
-    for stage, training in trainings.items():
-        output = work / stage / "student"
-        output.parent.mkdir(parents=True)
-        write_rows(output.with_name("rows.jsonl"), [_row(stage, folder, roles)] * _ROWS)
-        training.rehearse(student, output.with_name("rows.jsonl"), output)
-        student = str(output)
-    roles.student(output).check(roles.questions("student", pool))
-    shutil.rmtree(work)
+    works, student = [folder.path / f"rehearsal_{stage}" for stage in trainings], config.student_model
+    for work, (stage, training) in zip(works, trainings.items(), strict=True):
+        with alone(work):  # a rehearsal that outlived its loop may be at work
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        write_rows(work / "rows.jsonl", [_row(stage, folder, roles)] * _ROWS)
+        training.rehearse(student, work / "rows.jsonl", work / "student")
+        student = str(work / "student")
+    roles.student(Path(student)).check(roles.questions("student", pool))
+    for work in works:
+        shutil.rmtree(work)
+        lock_of(work).unlink(missing_ok=True)
     write_json(record, tried)
 
 

@@ -146,10 +146,10 @@ def _train(folder: LionFolder, roles: Roles, round: int, stage: str, start: str,
 
 
 def losses_of(student: Path) -> list[tuple[int, float]]:
-    """Steps and losses of a training, from the state that the trainer has left with the student."""
+    """Steps and losses of a training, where they are numbers, from the state that the trainer has left."""
     state = student / "trainer_state.json"
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
-    return [(row["step"], row["loss"]) for row in history if "loss" in row]
+    return [(row["step"], row["loss"]) for row in history if math.isfinite(row.get("loss", math.nan))]
 
 
 def discrimination(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> None:
