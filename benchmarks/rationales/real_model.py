@@ -12,12 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-NAT on a real model and real rationales: what the frozen negative adapter is worth on held-out questions.
+r"""
+Uses of wrong rationales on a real model and real rationales, by what they are worth on held-out questions.
 
-Takes the output of `trl-distill label`. Results are saved as they come; started again, it does what is missing.
+Takes the output of `trl-distill label`, or of `gsm8k.py`, which knows the first mistakes. Results are saved as they
+come; started again, it does what is missing.
 
     python -m benchmarks.rationales.real_model --rationales labelled.jsonl --output benchmarks/results/nat_smollm2.json
+    python -m benchmarks.rationales.gsm8k --data FOLDER --output build/gsm8k
+    python -m benchmarks.rationales.real_model --rationales build/gsm8k/rationales.jsonl \
+        --accuracy build/gsm8k/easy.jsonl --arms base cot_kd "right steps" "first wrong token" mix --steps 80 \
+        --rows 160 --held_out 60 --questions 100 --max_new_tokens 64 --output benchmarks/results/gsm8k_smollm2.json
 """
 
 import argparse
@@ -38,13 +43,21 @@ from trl_distill import LabeledSFTConfig, LabeledSFTTrainer, NegativeAssistedCon
 from trl_distill.evaluation import check_answer, evaluate_model
 
 
-# Every arm but `base` sees the same right rows once, in the same order
 ARMS = {
     "base": "the model as it is",
     "cot_kd": "LoRA on the right rows",
     "negative": "LoRA on the wrong rows",
     "nat": "NAT",
     "nat without neg": "NAT with the same gates, beside a negative adapter that adds nothing",
+    "mix": "LoRA on all rows as on right ones",
+    "right steps": "LoRA on the right rows, and on what comes before the first mistake of wrong ones",
+    "first wrong token": "the same, with unlikelihood on the first wrong token",
+}
+OF_LABELS = {
+    "cot_kd": {"objective": "cot_kd"},
+    "mix": {"objective": "mix"},
+    "right steps": {"objective": "ul", "negative_weight": 0.0},
+    "first wrong token": {"objective": "ul"},
 }
 
 
@@ -75,8 +88,19 @@ def read_rows(args, tokenizer) -> dict[str, Dataset]:
                 taken["train"].append(row)
     if min(counts.values()) < args.rows:
         raise SystemExit(f"{args.rationales} has only {counts} short rationales for training, --rows is {args.rows}.")
-    columns = ["prompt", "completion", "label"]
+    columns = ["prompt", "completion", "label", *(["right"] if "right" in rows.column_names else [])]
     return {name: Dataset.from_list(found).select_columns(columns) for name, found in taken.items()}
+
+
+def to_the_first_wrong_token(row: dict, tokenizer) -> dict:
+    """A row whose wrong completion ends with its first wrong token; `right_tokens` are those before it."""
+    if row["label"]:
+        return {"completion": row["completion"], "right_tokens": 0}
+    start, right = (
+        len(tokenizer(row["prompt"] + row["completion"][:end])["input_ids"]) for end in (0, int(row["right"]))
+    )
+    ids = tokenizer(row["prompt"] + row["completion"])["input_ids"][: right + 1]
+    return {"completion": tokenizer.decode(ids).removeprefix(row["prompt"]), "right_tokens": right - start}
 
 
 def settings(args, seed: int, folder: str) -> dict:
@@ -85,6 +109,7 @@ def settings(args, seed: int, folder: str) -> dict:
         "per_device_train_batch_size": args.batch_size,
         "per_device_eval_batch_size": args.batch_size,
         "num_train_epochs": args.epochs,
+        "max_steps": args.steps,
         "learning_rate": args.learning_rate,
         "warmup_steps": 0.05,
         "max_length": args.max_tokens,
@@ -105,9 +130,12 @@ def lora() -> LoraConfig:
 
 def train(arm: str, args, seed: int, model, tokenizer, rows: dict[str, Dataset], adapters: Path, folder: str):
     """The trained trainer of an arm."""
-    common = {"train_dataset": rows["train"], "processing_class": tokenizer, "peft_config": lora()}
-    if arm == "cot_kd":
-        config = LabeledSFTConfig(**settings(args, seed, folder), objective="cot_kd")
+    data = rows["train"]
+    if arm in ("right steps", "first wrong token"):
+        data = data.map(to_the_first_wrong_token, fn_kwargs={"tokenizer": tokenizer})
+    common = {"train_dataset": data, "processing_class": tokenizer, "peft_config": lora()}
+    if arm in OF_LABELS:
+        config = LabeledSFTConfig(**settings(args, seed, folder), **OF_LABELS[arm])
         trainer = LabeledSFTTrainer(model, args=config, **common)
         trainer.train()
         return trainer
@@ -195,6 +223,7 @@ def main():
     add("--max_tokens", type=int, default=112, help="longer rationales are left out")
     add("--batch_size", type=int, default=4)
     add("--epochs", type=float, default=1)
+    add("--steps", type=int, default=-1, help="of the optimizer, in place of epochs")
     add("--learning_rate", type=float, default=1e-3)
     add("--integration_width", type=int, default=32)
     add("--accuracy", type=Path, help="questions with `prompt` and `answer`, for the accuracy of greedy answers")
