@@ -23,7 +23,8 @@ import statistics
 
 from benchmarks.laboratory import THREADS, make_parser, pack, quiet, resume, save
 
-from .second import ARMS, FULL, GRID, PILOT, Run, SecondLaboratory, train
+from .second import PILOT, Run, SecondLaboratory
+from .uses import ARMS, FULL, GRID, train
 
 
 def accuracy(run: dict) -> float:

@@ -25,7 +25,8 @@ from scipy import stats
 from benchmarks.laboratory import average, gain, markdown, mean, paired, print_table, unpack
 
 from .arms import ARMS, STUDENTS
-from .second import CONTROLS, PILOT
+from .second import PILOT
+from .uses import CONTROLS
 
 
 # What an arm is compared with beside CoT KD, so that one thing differs
@@ -156,13 +157,19 @@ def table(results: dict) -> str:
 def controls_of(arm: str) -> list[str]:
     """Controls that need nothing that an arm of the second laboratory has not, as `PLAN.md` says."""
     controls = [LONGER]
-    if arm in ("pairs", "nsr") or arm.startswith("nce"):
+    samples = arm in ("pairs", "nsr") or arm.startswith(("nce", "rft"))
+    marks = any(words in arm for words in ("mistake", "right steps", "first wrong"))
+    if samples:
         controls.append("rft")
-    if any(words in arm for words in ("mistake", "right steps", "first wrong")):
-        controls.append("right steps")
-    if arm == "nat":
+    if marks:
+        controls.append("right steps, rolled out" if "rolled out" in arm else "right steps")
+    if samples and marks:
+        controls.append("rft, right steps")
+    if arm.startswith("nat"):
         controls += ["lora of nat's size", "nat, zero adapter"]
-    return controls
+    if arm.startswith("nat "):
+        controls.append("nat identity")
+    return [control for control in controls if control != arm]
 
 
 def after_holm(differences: dict[str, list[float]]) -> set[str]:

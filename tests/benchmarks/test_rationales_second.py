@@ -17,15 +17,21 @@
 
 import random
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.laboratory import pack
 from benchmarks.rationales.dial import DIAL, Dial, Primer
-from benchmarks.rationales.second import ARMS, FULL, PILOT, Contrast, Run, SecondLaboratory, pairs_of, train
+from benchmarks.rationales.gates import HeadVariant
+from benchmarks.rationales.second import PILOT, Run, SecondLaboratory, first_mistakes
 from benchmarks.rationales.second_run import chosen, further, prepare
 from benchmarks.rationales.table import after_holm, controls_of, second
+from benchmarks.rationales.uses import ARMS, FULL, Contrast, pairs_of, train
+from trl_distill.chat import Samples
+from trl_distill.rationales.nat.integration_unit import NATVariant
 
 
 SIZE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -100,7 +106,7 @@ def test_every_arm_trains(laboratory, full):
         assert torch.equal(weight, base[name])
     of_arm = {result["arm"]: result for result in results}
     two_stages = {"negative then positive", "nat", "nat, zero adapter", "lora of nat's size", "mix"}
-    two_stages |= {"nce kd", "nce weighted_ce"}
+    two_stages |= {"nce kd", "nce weighted_ce", *(arm for arm in ARMS if arm.startswith("nat"))}
     for arm in of_arm.keys() - {"contrast"}:
         assert of_arm[arm]["optimizer_steps"] == (8 if arm in two_stages else 4), arm
     if not full:
@@ -128,6 +134,46 @@ def test_rows_of_an_arm(laboratory):
         assert right[: len(before)] == before and right[len(before)] != wrong
 
 
+def test_first_mistakes_are_found_by_roll_outs(laboratory, monkeypatch):
+    """Who goes on rightly from a beginning without mistakes, and from no other, finds what the world knows."""
+    run = Run(laboratory, "ul", 0.5, 0, 1e-3, False, {})
+    steps_of = {row["prompt"]: laboratory.pupil.work(row["prompt"]).split() for row in run.wrong}
+
+    def draw(model, prompts, samples, **kwargs):
+        texts = []
+        for prompt in prompts:
+            question, begun = prompt.split(" =", 1)[0] + " =", prompt.split(" =", 1)[1].split()
+            right = steps_of[question]
+            texts.append(" ".join(right[len(begun) :]) if begun == right[: len(begun)] else "#### 99")
+        return [Samples(["#### 99"] * (samples - 1) + [text], [], []) for text in texts]
+
+    monkeypatch.setattr(type(laboratory), "draw", lambda self, *args, **kwargs: draw(*args, **kwargs))
+    assert first_mistakes(run, None, run.wrong) == [run.right_tokens(row) for row in run.wrong]
+    steps_of = {prompt: ["#### 99"] for prompt in steps_of}
+    assert {*first_mistakes(run, None, run.wrong)} == {None}
+
+
+def test_a_gate_for_each_head_divides_the_layer():
+    """With the same gate in all heads it is the lighter form of NAT; with a closed one that head alone is LoRA."""
+    torch.manual_seed(0)
+    layer = SimpleNamespace(scaling={"nat": 2.0, "neg": 1.5})
+    layer.lora_A, layer.lora_B = ({name: nn.Linear(8, 8, bias=False) for name in ("nat", "neg")} for _ in range(2))
+    one, x, result = nn.Linear(8, 3, bias=False), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    key = nn.Linear(8, 3, bias=False)
+    layer.lora_nat_q, layer.lora_nat_k = {"nat": one}, {"nat": key}
+    layer.active_adapters, layer.lora_dropout = ["nat"], {"nat": nn.Identity()}
+    expected = NATVariant("neg", "identity", 1.0).forward(layer, "nat", x, result)
+    queries, keys = (nn.Linear(8, 12, bias=False) for _ in range(2))
+    queries.weight.data, keys.weight.data = one.weight.repeat(4, 1), key.weight.repeat(4, 1)
+    layer.lora_nat_q, layer.lora_nat_k = {"nat": queries}, {"nat": keys}
+    torch.testing.assert_close(HeadVariant("neg", 4).forward(layer, "nat", x, result), expected)
+    queries.weight.data[3:6] = 0.0  # the second head, whose gate is then 0
+    found = HeadVariant("neg", 4).forward(layer, "nat", x, result)
+    alone = result + 2.0 * layer.lora_B["nat"](layer.lora_A["nat"](x))
+    torch.testing.assert_close(found[..., 2:4], alone[..., 2:4])
+    torch.testing.assert_close(found[..., [0, 1, 4, 5, 6, 7]], expected[..., [0, 1, 4, 5, 6, 7]])
+
+
 def test_contrast_without_a_share_is_the_positive_student(laboratory):
     rates = {arm: rates[0] for arm, (_, rates) in ARMS.items()}
     for arm in ("cot kd", "cot kd, longer"):
@@ -144,6 +190,12 @@ def test_contrast_without_a_share_is_the_positive_student(laboratory):
 def test_controls_and_correction():
     assert controls_of("ul") == ["cot kd, longer"] and controls_of("pairs") == ["cot kd, longer", "rft"]
     assert controls_of("first wrong token, ul") == ["cot kd, longer", "right steps"]
+    assert controls_of("rft, first wrong token, ul") == [
+        "cot kd, longer",
+        "rft",
+        "right steps",
+        "rft, right steps",
+    ]
     assert controls_of("nat") == ["cot kd, longer", "lora of nat's size", "nat, zero adapter"]
     near, far = [0.8, 0.1, 0.5, 0.2, 0.9], [1.0, 1.1, 1.0, 0.9, 1.0]  # p of 0.033 and below 1e-4
     assert after_holm({"a": near}) == {"a"} and after_holm({"a": near, "b": near}) == set()
