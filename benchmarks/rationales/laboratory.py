@@ -84,9 +84,11 @@ class Laboratory:
         seed: int,
         temperature: float = 1.0,
         logprobs: bool = True,
+        written: int = 0,
     ) -> list[Samples]:
-        """Completions of each question."""
-        sampling = Sampling(temperature, max_tokens=self.pupil.max_completion_length, seed=seed, logprobs=logprobs)
+        """Completions of each question; so many tokens of them are `written` already and stand in the question."""
+        room = self.pupil.max_completion_length - written
+        sampling = Sampling(temperature, max_tokens=room, seed=seed, logprobs=logprobs)
         with LocalChatModel("arm", batch_size=1024, load=lambda: (model, self.tokenizer)) as arm:
             return draw_samples(arm, [{"prompt": question} for question in questions], samples, sampling)
 

@@ -264,13 +264,17 @@ def first_mistakes(run: Run, model, rows: Sequence[dict], rollouts: int = 8) -> 
     laboratory, pupil = run.laboratory, run.laboratory.pupil
 
     def solved(places: Sequence[int]) -> list[bool]:
-        begun = [" ".join(row["completion"].split()[:place]) for row, place in zip(rows, places, strict=True)]
-        prompts = [f"{row['prompt']} {text}".strip() for row, text in zip(rows, begun, strict=True)]
-        drawn = laboratory.draw(model, prompts, rollouts, seed=run.seed, logprobs=False)
-        return [
-            any(pupil.correct(row["prompt"], f"{text} {rest}") for rest in samples.completions)
-            for row, text, samples in zip(rows, begun, drawn, strict=True)
-        ]
+        verdicts = {}
+        for place in dict.fromkeys(places):  # what is begun leaves less room for the rest
+            of_place = [i for i, each in enumerate(places) if each == place]
+            begun = [" ".join([rows[i]["prompt"], *rows[i]["completion"].split()[:place]]) for i in of_place]
+            drawn = laboratory.draw(model, begun, rollouts, run.seed, logprobs=False, written=place)
+            for i, text, samples in zip(of_place, begun, drawn, strict=True):
+                before = text.removeprefix(rows[i]["prompt"])
+                verdicts[i] = any(
+                    pupil.correct(rows[i]["prompt"], f"{before} {rest}".strip()) for rest in samples.completions
+                )
+        return [verdicts[i] for i in range(len(places))]
 
     wrong = [len(row["completion"].split()) for row in rows]
     right, solvable = [0] * len(rows), solved([0] * len(rows))

@@ -160,7 +160,9 @@ def controls_of(arm: str) -> list[str]:
     samples = arm in ("pairs", "nsr") or arm.startswith(("nce", "rft"))
     marks = any(words in arm for words in ("mistake", "right steps", "first wrong"))
     if samples:
-        controls.append("rft")
+        controls += ["rft", "rft, from the base"]
+    if arm.startswith("nce "):
+        controls.append("nce, one weight")
     if marks:
         controls.append("right steps, rolled out" if "rolled out" in arm else "right steps")
     if samples and marks:

@@ -117,23 +117,37 @@ def zero(run: Run):
     return run.nat(folder)
 
 
-def nce(run: Run, objective: str):
-    """A fresh adapter learns the teacher's right rows and NAT's own, weighted by what the negative adapter knows."""
+def augmented(run: Run, model) -> list[dict]:
+    """The teacher's right rows, and the right ones of a student's samples to the same questions."""
+    laboratory, questions = run.laboratory, run.laboratory.asked(run.seed)
+    drawn = laboratory.draw(model, questions, laboratory.augmentation, seed=run.seed, logprobs=False)
+    known = {(row["prompt"], row["completion"]) for row in run.right}
+    new = [row for row in laboratory.label(questions, drawn) if row["label"]]
+    return run.right + [row for row in new if (row["prompt"], row["completion"]) not in known]
+
+
+def from_the_base(run: Run):
+    """RFT in one round, whose rows a fresh adapter learns."""
+    return run.sft(run.fresh(), augmented(run, kept(run, "cot kd").eval()), 2 * run.laboratory.steps)
+
+
+def nce(run: Run, objective: str | None):
+    """
+    A fresh adapter learns the teacher's right rows and NAT's own, weighted by what the negative adapter knows; without
+    an objective, with one weight.
+    """
     laboratory, folder = run.laboratory, run.folder("nat", run.rates["nat"])
     if not folder.exists():
         train(replace(run, arm="nat", rate=run.rates["nat"]))
     nat = load_nat(laboratory.base(), str(folder))
-    questions = laboratory.asked(run.seed)
-    drawn = laboratory.draw(nat, questions, laboratory.augmentation, seed=run.seed, logprobs=False)
-    known = {(row["prompt"], row["completion"]) for row in run.right}
-    new = [row for row in laboratory.label(questions, drawn) if row["label"]]
-    rows = Dataset.from_list(run.right + [row for row in new if (row["prompt"], row["completion"]) not in known])
-    settings = run.settings(2 * laboratory.steps, completion_only_loss=True, objective=objective)
-    args = NCEConfig(**settings)
-    rows = calibration_weights(nat, rows, laboratory.tokenizer, args)
+    rows = augmented(run, nat)
+    if objective is None:
+        return run.sft(run.fresh(), rows, 2 * laboratory.steps)
+    args = NCEConfig(**run.settings(2 * laboratory.steps, completion_only_loss=True, objective=objective))
+    weighted = calibration_weights(nat, Dataset.from_list(rows), laboratory.tokenizer, args)
     model = nat if objective == "kd" else laboratory.base()
     common = {"processing_class": laboratory.tokenizer, "peft_config": lora(laboratory.rank)}
-    return run.train(NCETrainer(model, args=args, train_dataset=rows, **common))
+    return run.train(NCETrainer(model, args=args, train_dataset=weighted, **common))
 
 
 class Contrast:
@@ -240,10 +254,12 @@ ARMS: dict[str, tuple[Callable, tuple[float, ...]]] = {
     ),
     "nce weighted_ce": (lambda run: nce(run, "weighted_ce"), FROM_BASE),
     "nce kd": (lambda run: nce(run, "kd"), FROM_BASE),
+    "nce, one weight": (lambda run: nce(run, None), FROM_BASE),
+    "rft, from the base": (from_the_base, FROM_BASE),
 }
 CONTROLS = (
     "cot kd", "cot kd, longer", "rft", "mix", "right steps", "right steps, rolled out", "rft, right steps",
-    "negative then positive", "nat, zero adapter", "lora of nat's size",
+    "rft, from the base", "nce, one weight", "negative then positive", "nat, zero adapter", "lora of nat's size",
 )  # fmt: skip
 KEPT = ("cot kd", "cot kd, longer", "nat", "rft", "first wrong token, ul")  # students that others need, or that vote
 FULL = ["cot kd", "cot kd, longer", "rft", "pairs", "ul", "redi", "right steps", "right steps, ul"]

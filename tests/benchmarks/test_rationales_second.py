@@ -106,7 +106,8 @@ def test_every_arm_trains(laboratory, full):
         assert torch.equal(weight, base[name])
     of_arm = {result["arm"]: result for result in results}
     two_stages = {"negative then positive", "nat", "nat, zero adapter", "lora of nat's size", "mix"}
-    two_stages |= {"nce kd", "nce weighted_ce", *(arm for arm in ARMS if arm.startswith("nat"))}
+    two_stages |= {*(arm for arm in ARMS if arm.startswith(("nat", "nce")))}
+    two_stages.add("rft, from the base")
     for arm in of_arm.keys() - {"contrast"}:
         assert of_arm[arm]["optimizer_steps"] == (8 if arm in two_stages else 4), arm
     if not full:
@@ -139,11 +140,12 @@ def test_first_mistakes_are_found_by_roll_outs(laboratory, monkeypatch):
     run = Run(laboratory, "ul", 0.5, 0, 1e-3, False, {})
     steps_of = {row["prompt"]: laboratory.pupil.work(row["prompt"]).split() for row in run.wrong}
 
-    def draw(model, prompts, samples, **kwargs):
+    def draw(model, prompts, samples, seed, logprobs, written):
         texts = []
         for prompt in prompts:
             question, begun = prompt.split(" =", 1)[0] + " =", prompt.split(" =", 1)[1].split()
             right = steps_of[question]
+            assert len(begun) == written
             texts.append(" ".join(right[len(begun) :]) if begun == right[: len(begun)] else "#### 99")
         return [Samples(["#### 99"] * (samples - 1) + [text], [], []) for text in texts]
 
@@ -188,11 +190,13 @@ def test_contrast_without_a_share_is_the_positive_student(laboratory):
 
 
 def test_controls_and_correction():
-    assert controls_of("ul") == ["cot kd, longer"] and controls_of("pairs") == ["cot kd, longer", "rft"]
+    assert controls_of("ul") == ["cot kd, longer"]
+    assert controls_of("pairs") == ["cot kd, longer", "rft", "rft, from the base"]
     assert controls_of("first wrong token, ul") == ["cot kd, longer", "right steps"]
     assert controls_of("rft, first wrong token, ul") == [
         "cot kd, longer",
         "rft",
+        "rft, from the base",
         "right steps",
         "rft, right steps",
     ]
