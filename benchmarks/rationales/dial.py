@@ -86,8 +86,21 @@ class Dial(World):
         found = re.search(r"#### (\d+)$", completion)
         return found and found.group(1)
 
+    def answer(self, prompt: str) -> str:
+        """The right answer."""
+        return self.answer_of(self.work(prompt))
+
+    def mistaken(self, prompt: str) -> str:
+        """The answer of who has the wrong ideas wherever they say something, and does not slip."""
+
+        def write(a: int, operator: str, b: int) -> int:
+            wrong = self.misconceived(a, operator, b)
+            return RESULT[operator](a, b) % SIZE if wrong is None else wrong
+
+        return self.answer_of(self.work(prompt, write))
+
     def correct(self, prompt, completion):
-        return self.answer_of(completion) == self.answer_of(self.work(prompt))
+        return self.answer_of(completion) == self.answer(prompt)
 
     def right_tokens(self, prompt: str, completion: str) -> int:
         """Tokens before the first wrong one."""

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from benchmarks.laboratory import THREADS, in_processes, make_parser, pack, resume, save
 
-from .arms import ARMS, AUGMENTED, LEARNING_RATE, STUDENTS, augment, train
+from .arms import ARMS, AUGMENTED, LEARNING_RATE, STUDENTS, augment, student_of, train
 from .laboratory import Laboratory
 from .voting import vote
 
@@ -77,13 +77,20 @@ def prepare(laboratory: Laboratory, seed: int) -> dict:
     }
 
 
+def votes(laboratory: Laboratory, seed: int) -> list[dict]:
+    questions = laboratory.test(seed)[: laboratory.vote_questions]
+    drawn = laboratory.draw(laboratory.teacher(), questions, samples=1, seed=seed)
+    students = {student: student_of(laboratory, student, seed) for student in STUDENTS}
+    return vote(laboratory, seed, students, laboratory.rationales(seed), laboratory.label(questions, drawn))
+
+
 def perform(laboratory: Laboratory, task: Task) -> dict | list[dict]:
     if task.kind == "prepare":
         return prepare(laboratory, task.seed)
     if task.kind == "augment":
         return augment(laboratory, task.seed)
     if task.kind == "vote":
-        return vote(laboratory, task.seed, STUDENTS)
+        return votes(laboratory, task.seed)
     model, facts = train(laboratory, task.arm, task.seed, task.learning_rate)
     right = laboratory.accuracy(model, laboratory.test(task.seed))
     return {"arm": task.arm, "seed": task.seed, **facts, "accuracy": sum(right) / len(right), "right": pack(right)}

@@ -19,12 +19,20 @@ then the seeds. Results are saved as they come. Started again, it does what is m
     python -m benchmarks.rationales.second_run
 """
 
+import random
 import statistics
 
+from datasets import Dataset
+
 from benchmarks.laboratory import THREADS, make_parser, pack, quiet, resume, save
+from trl_distill.chat import Samples
 
 from .second import PILOT, Run, SecondLaboratory
-from .uses import ARMS, FULL, GRID, train
+from .uses import ARMS, FULL, GRID, kept, train
+from .voting import vote
+
+
+VOTERS = ("rft", "first wrong token, ul")
 
 
 def accuracy(run: dict) -> float:
@@ -74,6 +82,16 @@ def further(results: dict, full: bool, share: float, arm: str) -> float | None:
     return grid[beyond] if 0 <= beyond < len(grid) else None
 
 
+def votes(laboratory: SecondLaboratory, share: float, seed: int, rates: dict[str, float]) -> list[dict]:
+    """Votes of the best two uses, with a ranker that has read the rows of the regime."""
+    run = Run(laboratory, "vote", share, seed, 0.0, False, rates)
+    questions, generator = laboratory.test(seed)[: laboratory.vote_questions], random.Random(seed)
+    drawn = [Samples([laboratory.pupil.complete(question, generator)], [], []) for question in questions]
+    students = {arm: kept(run, arm).eval() for arm in VOTERS}
+    rows = Dataset.from_list([*run.right, *run.wrong])
+    return vote(laboratory, seed, students, rows, laboratory.label(questions, drawn))
+
+
 def main():
     parser = make_parser(__doc__, "rationales_second", ARMS, seeds=5)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 1.0], help="of the right rows")
@@ -81,6 +99,7 @@ def main():
     parser.add_argument(
         "--rates-of", type=float, help="share whose pilot chooses the rates of all, without another pilot"
     )
+    parser.add_argument("--votes", action="store_true", help="of the students that the seeds have, and nothing else")
     args = parser.parse_args()
     quiet()
 
@@ -90,11 +109,17 @@ def main():
     results = resume(args.output, empty, sizes=sizes, threads=THREADS)
     names = ("full", "share", "seed", "arm", "rate")
     done = {tuple(run[name] for name in names) for run in results["runs"]}
-    arms = [arm for arm in args.arms if arm in FULL or not args.full]
+    arms = [arm for arm in args.arms if (arm in FULL or not args.full) and not args.votes]
     for share in args.shares:
         for seed in (PILOT, *args.seeds) if args.rates_of is None else args.seeds:
             if str(seed) not in results["prepare"]:
                 results["prepare"][str(seed)] = prepare(laboratory, seed)
+            if args.votes and seed != PILOT:
+                of_share = results.setdefault("vote", {}).setdefault(f"{share:g}", {})
+                if str(seed) not in of_share:
+                    rates = chosen(results, args.full, args.rates_of or share)
+                    of_share[str(seed)] = votes(laboratory, share, seed, rates)
+                    save(results, args.output)
             for arm in arms:
                 rates = chosen(results, args.full, args.rates_of or share)
                 todo = [rate * (0.1 if args.full else 1) for rate in ARMS[arm][1]] if seed == PILOT else [rates[arm]]

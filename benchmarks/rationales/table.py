@@ -24,7 +24,7 @@ from scipy import stats
 
 from benchmarks.laboratory import average, gain, markdown, mean, paired, print_table, unpack
 
-from .arms import ARMS, STUDENTS
+from .arms import ARMS
 from .second import PILOT
 from .uses import CONTROLS
 
@@ -95,16 +95,13 @@ def arms_table(results: dict) -> str:
     return markdown([*heads, "steps", "CPU s"], rows)
 
 
-def votes_table(results: dict) -> str:
-    """The votes of each student, and the ranker."""
+def votes_table(votes: dict[str, list[dict]], runs: list[dict]) -> str:
+    """The votes of each student, and the ranker, of each seed; and the runs that give their greedy answers."""
     heads = ["student", "greedy %", "one sample %", "SC %", "WS %", "ASC %", "ASC minus SC", "ASC minus WS"]
     heads += ["ranker right on teacher %", "on student %", "bug in the teacher's mistakes %", "in the student's %"]
     rows = []
-    for student in STUDENTS:
-        of_seed = {
-            int(seed): next(vote for vote in votes if vote["student"] == student)
-            for seed, votes in results["vote"].items()
-        }
+    for student in (vote["student"] for vote in next(iter(votes.values()))):
+        of_seed = {int(seed): next(vote for vote in of if vote["student"] == student) for seed, of in votes.items()}
         right = {
             name: {seed: unpack(vote["votes"][name]) for seed, vote in of_seed.items()} for name in ("sc", "ws", "asc")
         }
@@ -112,7 +109,7 @@ def votes_table(results: dict) -> str:
         shares = {name: [statistics.mean(values) for values in right[name].values()] for name in right}
         greedy = [
             statistics.mean(unpack(run["right"])[: len(right["sc"][run["seed"]])])  # to the questions of the vote
-            for run in results["runs"]
+            for run in runs
             if run["arm"] == student and run["seed"] in of_seed
         ]
         cells = [mean(greedy), mean(single), *(mean(shares[name]) for name in ("sc", "ws", "asc"))]
@@ -151,7 +148,7 @@ def facts(results: dict) -> str:
 
 def table(results: dict) -> str:
     parts = [facts(results), arms_table(results)]
-    return "\n\n".join(parts + ([votes_table(results)] if results["vote"] else []))
+    return "\n\n".join(parts + ([votes_table(results["vote"], results["runs"])] if results["vote"] else []))
 
 
 def controls_of(arm: str) -> list[str]:
@@ -257,7 +254,11 @@ def second(results: dict) -> str:
         "ones only."
     )
     regimes = dict.fromkeys((run["full"], run["share"]) for run in results["runs"] if run["seed"] != PILOT)
-    return "\n\n".join([about, *(regime(results, *which) for which in regimes)])
+    parts = [about, *(regime(results, *which) for which in regimes)]
+    for share, votes in results.get("vote", {}).items():
+        runs = [run for run in results["runs"] if not run["full"] and f"{run['share']:g}" == share]
+        parts.append(f"Votes, {100 * float(share):.0f} % of the right rows:\n\n{votes_table(votes, runs)}")
+    return "\n\n".join(parts)
 
 
 def real_model(result: dict) -> str:

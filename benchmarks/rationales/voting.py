@@ -14,7 +14,8 @@
 
 """The vote among samples of a student, with a ranker that has read the teacher's right and wrong rationales."""
 
-from transformers import Qwen2ForSequenceClassification
+from datasets import Dataset
+from transformers import PreTrainedModel, Qwen2ForSequenceClassification
 
 from benchmarks.laboratory import Clock, pack, train_quietly
 from trl_distill import (
@@ -25,7 +26,8 @@ from trl_distill import (
     weighted_self_consistency,
 )
 
-from .arms import settings_of, student_of
+from .arms import settings_of
+from .dial import Dial
 from .laboratory import Laboratory
 from .world import Pupil
 
@@ -33,7 +35,7 @@ from .world import Pupil
 LEARNING_RATE, EPOCHS = 1e-3, 5
 
 
-def train_ranker(laboratory: Laboratory, seed: int) -> ASCRankerTrainer:
+def train_ranker(laboratory: Laboratory, seed: int, rationales: Dataset) -> ASCRankerTrainer:
     """The base model with a new head, trained on what the teacher wrote."""
     base = laboratory.base()
     base.config.num_labels = 1
@@ -44,7 +46,7 @@ def train_ranker(laboratory: Laboratory, seed: int) -> ASCRankerTrainer:
     trainer = ASCRankerTrainer(
         ranker,
         args=ASCRankerConfig(**settings | {"num_train_epochs": EPOCHS}),
-        train_dataset=laboratory.rationales(seed),
+        train_dataset=rationales,
         processing_class=laboratory.tokenizer,
     )
     train_quietly(trainer)
@@ -55,13 +57,11 @@ def share(values: list[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def judge(ranker: ASCRankerTrainer, pupil: Pupil, rows: list[dict]) -> dict:
+def judge(ranker: ASCRankerTrainer, pupil: Pupil | Dial, rows: list[dict]) -> dict:
     """How well scores tell right rationales from wrong ones, by decisions at 0.5; how many mistakes are the bug."""
     verdicts = [score > 0.5 for score in ranker.score(rows)]
     wrong = [row for row in rows if not row["label"]]
-    bugs = [
-        pupil.answer_of(row["completion"]) == pupil.answer_of(pupil.work(row["prompt"], True, False)) for row in wrong
-    ]
+    bugs = [pupil.answer_of(row["completion"]) == pupil.mistaken(row["prompt"]) for row in wrong]
     return {
         "rows": len(rows),
         "right": share([row["label"] for row in rows]),
@@ -72,9 +72,16 @@ def judge(ranker: ASCRankerTrainer, pupil: Pupil, rows: list[dict]) -> dict:
     }
 
 
-def vote(laboratory: Laboratory, seed: int, students: tuple[str, ...]) -> list[dict]:
+def vote(
+    laboratory: Laboratory,
+    seed: int,
+    students: dict[str, PreTrainedModel],
+    rationales: Dataset,
+    of_teacher: list[dict],
+) -> list[dict]:
     """
-    Accuracy of one sample and of the three votes, for several students of a seed.
+    Accuracy of one sample and of the three votes, for several students of a seed. The ranker learns from `rationales`,
+    and is judged by what the teacher wrote to the questions of the test, `of_teacher`, as well.
 
     Returns:
         `list[dict]`: For each student the accuracy of single samples (`single`), whether each question is answered
@@ -83,14 +90,13 @@ def vote(laboratory: Laboratory, seed: int, students: tuple[str, ...]) -> list[d
     """
     clock = Clock()
     questions = laboratory.test(seed)[: laboratory.vote_questions]
-    ranker = train_ranker(laboratory, seed)
-    drawn = laboratory.draw(laboratory.teacher(), questions, samples=1, seed=seed)
-    of_teacher = judge(ranker, laboratory.pupil, laboratory.label(questions, drawn))
+    ranker = train_ranker(laboratory, seed, rationales)
+    on_teacher = judge(ranker, laboratory.pupil, of_teacher)
     ranker_seconds = clock.facts()["cpu_seconds"]
     results = []
-    for student in students:
+    for student, model in students.items():
         clock, pupil = Clock(), laboratory.pupil
-        drawn = laboratory.draw(student_of(laboratory, student, seed), questions, laboratory.votes, seed=seed)
+        drawn = laboratory.draw(model, questions, laboratory.votes, seed=seed)
         rows = [
             {"prompt": question, "completion": f" {text}", "label": pupil.correct(question, text)}
             for question, samples in zip(questions, drawn, strict=True)
@@ -114,7 +120,7 @@ def vote(laboratory: Laboratory, seed: int, students: tuple[str, ...]) -> list[d
                 "single": share([row["label"] for row in rows]),
                 "votes": {name: pack(values) for name, values in right.items()},
                 "ranker": {
-                    "teacher": of_teacher,
+                    "teacher": on_teacher,
                     "student": judge(ranker, pupil, rows),
                     "cpu_seconds": ranker_seconds,
                 },

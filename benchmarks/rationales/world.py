@@ -79,6 +79,10 @@ class Pupil(World):
             left, right = max(left, right), min(left, right)
         return f"{spell(left)} {kind} {spell(right)} ="
 
+    def mistaken(self, prompt: str) -> str:
+        """The answer of who has the bug and does not slip."""
+        return self.answer_of(self.work(prompt, True, False))
+
     def answer(self, prompt: str) -> str:
         """The right answer."""
         question = prompt.removesuffix("=")

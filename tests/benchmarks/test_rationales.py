@@ -25,9 +25,8 @@ import pytest
 from benchmarks.laboratory import pack
 from benchmarks.rationales.arms import ARMS, AUGMENTED, LEARNING_RATE, STUDENTS, augment, student_of, train
 from benchmarks.rationales.laboratory import Laboratory
-from benchmarks.rationales.run import Task, finished, prepare, record, tasks_of
+from benchmarks.rationales.run import Task, finished, prepare, record, tasks_of, votes
 from benchmarks.rationales.table import table
-from benchmarks.rationales.voting import vote
 from benchmarks.rationales.world import DRILLS, PUPIL, Drills, Pupil
 from trl_distill.chat import Samples
 
@@ -169,7 +168,7 @@ def test_every_arm_trains_is_kept_and_is_voted_on(laboratory):
         elif task.kind == "augment":
             record(results, task, augment(laboratory, 0))
         elif task.kind == "vote":
-            record(results, task, vote(laboratory, 0, STUDENTS))
+            record(results, task, votes(laboratory, 0))
         else:
             model, facts = train(laboratory, task.arm, 0, task.learning_rate)
             right = laboratory.accuracy(model, laboratory.test(0))

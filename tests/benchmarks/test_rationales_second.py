@@ -27,7 +27,7 @@ from benchmarks.laboratory import pack
 from benchmarks.rationales.dial import DIAL, Dial, Primer
 from benchmarks.rationales.gates import HeadVariant
 from benchmarks.rationales.second import PILOT, Run, SecondLaboratory, first_mistakes
-from benchmarks.rationales.second_run import chosen, further, prepare
+from benchmarks.rationales.second_run import chosen, further, prepare, votes
 from benchmarks.rationales.table import after_holm, controls_of, second
 from benchmarks.rationales.uses import ARMS, FULL, Contrast, pairs_of, train
 from trl_distill.chat import Samples
@@ -53,6 +53,7 @@ def test_questions_are_worked_out_step_by_step():
     assert DIAL.right_steps(question, right[:-2] + "22") == 18  # all steps are right, but not the answer
     assert DIAL.right_tokens(question, right) == DIAL.right_tokens(question, right + " ;") == 20
     assert DIAL.answer_of(right + " ;") is None
+    assert (DIAL.answer(question), DIAL.mistaken(question)) == ("23", "1")
 
 
 def test_the_teacher_is_what_the_plan_says():
@@ -84,6 +85,7 @@ def test_pairs_take_own_right_answers_first():
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory):
     sizes = dict(questions=24, samples=3, batch_size=8, test_questions=20, held_out_questions=10)
+    sizes |= dict(votes=2, vote_questions=8)
     return SecondLaboratory(
         tmp_path_factory.mktemp("laboratory"), Dial(), TinyPrimer(), **sizes, steps=4, looks=2, rounds=2
     )
@@ -113,7 +115,10 @@ def test_every_arm_trains(laboratory, full):
     if not full:
         sizes = {arm: result.get("trainable_parameters") for arm, result in of_arm.items()}
         assert sizes["nat"] == sizes["nat, zero adapter"] == sizes["lora of nat's size"] > sizes["cot kd"]
-    printed = second({"prepare": {"0": prepare(laboratory, 0)}, "runs": results})
+    prepared = {"prepare": {"0": prepare(laboratory, 0)}, "runs": results}
+    if not full:
+        prepared["vote"] = {"0.5": {"0": votes(laboratory, 0.5, 0, rates)}}
+    printed = second(prepared)
     assert all(f"| {arm} | 1 | " in printed for arm in of_arm)
 
 
