@@ -28,6 +28,7 @@ from trl_distill.lion import LionConfig
 from trl_distill.lion.generation import LION_FILTERS
 from trl_distill.lion.imitation import check_training
 from trl_distill.scripts import (
+    augment,
     calibrate,
     compare,
     dpo,
@@ -222,6 +223,19 @@ def test_nat_and_nce_run_when_tiny(path, labelled):
 def test_baselines_run_when_tiny(path, objective, labelled):
     labeled_sft.run(["--config", make_tiny(path, labelled, "labelled.jsonl", "out"), "--objective", objective])
     assert (labelled / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_a_student_adds_its_own_right_answers(labelled):
+    """The walk of the page on wrong answers: the recipe, `augment`, the recipe again."""
+    path = RECIPES / "nat_nce_asc" / "baselines_qwen2.5_0.5b.yaml"
+    labeled_sft.run(["--config", make_tiny(path, labelled, "labelled.jsonl", "student")])
+    flags = ["--model_name_or_path", labelled / "student", "--dataset_name", labelled / "labelled.jsonl"]
+    flags += ["--output_file", labelled / "augmented.jsonl", "--num_samples", 2, "--max_new_tokens", 4]
+    augment.run(list(map(str, [*flags, "--device", "cpu", "--rule", "last_number"])))
+    rows = [json.loads(line) for line in (labelled / "augmented.jsonl").read_text().splitlines()]
+    assert len([row for row in rows if row["source"] == "teacher"]) == 20 and all(row["label"] for row in rows)
+    labeled_sft.run(["--config", make_tiny(path, labelled, "augmented.jsonl", "rft")])
+    assert (labelled / "rft" / "adapter_model.safetensors").is_file()
 
 
 @recipes_of("ranker")

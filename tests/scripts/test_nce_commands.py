@@ -145,6 +145,7 @@ class TestAugment:
         assert questions == [{"prompt": "1?", "answer": "1"}, {"prompt": chat, "answer": "2"}]
         assert [row["completion"] for row in right] == ["It is 1.", "So: 1"] and unanswered == 1
         assert all(row["label"] is True and row["source"] == "teacher" for row in right)
+        assert [row["source"] for row in question_rows([rows[1] | {"source": "student"}])[1]] == ["student"]
         with pytest.raises(ValueError, match="Row 0 is no labelled answer"):
             question_rows([{"prompt": "1?", "completion": "1", "label": 1}])
 
@@ -161,7 +162,7 @@ class TestAugment:
             },
             {"prompt": chat, "answer": "2", "completions": ["The answer is 2."], "truncated": [False]},
         ]
-        kept, wrong, counts = select_samples(samples, right)
+        kept, wrong, counts = select_samples(samples, right, source="nat")
         answer = [{"role": "assistant", "content": "The answer is 2."}]
         assert kept == [
             {"prompt": "1?", "completion": "So the answer is 1.", "label": True, "source": "nat"},
@@ -201,8 +202,9 @@ class TestAugment:
             },
         ]
 
-    def test_command(self, nat_folder, tmp_path, capsys):
-        """The right answers are what NAT says, so that some of its samples are right."""
+    @pytest.mark.parametrize("source", ["nat", "student"])
+    def test_command(self, source, nat_folder, tmp_path, capsys):
+        """The right answers are what NAT says, so that some samples are right. Any folder may be the student."""
         model, tokenizer = load(nat_folder), AutoTokenizer.from_pretrained(nat_folder / "base")
         prompts = [{"prompt": f"{i} + {i}?\n"} for i in range(2)]
         local = LocalChatModel("nat", batch_size=32, load=lambda: (model, tokenizer))
@@ -218,8 +220,9 @@ class TestAugment:
         rows.append({"prompt": prompts[0]["prompt"], "completion": "By hand.", "label": True, "answer": answers[0]})
         write_rows(tmp_path / "labelled.jsonl", rows)
         output = tmp_path / "augmented.jsonl"
+        of_nat = ["--model_name_or_path", nat_folder / "base", "--nat_path", nat_folder / "nat"]
         arguments = [
-            "--model_name_or_path", nat_folder / "base", "--nat_path", nat_folder / "nat", "--device", "cpu",
+            *(of_nat if source == "nat" else ["--model_name_or_path", nat_folder / "nat"]), "--device", "cpu",
             "--dataset_name", tmp_path / "labelled.jsonl", "--output_file", output, "--num_samples", 16,
             "--max_new_tokens", 100, "--batch_size", 32, "--rule", "last_number", "--pairs_file",
             tmp_path / "pairs.jsonl", "--seed", 3,
@@ -228,10 +231,10 @@ class TestAugment:
         report = capsys.readouterr().out
         written = read_rows(output)
         assert written[0] == {"prompt": "0 + 0?\n", "completion": "By hand.", "label": True, "source": "teacher"}
-        assert len(written) > 1 and f"{len(written)} rows, 1 of them the teacher's" in report
+        assert len(written) > 1 and f"{len(written)} rows, 1 of them there already" in report
         for row in written[1:]:
             i = int(row["prompt"][0])
-            assert row["source"] == "nat" and row["completion"] in whole[i]
+            assert row["source"] == source and row["completion"] in whole[i]
             assert extract_answer(row["completion"]) == answers[i]
         pairs = read_rows(tmp_path / "pairs.jsonl")
         assert len(pairs) > 1 and f"{len(pairs)} pairs of a right and a wrong answer" in report
@@ -263,6 +266,9 @@ class TestAugment:
         ]
         for file, message in (("out.jsonl", "says what the right answer is"), ("rows.jsonl/out.jsonl", "File exists")):
             assert message in error_of(capsys, augment.run, *common, "--output_file", tmp_path / file)
+        rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "1?", "completion": "Answer: 2", "label": True}])
+        server = ["--base_url", "http://127.0.0.1:9", "--output_file", tmp_path / "server.jsonl"]
+        assert "leave out --base_url" in error_of(capsys, augment.run, *common, *server)
 
 
 class TestCalibrateAndTrain:

@@ -13,8 +13,9 @@
 # limitations under the License.
 
 """
-Self-augmentation of NCE: right answers of the NAT model itself join those of the teacher. Sampling lies between the
-questions of labelled rows and the choice among the samples. The wrong answers are the other half of preference pairs.
+A student's own right answers join those of the teacher: rejection sampling fine-tuning, and the self-augmentation of
+NCE. Sampling lies between the questions of labelled rows and the choice among the samples. The wrong answers are the
+other half of preference pairs.
 """
 
 import itertools
@@ -34,9 +35,9 @@ def question_rows(dataset: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any
     Split labelled rows into the questions to ask and the right rows to keep.
 
     Takes rows `prompt` and `completion`, standard or conversational, optionally a boolean `label` (without it all rows
-    are right) and an `answer`. Several rows may have one prompt. Returns one row a question, with `prompt` and the
-    right answer in `answer`; the right rows, with `prompt`, `completion`, `label` and `source`; and how many questions
-    are left out because no row says what the right answer is.
+    are right), an `answer` and a `source`, by default the teacher. Several rows may have one prompt. Returns one row a
+    question, with `prompt` and the right answer in `answer`; the right rows, with `prompt`, `completion`, `label` and
+    `source`; and how many questions are left out because no row says what the right answer is.
     """
     questions: dict[str, dict[str, Any]] = {}
     right = []
@@ -48,7 +49,7 @@ def question_rows(dataset: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any
                 "`label` that is true or false; `trl-distill label` makes them."
             )
         if label:
-            right.append(_row(row, row["completion"], True, "teacher"))
+            right.append(_row(row, row["completion"], True, row.get("source") or "teacher"))
         new = {"prompt": row["prompt"], "answer": None, **_settings(row)}
         question = questions.setdefault(_key(row["prompt"]), new)
         if question["answer"] is None and (label or row.get("answer") is not None):
@@ -61,6 +62,7 @@ def select_samples(
     samples: Iterable[dict[str, Any]],
     right_rows: Iterable[dict[str, Any]],
     rule: str = "marked",
+    source: str = "student",
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
     """
     Sort samples into those that are right, by a `rule` of [`~trl_distill.evaluation.extract_answer`], and new, those
@@ -89,7 +91,7 @@ def select_samples(
             if is_new and fate in ("kept", "wrong"):
                 seen.add((_key(row["prompt"]), text.strip()))
                 completion = text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-                (kept if fate == "kept" else wrong).append(_row(row, completion, verdict, "nat"))
+                (kept if fate == "kept" else wrong).append(_row(row, completion, verdict, source))
     return kept, wrong, counts
 
 

@@ -38,7 +38,7 @@ from ..extras import need
 from ..files import write_json, write_rows
 from ..training import user_errors
 from .arguments import add_rule, check_outputs, split_arguments
-from .sample import add_arguments, add_server, sample
+from .sample import add_arguments, add_votes, sample
 from .tables import show
 
 
@@ -62,7 +62,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "their accuracy.",
     )
     add_arguments(parser)
-    add_server(parser)
+    add_votes(parser)
     add = parser.add_argument_group("ranker and output").add_argument
     add("--ranker_name_or_path", required=True, help="Ranker: model id, folder, or folder of a PEFT adapter.")
     add("--ranker_revision", help="Branch, tag or commit of the ranker.")

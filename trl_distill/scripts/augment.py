@@ -13,19 +13,19 @@
 # limitations under the License.
 
 r"""
-Let a NAT model answer the questions of its training data, and add what is right to the teacher's right answers.
+Let a student answer the questions of its training data, and add what is right to the teacher's right answers.
 
 ```bash
 trl-distill augment \
-    --model_name_or_path Qwen/Qwen2.5-0.5B \
-    --nat_path out/nat \
+    --model_name_or_path runs/student \
     --dataset_name labelled.jsonl \
     --num_samples 8 \
     --output_file augmented.jsonl
 ```
 
-A run that was killed goes on when it is started again. With `--pairs_file` the wrong answers are kept, too: each
-beside a right one of its question, as `trl-distill dpo` reads them.
+Trained on, that is rejection sampling fine-tuning ([RFT](https://huggingface.co/papers/2308.01825)); from a NAT model
+it is the augmentation of NCE. A run that was killed goes on when it is started again. With `--pairs_file` the wrong
+answers are kept, too: each beside a right one of its question, as `trl-distill dpo` reads them.
 """
 
 import argparse
@@ -37,25 +37,27 @@ from ..files import load_split, write_rows
 from ..training import user_errors
 from .arguments import add_rule, check_outputs, split_arguments
 from .loading import nat_folder
-from .sample import add_arguments, sampling_of
+from .sample import add_arguments, add_server, model_of, sampling_of
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from ..chat import LocalChatModel
+    from ..chat import BaseChatModel
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Sample answers of a NAT model to the questions of labelled rows. Those that are right and new "
-        "are written to a file together with the rows that were right already, for `trl-distill calibrate`.",
+        description="Sample a student's answers to the questions of labelled rows. Those that are right and new are "
+        "written to a file together with the rows that were right already, to train on, or for `trl-distill "
+        "calibrate`.",
     )
     add_arguments(parser, num_samples=8, required=True, split="train")
+    add_server(parser)
     add = parser.add_argument_group("NAT and output").add_argument
-    add("--nat_path", required=True, help="Folder or Hub repository of the NAT model, on the model above.")
+    add("--nat_path", help="Folder or Hub repository of a NAT model that answers, on the model above.")
     add_rule(add)
     add("--output_file", required=True, metavar="FILE", help="JSON Lines file to write.")
     add("--pairs_file", metavar="FILE", help="Write wrong answers beside right ones: prompt, chosen, rejected.")
@@ -75,7 +77,11 @@ def _load(args: argparse.Namespace) -> "tuple[PeftModel, PreTrainedTokenizerBase
     return load_nat(base, args.nat_path), AutoTokenizer.from_pretrained(args.model_name_or_path, **common)
 
 
-def _model(args: argparse.Namespace) -> "LocalChatModel":
+def _model(args: argparse.Namespace) -> "BaseChatModel":
+    if args.nat_path is None:
+        return model_of(args)
+    if args.base_url is not None:
+        raise ValueError("--nat_path is for a model on this machine: leave out --base_url.")
     from ..chat import LocalChatModel
     from ..chat.local import local_folder, weights_digest
 
@@ -92,7 +98,7 @@ def _model(args: argparse.Namespace) -> "LocalChatModel":
 
 
 def augment(args: argparse.Namespace) -> tuple[list[dict], list[dict], dict[str, int]]:
-    """Right rows of the teacher and of NAT, preference pairs, and the counts to report."""
+    """Right rows, the student's own among them, preference pairs, and the counts to report."""
     from ..chat import samples_to_file
     from ..rationales.augment import preference_pairs, question_rows, select_samples
 
@@ -106,8 +112,9 @@ def augment(args: argparse.Namespace) -> tuple[list[dict], list[dict], dict[str,
     with _model(args) as model:
         path = f"{args.output_file}.samples.jsonl"
         samples = samples_to_file(path, model, questions, args.num_samples, sampling_of(args))
-    kept, wrong, counts = select_samples(samples, right_rows, args.rule)
-    counts = {"questions": len(questions), "without_reference": unanswered, "teacher": len(right_rows), **counts}
+    source = "student" if args.nat_path is None else "nat"
+    kept, wrong, counts = select_samples(samples, right_rows, args.rule, source)
+    counts = {"questions": len(questions), "without_reference": unanswered, "there": len(right_rows), **counts}
     right_rows += kept
     return right_rows, preference_pairs(right_rows, wrong), counts
 
@@ -128,7 +135,7 @@ def run(argv: list[str]) -> None:
         f"answer.\n{counts['sampled']} answers: {counts['kept']} right and new, {counts['duplicates']} right but "
         f"there already, {counts['wrong']} wrong, {counts['no_answer']} without an answer, {counts['truncated']} cut "
         f"off, {counts['not_compared']} not comparable.\n"
-        f"{len(rows)} rows, {counts['teacher']} of them the teacher's: {args.output_file}.\n"
+        f"{len(rows)} rows, {counts['there']} of them there already: {args.output_file}.\n"
         + (f"{len(pairs)} pairs of a right and a wrong answer: {args.pairs_file}.\n" if args.pairs_file else "")
     )
 

@@ -58,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser, num_samples: int = 16, **mode
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Fields of a command that may sample from a server."""
-    parser.add_argument("--max_rows", type=int, help="Use the first rows only.")
     add = parser.add_argument_group("server").add_argument
     add("--base_url", help="Sample from the OpenAI-compatible server here, such as http://localhost:8000/v1.")
     add(
@@ -68,7 +67,14 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     )
     add("--api_key_env", help="Environment variable with the key. Default: no key is sent.")
     add("--concurrency", type=int, default=8, help="Requests that wait for the server at the same time.")
-    add("--no_logprobs", action="store_true", help="Do not ask for log-probabilities: then there is no WS.")
+
+
+def add_votes(parser: argparse.ArgumentParser) -> None:
+    """Fields of a command whose samples may vote."""
+    parser.add_argument("--max_rows", type=int, help="Use the first rows only.")
+    add_server(parser)
+    help = "Do not ask for log-probabilities: then there is no WS."
+    parser.add_argument("--no_logprobs", action="store_true", help=help)
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -78,13 +84,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "mean token log-probabilities, and whether they were cut off.",
     )
     add_arguments(parser)
-    add_server(parser)
+    add_votes(parser)
     add = parser.add_argument_group("output").add_argument
     add("--output_file", required=True, metavar="FILE", help="Samples as JSON Lines.")
     return parser
 
 
-def _model(args: argparse.Namespace) -> "BaseChatModel":
+def model_of(args: argparse.Namespace) -> "BaseChatModel":
     """The model on its server or on this machine, where it may be the two adapters of NAT."""
     from ..chat import BatchChatModel, EndpointChatModel, LocalChatModel
     from ..chat.local import weights_digest
@@ -125,7 +131,7 @@ def sample(args: argparse.Namespace, path: str) -> list[dict[str, Any]]:
     if args.model_name_or_path is None or args.dataset_name is None:
         raise ValueError("Nothing to sample: set --model_name_or_path and --dataset_name.")
     rows = load_prompts(args, "answer")
-    with _model(args) as model:
+    with model_of(args) as model:
         return samples_to_file(path, model, rows, args.num_samples, sampling_of(args, not args.no_logprobs))
 
 
