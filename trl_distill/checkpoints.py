@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Which checkpoint of a run is whole: a kill or a full disk leaves one that is not."""
+"""Going on with a run: which checkpoint is whole, as a kill or a full disk may have cut one off, and its types."""
 
 import json
 import logging
@@ -84,3 +84,19 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str 
     if checkpoint is None:
         raise ValueError(f"nothing to resume: no checkpoint in {folder} that is whole.")
     return str(checkpoint)
+
+
+class ResumableTrainer:
+    """Goes before a trainer of TRL: `train(resume_from_checkpoint=True)` takes the newest whole checkpoint."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        # PEFT loads bf16 adapters into fp32, but over a quantized base TRL trains them in bf16
+        dtypes = {name: weight.dtype for name, weight in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, weight in self.model.named_parameters():
+            if weight.dtype != dtypes[name]:
+                weight.data = weight.data.to(dtypes[name])

@@ -21,6 +21,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from .checkpoints import ResumableTrainer
 from .endings import check_trainer_ending
 
 
@@ -29,7 +30,7 @@ logger = get_logger(__name__)
 _NAMED = 5  # rows
 
 
-class CountingSFTTrainer(trl.SFTTrainer):
+class CountingSFTTrainer(ResumableTrainer, trl.SFTTrainer):
     """
     [`~trl.SFTTrainer`] that counts and names the rows whose answer lies beyond `max_length`. The parent leaves out
     those of them that have nothing else to learn, and trains on the prompts of the others, without a word.

@@ -24,7 +24,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.minillm.steps import first_batch, gradients
-from tests.runs import losses
+from tests.runs import assert_same_weights, losses
 from trl_distill import MiniLLMConfig, MiniLLMTrainer
 
 
@@ -171,18 +171,29 @@ class TestAdapters:
             tokenizer.save_pretrained(path)
         quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
         loading = dict(quantization_config=BitsAndBytesConfig(**quantization), dtype=torch.float32)
-        student = AutoModelForCausalLM.from_pretrained(paths[0], **loading)
-        trainer = make_trainer(
-            student,
-            paths[1],
-            peft_config=LoraConfig(target_modules="all-linear", r=4),
-            teacher_model_init_kwargs={"quantization_config": quantization, "dtype": "float32"},
-            bf16=True,
-        )
-        assert trainer.teacher_model.is_loaded_in_4bit and student.is_loaded_in_4bit
+
+        def make():
+            return make_trainer(
+                AutoModelForCausalLM.from_pretrained(paths[0], **loading),
+                paths[1],
+                peft_config=LoraConfig(target_modules="all-linear", r=4),
+                teacher_model_init_kwargs={"quantization_config": quantization, "dtype": "float32"},
+                bf16=True,
+                save_strategy="steps",
+                save_steps=2,
+                max_steps=4,
+                num_iterations=2,  # so that a checkpoint stands between two sets of rollouts
+                output_dir=str(tmp_path / "run"),
+            )
+
+        trainer = make()
+        assert trainer.teacher_model.is_loaded_in_4bit and trainer.model.is_loaded_in_4bit
         before = {name: param.clone() for name, param in trainer.model.named_parameters() if param.requires_grad}
         trainer.train()
         assert all(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if p.requires_grad)
+        resumed = make()
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+        assert_same_weights(resumed.model, trainer.model)
         output = str(tmp_path / "adapter")
         trainer.save_model(output)
         reloaded = AutoPeftModelForCausalLM.from_pretrained(output, **loading).eval()

@@ -26,6 +26,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import DistillationTrainer
 from trl.trainer.utils import get_config_model_id, repeat_iterable_dataset
 
+from ..checkpoints import ResumableTrainer
 from ..divergence import (
     TokenScores,
     backbone_states,
@@ -71,7 +72,7 @@ from .resume import ResumableRepeatSampler, checkpoint_to_go_on_from, resume_set
 _ROWS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
-class MiniLLMTrainer(DistillationTrainer):
+class MiniLLMTrainer(ResumableTrainer, DistillationTrainer):
     """
     Trainer for [MiniLLM](https://huggingface.co/papers/2306.08543): white-box distillation by the sequence-level
     reverse KL divergence KL(student || teacher), optimized with a policy gradient.

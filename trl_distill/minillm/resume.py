@@ -21,6 +21,7 @@ from typing import Any
 
 from trl.trainer.utils import RepeatSampler
 
+from ..checkpoints import checkpoint_to_resume
 from .minillm_config import MiniLLMConfig
 
 
@@ -89,8 +90,6 @@ def checkpoint_to_go_on_from(
     resume_from_checkpoint: str | bool | None, output_dir: str, settings: dict[str, Any]
 ) -> str | bool | None:
     """The argument of `Trainer.train`: the newest whole checkpoint for `True`, and none that has other settings."""
-    from ..checkpoints import checkpoint_to_resume
-
     checkpoint = checkpoint_to_resume(resume_from_checkpoint, output_dir)
     if isinstance(checkpoint, str):
         check_resumable(Path(checkpoint), settings)

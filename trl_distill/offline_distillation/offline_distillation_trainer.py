@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
+from ..checkpoints import ResumableTrainer
 from ..divergence import lm_head, recorded_states
 from ..endings import check_ending
 from ..models import check_same_tokens, end_token_ids, vocabulary_rows
@@ -53,7 +54,7 @@ class RecordedCollator:
         return batch
 
 
-class OfflineDistillationTrainer(SFTTrainer):
+class OfflineDistillationTrainer(ResumableTrainer, SFTTrainer):
     """
     Trainer for distillation from a recorded teacher: the divergence of student and teacher at every token of given
     completions, over the teacher's likeliest tokens and all others together. No teacher is in memory.

@@ -17,6 +17,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.rationales.nat.adapters import lora
 from tests.runs import TINY_RUN, make
@@ -60,6 +61,22 @@ def chats():
 def settings():
     """What all trainers here share: 4 steps of NAT's negative stage, 8 of the positive one, 12 on all rows."""
     return TINY_RUN | dict(num_train_epochs=2)
+
+
+@pytest.fixture
+def quantized(tiny_model, tokenizer, tmp_path):
+    """Factory of one model in 4 or 8 bits: blocks of 4 bits hold 64 values."""
+    path = str(tmp_path / "base")
+    tiny_model(hidden_size=64, intermediate_size=64, initializer_range=0.1).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+    def build(bits):
+        config = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+        config = BitsAndBytesConfig(**(config if bits == 4 else {"load_in_8bit": True}))
+        return AutoModelForCausalLM.from_pretrained(path, quantization_config=config, dtype=torch.float32)
+
+    build.path = path
+    return build
 
 
 @pytest.fixture

@@ -86,7 +86,10 @@ def run(folder: Path, processes: int) -> dict:
     result["resumed"] = history(resumed)
     for objective in ("nt", "ul", "redi"):
         settings = dict(objective=objective, negative_weight=0.5)
-        baseline = LabeledSFTTrainer(**arguments(folder, output / objective, LabeledSFTConfig, processes, **settings))
+        values = arguments(folder, output / objective, LabeledSFTConfig, processes, **settings)
+        if objective == "ul":  # with first mistakes
+            values["train_dataset"] = values["train_dataset"].add_column("right_tokens", [i % 7 for i in range(24)])
+        baseline = LabeledSFTTrainer(**values)
         baseline.train()
         result[objective] = history(baseline)
     return result

@@ -238,6 +238,20 @@ class TestRun:
         with torch.no_grad():
             assert torch.equal(reloaded(ids).logits, whole.model.eval()(ids).logits)
 
+    def test_resumes_in_4_bits(self, run, make_trainer, quantized, rows, tmp_path):
+        """With a LoRA, and rows that say where the first mistake is."""
+        marked = rows.add_column("right_tokens", [i % 7 for i in range(len(rows))])
+        adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        values = dict(train_dataset=marked, peft_config=adapter, save_strategy="steps", save_steps=4, bf16=True)
+        whole = run("ul", "whole", quantized(4), **values)
+        resumed = make_trainer("ul", "resumed", quantized(4), **values)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
+        assert losses(resumed) == losses(whole) and len(losses(whole)) == 12
+        assert_same_weights(resumed.model, whole.model)
+        kinds = {type(module).__name__ for module in whole.model.modules() if hasattr(module, "lora_variant")}
+        assert kinds == {"Linear4bit"}
+        assert any(parameter.any() for name, parameter in whole.model.named_parameters() if "lora_B" in name)
+
     def test_conversational_rows(self, run, chats, tokenizer):
         trainer = run("ul", train_dataset=chats)
         assert len(losses(trainer)) == 4 and losses(trainer, "logps/wrong")

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import BitsAndBytesConfig, TrainerCallback
 
 from tests.rationales.nat.adapters import IDS, Snapshot, logits
 from tests.runs import assert_same_weights, losses
@@ -48,22 +48,6 @@ class Count(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps[args.stages] += 1
-
-
-@pytest.fixture
-def quantized(tiny_model, tokenizer, tmp_path):
-    """Factory of one model in 4 or 8 bits: blocks of 4 bits hold 64 values."""
-    path = str(tmp_path / "base")
-    tiny_model(hidden_size=64, intermediate_size=64, initializer_range=0.1).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-
-    def build(bits):
-        config = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-        config = BitsAndBytesConfig(**(config if bits == 4 else {"load_in_8bit": True}))
-        return AutoModelForCausalLM.from_pretrained(path, quantization_config=config, dtype=torch.float32)
-
-    build.path = path
-    return build
 
 
 @pytest.mark.parametrize(("bits", "bf16"), [(4, True), (8, False)])

@@ -25,7 +25,7 @@ from transformers import AutoConfig, EvalPrediction, PreTrainedModel, PreTrained
 from trl import RewardTrainer
 from trl.trainer.utils import global_then_local_main_first
 
-from ...checkpoints import checkpoint_to_resume
+from ...checkpoints import ResumableTrainer
 from ..data import PAPER, check_rows, default_args, drop_long_rows
 from .asc_config import ASCRankerConfig
 from .scoring import (
@@ -42,7 +42,7 @@ from .scoring import (
 logger = get_logger(__name__)
 
 
-class ASCRankerTrainer(RewardTrainer):
+class ASCRankerTrainer(ResumableTrainer, RewardTrainer):
     """
     Trainer for the ranker of adaptive self-consistency (ASC), proposed in [Turning Dust into
     Gold](https://huggingface.co/papers/2312.12832).
@@ -189,9 +189,6 @@ class ASCRankerTrainer(RewardTrainer):
     @staticmethod
     def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return ranking_metrics(prediction.predictions, *prediction.label_ids)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), **kwargs)
 
     def score(self, rows: Sequence[dict[str, Any]]) -> list[float | None]:
         """

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DataCollator, PreTrainedModel
 from trl import SFTTrainer
 
-from ...checkpoints import checkpoint_to_resume
+from ...checkpoints import ResumableTrainer
 from ...endings import check_trainer_ending
 from ..data import PAPER, ColumnCollator, check_rows, default_args, log_means, rows_with_label, whole_rows
 from .nat_config import LabeledSFTConfig
@@ -44,7 +44,7 @@ def labeled_token_loss(logps: Tensor, right: Tensor, objective: str, negative_we
     return -logps
 
 
-class LabeledSFTTrainer(SFTTrainer):
+class LabeledSFTTrainer(ResumableTrainer, SFTTrainer):
     """
     Trainer for the baselines that [NAT](https://huggingface.co/papers/2312.12832) is compared with: supervised
     fine-tuning on rationales with a `label`, where wrong ones are left out (CoT KD), trained like right ones (MIX),
@@ -102,9 +102,6 @@ class LabeledSFTTrainer(SFTTrainer):
         check_trainer_ending(self, train_dataset)
         if args.objective not in ("cot_kd", "mix"):
             self.data_collator = ColumnCollator(self.data_collator, self._columns)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if "input_ids" not in (dataset.column_names or ()):

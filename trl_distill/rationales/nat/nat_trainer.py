@@ -35,7 +35,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from ...checkpoints import checkpoint_to_resume, first_decides, newest_checkpoint
+from ...checkpoints import ResumableTrainer, checkpoint_to_resume, first_decides, newest_checkpoint
 from ...endings import check_trainer_ending
 from ..data import (
     PAPER,
@@ -62,7 +62,7 @@ logger = get_logger(__name__)
 NEG, NAT = "neg", "nat"  # names of the adapters, and of their folders
 
 
-class NegativeAssistedTrainer(SFTTrainer):
+class NegativeAssistedTrainer(ResumableTrainer, SFTTrainer):
     """
     Trainer for [Negative Assisted Training](https://huggingface.co/papers/2312.12832) (NAT): a LoRA that has learned a
     teacher's wrong rationales stays frozen beside the LoRA that learns the right ones, and a gate in every adapted
@@ -316,7 +316,6 @@ class NegativeAssistedTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._cast_adapters()  # PEFT loads bf16 adapters into fp32
         if NAT in self.model.peft_config:  # its tensors, too: a folder may hold others than its config says
             self._compare_negative(adapter_sha256(self.model, NEG), resume_from_checkpoint)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 from trl import SFTTrainer
 
-from ...checkpoints import checkpoint_to_resume
+from ...checkpoints import ResumableTrainer
 from ...divergence import backbone_states, lm_head, recorded_states, token_divergence
 from ...endings import check_trainer_ending
 from ...models import dense_head_weight, load_teacher_tokenizer, match_vocabulary
@@ -53,7 +53,7 @@ def nce_token_loss(logps: Tensor, divergence: Tensor, weight: Tensor, alpha: flo
     return -(1 - alpha) * logps + alpha * weight[:, None] * divergence
 
 
-class NCETrainer(SFTTrainer):
+class NCETrainer(ResumableTrainer, SFTTrainer):
     """
     Trainer for NCE, negative calibrated enhancement, the second step of [Turning Dust into
     Gold](https://huggingface.co/papers/2312.12832): a student learns right rationales and the predictions of a NAT
@@ -262,17 +262,6 @@ class NCETrainer(SFTTrainer):
             super()._save(output_dir, state_dict)
         finally:
             del self.model.save_pretrained
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), **kwargs)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        # PEFT loads bf16 adapters into fp32, and over a quantized base SFTTrainer trains them in bf16
-        dtypes = {name: weight.dtype for name, weight in self.model.named_parameters() if weight.requires_grad}
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for name, dtype in dtypes.items():
-            weight = self.model.get_parameter(name)
-            weight.data = weight.data.to(dtype)
 
 
 def check_student_config(model: PeftModel, peft_config: PeftConfig | None) -> None:
