@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import gc
 import json
 from collections import Counter
 
@@ -22,13 +21,6 @@ import toy
 from tests.commands import read_rows
 from tests.loop_fixtures import no_picture, picture, server  # noqa: F401
 from trl_distill.lion import LionConfig, LionLoop
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_garbage_collection():
-    """Trainers collect garbage three times a run. Spare them the objects of the libraries: most of a run's time."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import gc
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,6 @@ from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 TEMPLATE = Path(__file__).parents[2] / "recipes" / "zephyr" / "zephyr.jinja"
 SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}  # 4-bit blocks need 64
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_garbage_collection():
-    """Trainers collect garbage three times a run. Spare them the objects of the libraries: most of a tiny run."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

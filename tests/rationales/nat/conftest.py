@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-import gc
 
 import pytest
 import torch
@@ -24,13 +23,6 @@ from tests.runs import TINY_RUN, make
 from trl_distill import NegativeAssistedConfig, NegativeAssistedTrainer
 from trl_distill.rationales.data import adapter_sha256
 from trl_distill.rationales.nat.integration_unit import NATLoraConfig, add_nat
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_garbage_collection():
-    """Trainers collect garbage three times a run. Spare them the objects of libraries: most of a tiny run's time."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture
