@@ -24,6 +24,7 @@ import pytest
 import yaml
 from datasets import load_dataset
 
+from tests.minillm.test_families import RECENT, build
 from trl_distill.lion import LionConfig
 from trl_distill.lion.generation import LION_FILTERS
 from trl_distill.lion.imitation import check_training
@@ -76,6 +77,10 @@ TINY = {
 }
 TINY_MINILLM = TINY | {"max_completion_length": 6, "eval_steps": 2, "save_steps": 2}
 SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}  # 4-bit blocks need 64
+FAMILY_SIZE = {  # on a CPU, inputs and outputs of 4-bit layers are multiples of 64 and 32
+    "qwen3_5": {"linear_num_value_heads": 32, "linear_key_head_dim": 16},
+    "gemma4": {"global_head_dim": 16, "hidden_size_per_layer_input": 64},
+}
 
 
 def command_of(path):
@@ -124,6 +129,21 @@ def test_minillm_runs_when_tiny(path, tmp_path, tokenizer, tiny_model, prompts):
     for seed, name, rows in ((0, "student", 264), (1, "teacher", 272)):
         tiny_model(seed=seed, vocab_size=rows, initializer_range=0.1, **SIZE).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
+    run_tiny_minillm(path, tmp_path, prompts)
+
+
+@pytest.mark.parametrize("family", RECENT)
+def test_recent_families_run_a_recipe_when_tiny(family, tmp_path, tokenizer, prompts):
+    """By name, in 4 bit: those that the README names take the place of Qwen3."""
+    size = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    size |= FAMILY_SIZE.get(family, {})
+    for seed, name in enumerate(("student", "teacher")):
+        build(family, seed, **size, pad_token_id=0, eos_token_id=1).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    run_tiny_minillm(RECIPES / "minillm" / "qwen3_0.6b_qlora_8gb.yaml", tmp_path, prompts)
+
+
+def run_tiny_minillm(path, tmp_path, prompts):
     for split in ("train", "validation"):
         prompts.to_json(tmp_path / "data" / f"{split}.jsonl")
 

@@ -175,14 +175,14 @@ REFUSED = {  # by what the message says
 }
 RECENT = ["qwen3", "qwen3_5", "gemma4", "smollm3"]  # which the README of the recipes names
 VISION = {  # of the classes that most checkpoints of these families name: they read images, too
-    "qwen3_5": dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=16, patch_size=4),
+    "qwen3_5": dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, patch_size=4),
     "gemma4": dict(
         num_hidden_layers=1,
-        hidden_size=16,
-        intermediate_size=16,
+        hidden_size=32,
+        intermediate_size=32,
         num_attention_heads=2,
         num_key_value_heads=2,
-        head_dim=8,
+        head_dim=16,
         position_embedding_size=16,
         use_clipped_linears=True,  # PEFT knows the layers within, not these
     ),
@@ -206,7 +206,8 @@ def build(family, seed=0, **changes):
     config = kind(**values)
     torch.manual_seed(seed)
     if family in VISION:
-        parts = dict(text_config=config.to_dict(), vision_config=VISION[family])
+        vision = VISION[family] | dict(out_hidden_size=values["hidden_size"])
+        parts = dict(text_config=config.to_dict(), vision_config=vision)
         config = CONFIG_MAPPING[family](**parts, tie_word_embeddings=False)
         model = AutoModelForImageTextToText.from_config(config)
     else:
