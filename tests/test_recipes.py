@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import load_dataset
+from safetensors.torch import load_file
 
 from tests.minillm.test_families import RECENT, build
 from trl_distill.lion import LionConfig
@@ -243,6 +244,25 @@ def test_nat_and_nce_run_when_tiny(path, labelled):
 def test_baselines_run_when_tiny(path, objective, labelled):
     labeled_sft.run(["--config", make_tiny(path, labelled, "labelled.jsonl", "out"), "--objective", objective])
     assert (labelled / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["all-linear"]], ids=["text", "list"])
+def test_lora_on_all_linear_layers(targets, labelled):
+    """Through the commands. The student of NCE stands beside the adapters of NAT, which are linear layers, too."""
+    changes = {"lora_target_modules": targets}
+    recipes = RECIPES / "nat_nce_asc"
+    baseline = make_tiny(recipes / "baselines_qwen2.5_0.5b.yaml", labelled, "labelled.jsonl", "baseline", **changes)
+    labeled_sft.run(["--config", baseline])
+    nat.run(["--config", make_tiny(recipes / "nat_qwen2.5_0.5b.yaml", labelled, "labelled.jsonl", "nat", **changes)])
+    changes |= {"nat_path": str(labelled / "nat"), "objective": "kd"}
+    config = make_tiny(recipes / "nce_qwen2.5_0.5b.yaml", labelled, "weighted.jsonl", "nce", **changes)
+    files = {"--dataset_name": labelled / "labelled.jsonl", "--output_file": labelled / "weighted.jsonl"}
+    calibrate.run(["--config", config, *(str(part) for file in files.items() for part in file)])
+    nce.run(["--config", config])
+    for folder in ("baseline", "nat/neg", "nat/nat", "nce"):
+        weights = load_file(labelled / folder / "adapter_model.safetensors")
+        found = {name.split(".")[-3] for name in weights if name.endswith("lora_B.weight")}
+        assert found == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}, folder
 
 
 def test_a_student_adds_its_own_right_answers(labelled):
