@@ -25,7 +25,7 @@ import yaml
 from datasets import load_dataset
 from safetensors.torch import load_file
 
-from tests.minillm.test_families import RECENT, build
+from tests.minillm.test_families import RECENT, VISION, build
 from trl_distill.lion import LionConfig
 from trl_distill.lion.generation import LION_FILTERS
 from trl_distill.lion.imitation import check_training
@@ -135,21 +135,26 @@ def test_minillm_runs_when_tiny(path, tmp_path, tokenizer, tiny_model, prompts):
 
 @pytest.mark.parametrize("family", RECENT)
 def test_recent_families_run_a_recipe_when_tiny(family, tmp_path, tokenizer, prompts):
-    """By name, in 4 bit: those that the README names take the place of Qwen3."""
+    """By name, in 4 bit: those that the README names take the place of Qwen3, with the layers that it names."""
     size = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     size |= FAMILY_SIZE.get(family, {})
     for seed, name in enumerate(("student", "teacher")):
         build(family, seed, **size, pad_token_id=0, eos_token_id=1).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    run_tiny_minillm(RECIPES / "minillm" / "qwen3_0.6b_qlora_8gb.yaml", tmp_path, prompts)
+    layers = re.search(r"`lora_target_modules: \['(.+)'\]`", (RECIPES / "minillm" / "README.md").read_text())[1]
+    changes = {"lora_target_modules": [layers]} if family in VISION else {}
+    run_tiny_minillm(RECIPES / "minillm" / "qwen3_0.6b_qlora_8gb.yaml", tmp_path, prompts, **changes)
+    adapted = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert len({name.split(".")[-3] for name in adapted if name.endswith("lora_B.weight")}) >= 7
+    assert not any("vision" in name or "visual" in name for name in adapted)
 
 
-def run_tiny_minillm(path, tmp_path, prompts):
+def run_tiny_minillm(path, tmp_path, prompts, **changes):
     for split in ("train", "validation"):
         prompts.to_json(tmp_path / "data" / f"{split}.jsonl")
 
     values = yaml.safe_load(path.read_text())
-    changes = TINY_MINILLM | {
+    changes |= TINY_MINILLM | {
         "model_name_or_path": str(tmp_path / "student"),
         "teacher_model_name_or_path": str(tmp_path / "teacher"),
         "dataset_name": str(tmp_path / "data"),
