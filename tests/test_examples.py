@@ -24,7 +24,8 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from tests.chat.chat_server import ChatServer, completion_body
-from tests.commands import write_rows
+from tests.commands import run_python, write_rows
+from tests.minillm.test_families import build
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -93,6 +94,39 @@ def test_zephyr(tiny, tmp_path, server):
     flags = {"student": tiny("student"), "prompts": data, "base_url": server.base_url}
     run("zephyr", **flags, decontaminate="none", output_dir=tmp_path / "out", max_steps=2)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out/ddpo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pruned", [False, True])
+def test_notebook(pruned, tokenizer, tmp_path, monkeypatch):
+    """Its code cells as one script, as they are. Without a student it makes one of the teacher's layers."""
+    notebook = json.loads((EXAMPLES / "minillm_colab.ipynb").read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    for seed, name in enumerate(("teacher", "student")):
+        settings = dict(vocab_size=len(tokenizer), num_hidden_layers=6, pad_token_id=0, eos_token_id=1)
+        build("llama", seed, **settings).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    script = "\n".join("".join(cell["source"]) for cell in code)
+    script += f"""
+import json
+numbers = [log for log in trainer.state.log_history if "kl" in log or "eval_kl" in log]
+result = {{"log": numbers, "answers": [by_teacher, before, after], "layers": student.config.num_hidden_layers}}
+Path({str(tmp_path / "result.json")!r}).write_text(json.dumps(result))
+"""
+    (tmp_path / "notebook.py").write_text(script)
+    environment = {"TEACHER": str(tmp_path / "teacher"), "STUDENT": "" if pruned else str(tmp_path / "student")}
+    environment |= {"PROMPTS": str(EXAMPLES / "demo_prompts.jsonl"), "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": ""}
+    done = run_python("notebook.py", cwd=tmp_path, STEPS="2", LENGTH="6", **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [log["step"] for log in result["log"] if "kl" in log] == [1, 2]
+    assert [log["step"] for log in result["log"] if "eval_kl" in log] == [0, 1, 2]
+    assert [len(answers) for answers in result["answers"]] == [4, 4, 4]
+    assert result["layers"] == (4 if pruned else 6)
+    monkeypatch.chdir(tmp_path)  # the folder of a pruned base is relative
+    loaded = AutoPeftModelForCausalLM.from_pretrained("minillm-colab")
+    assert loaded.config.num_hidden_layers == result["layers"]
 
 
 @pytest.mark.slow

@@ -23,7 +23,9 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import load_dataset
+from safetensors.torch import load_file
 
+from tests.minillm.test_families import RECENT, VISION, build
 from trl_distill.lion import LionConfig
 from trl_distill.lion.generation import LION_FILTERS
 from trl_distill.lion.imitation import check_training
@@ -76,6 +78,10 @@ TINY = {
 }
 TINY_MINILLM = TINY | {"max_completion_length": 6, "eval_steps": 2, "save_steps": 2}
 SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}  # 4-bit blocks need 64
+FAMILY_SIZE = {  # on a CPU, inputs and outputs of 4-bit layers are multiples of 64 and 32
+    "qwen3_5": {"linear_num_value_heads": 32, "linear_key_head_dim": 16},
+    "gemma4": {"global_head_dim": 16, "hidden_size_per_layer_input": 64},
+}
 
 
 def command_of(path):
@@ -124,11 +130,31 @@ def test_minillm_runs_when_tiny(path, tmp_path, tokenizer, tiny_model, prompts):
     for seed, name, rows in ((0, "student", 264), (1, "teacher", 272)):
         tiny_model(seed=seed, vocab_size=rows, initializer_range=0.1, **SIZE).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
+    run_tiny_minillm(path, tmp_path, prompts)
+
+
+@pytest.mark.parametrize("family", RECENT)
+def test_recent_families_run_a_recipe_when_tiny(family, tmp_path, tokenizer, prompts):
+    """By name, in 4 bit: those that the README names take the place of Qwen3, with the layers that it names."""
+    size = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    size |= FAMILY_SIZE.get(family, {})
+    for seed, name in enumerate(("student", "teacher")):
+        build(family, seed, **size, pad_token_id=0, eos_token_id=1).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    layers = re.search(r"`lora_target_modules: \['(.+)'\]`", (RECIPES / "minillm" / "README.md").read_text())[1]
+    changes = {"lora_target_modules": [layers]} if family in VISION else {}
+    run_tiny_minillm(RECIPES / "minillm" / "qwen3_0.6b_qlora_8gb.yaml", tmp_path, prompts, **changes)
+    adapted = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert len({name.split(".")[-3] for name in adapted if name.endswith("lora_B.weight")}) >= 7
+    assert not any("vision" in name or "visual" in name for name in adapted)
+
+
+def run_tiny_minillm(path, tmp_path, prompts, **changes):
     for split in ("train", "validation"):
         prompts.to_json(tmp_path / "data" / f"{split}.jsonl")
 
     values = yaml.safe_load(path.read_text())
-    changes = TINY_MINILLM | {
+    changes |= TINY_MINILLM | {
         "model_name_or_path": str(tmp_path / "student"),
         "teacher_model_name_or_path": str(tmp_path / "teacher"),
         "dataset_name": str(tmp_path / "data"),
@@ -223,6 +249,25 @@ def test_nat_and_nce_run_when_tiny(path, labelled):
 def test_baselines_run_when_tiny(path, objective, labelled):
     labeled_sft.run(["--config", make_tiny(path, labelled, "labelled.jsonl", "out"), "--objective", objective])
     assert (labelled / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["all-linear"]], ids=["text", "list"])
+def test_lora_on_all_linear_layers(targets, labelled):
+    """Through the commands. The student of NCE stands beside the adapters of NAT, which are linear layers, too."""
+    changes = {"lora_target_modules": targets}
+    recipes = RECIPES / "nat_nce_asc"
+    baseline = make_tiny(recipes / "baselines_qwen2.5_0.5b.yaml", labelled, "labelled.jsonl", "baseline", **changes)
+    labeled_sft.run(["--config", baseline])
+    nat.run(["--config", make_tiny(recipes / "nat_qwen2.5_0.5b.yaml", labelled, "labelled.jsonl", "nat", **changes)])
+    changes |= {"nat_path": str(labelled / "nat"), "objective": "kd"}
+    config = make_tiny(recipes / "nce_qwen2.5_0.5b.yaml", labelled, "weighted.jsonl", "nce", **changes)
+    files = {"--dataset_name": labelled / "labelled.jsonl", "--output_file": labelled / "weighted.jsonl"}
+    calibrate.run(["--config", config, *(str(part) for file in files.items() for part in file)])
+    nce.run(["--config", config])
+    for folder in ("baseline", "nat/neg", "nat/nat", "nce"):
+        weights = load_file(labelled / folder / "adapter_model.safetensors")
+        found = {name.split(".")[-3] for name in weights if name.endswith("lora_B.weight")}
+        assert found == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}, folder
 
 
 def test_a_student_adds_its_own_right_answers(labelled):

@@ -20,6 +20,7 @@ What is drawn with caches, padding and rows that leave is replayed by forwards o
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -76,8 +77,17 @@ IN_BLOCKS = {
     "mixtral": MOE,
     "gemma2": dict(query_pre_attn_scalar=8, sliding_window=4, final_logit_softcapping=2.0),
     "gemma3_text": SLIDING | dict(query_pre_attn_scalar=8),
-    "gemma4_text": SLIDING
-    | dict(global_head_dim=8, hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB, num_kv_shared_layers=0),
+    "gemma4_text": SLIDING | dict(global_head_dim=8, hidden_size_per_layer_input=8, num_kv_shared_layers=0),
+    "gemma4": dict(
+        num_hidden_layers=4,
+        num_kv_shared_layers=2,  # as in E2B and E4B: later layers read the keys of earlier ones
+        use_double_wide_mlp=True,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=4,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        final_logit_softcapping=2.0,
+    ),
     "phi3": {},
     "gpt2": GPT,
     "gpt_neox": {},
@@ -163,7 +173,20 @@ REFUSED = {  # by what the message says
     ),
     "openai-gpt": (GPT, "or set `teacher_mix_alpha=0.0`"),
 }
-VISION = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=16, patch_size=4)
+RECENT = ["qwen3", "qwen3_5", "gemma4", "smollm3"]  # which the README of the recipes names
+VISION = {  # of the classes that most checkpoints of these families name: they read images, too
+    "qwen3_5": dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, patch_size=4),
+    "gemma4": dict(
+        num_hidden_layers=1,
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        position_embedding_size=16,
+        use_clipped_linears=True,  # PEFT knows the layers within, not these
+    ),
+}
 
 
 def build(family, seed=0, **changes):
@@ -173,14 +196,19 @@ def build(family, seed=0, **changes):
     Settings of `COMMON` that a family does not know are left out.
     """
     settings = (IN_BLOCKS | TOKEN_BY_TOKEN | {name: values for name, (values, _) in REFUSED.items()})[family]
-    kind = CONFIG_MAPPING["qwen3_5_text" if family == "qwen3_5" else family]
+    kind = CONFIG_MAPPING[f"{family}_text" if family in VISION else family]
     known = kind.__dataclass_fields__ | kind.attribute_map
     aliases = {alias for alias, name in kind.attribute_map.items() if name in settings}
     common = {name: COMMON[name] for name in COMMON if name in known and name not in aliases}
-    config = kind(**common | settings | changes)
+    values = common | settings | changes
+    if "vocab_size_per_layer_input" in known:
+        values["vocab_size_per_layer_input"] = values["vocab_size"]
+    config = kind(**values)
     torch.manual_seed(seed)
-    if family == "qwen3_5":  # the class that most checkpoints of hybrids name reads images, too
-        config = CONFIG_MAPPING[family](text_config=config.to_dict(), vision_config=VISION, tie_word_embeddings=False)
+    if family in VISION:
+        vision = VISION[family] | dict(out_hidden_size=values["hidden_size"])
+        parts = dict(text_config=config.to_dict(), vision_config=vision)
+        config = CONFIG_MAPPING[family](**parts, tie_word_embeddings=False)
         model = AutoModelForImageTextToText.from_config(config)
     else:
         model = AutoModelForCausalLM.from_config(config)
@@ -329,7 +357,9 @@ def test_a_probe_leaves_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2", "granitemoehybrid", "nemotron_h", "jamba", "openai-gpt"])
+@pytest.mark.parametrize(
+    "family", [*RECENT, "qwen3_5_text", "lfm2", "granitemoehybrid", "nemotron_h", "jamba", "openai-gpt"]
+)
 def test_one_step(family, alpha, tokenizer, prompts, tmp_path):
     student, teacher = (build(family, seed, vocab_size=len(tokenizer)) for seed in (0, 1))
     before = {name: parameter.clone() for name, parameter in student.named_parameters()}
@@ -350,4 +380,24 @@ def test_one_step(family, alpha, tokenizer, prompts, tmp_path):
     result = trainer().train()
     assert 0 < result.training_loss < float("inf")
     same = [name for name, parameter in student.named_parameters() if torch.equal(parameter, before[name])]
+    same = [name for name in same if "vision" not in name and "visual" not in name]  # which reads no text
     assert len(same) < len(before) / 4, same  # experts that no token chose
+
+
+@pytest.mark.parametrize("family", RECENT)
+def test_one_step_of_a_lora_on_all_linear_layers(family, tokenizer, prompts, tmp_path):
+    student, teacher = (build(family, seed, vocab_size=len(tokenizer)) for seed in (0, 1))
+    trainer = MiniLLMTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=settings(tmp_path),
+        train_dataset=prompts,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules="all-linear"),
+    )
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    assert 0 < trainer.train().training_loss < float("inf")
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
+    adapters = {name for name in before if "lora_B" in name and "vision" not in name and "visual" not in name}
+    assert moved >= adapters and all("lora_" in name for name in moved)
+    assert len({name.split(".")[-4] for name in adapters}) >= 7 and not any("lm_head" in name for name in adapters)

@@ -341,6 +341,18 @@ class TestMiniLLMTrainer:
         trainer.evaluate()
         assert len(engine.autocast) >= 4 and not any(engine.autocast)
 
+    def test_chat_template_kwargs_reach_all_prompts(self, make_trainer, prompts, tokenizer):
+        switched = copy.deepcopy(tokenizer)
+        switched.chat_template += "{% if enable_thinking is defined and not enable_thinking %}<off>{% endif %}"
+        chats = prompts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+        settings = dict(train_dataset=chats, eval_dataset=chats, processing_class=switched)
+        trainer = make_trainer(chat_template_kwargs={"enable_thinking": False}, **settings)
+        inputs = [first_batch(trainer)]
+        trainer.model.eval()
+        inputs.append(trainer._prepare_inputs(list(chats.select(range(4)))))
+        for ids in (ids for batch in inputs for ids in batch["prompt_ids"]):
+            assert tokenizer.decode(ids).endswith("<|assistant|><off>")
+
     def test_answers_to_one_prompt_are_adjacent_in_a_set(self, make_trainer, prompts):
         trainer = make_trainer(num_generations=4, per_device_train_batch_size=8, num_iterations=2, max_steps=8)
         trainer.train()
