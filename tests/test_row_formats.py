@@ -228,7 +228,8 @@ class TestFiles:
         ]
         [found] = trl_rows(iter([{"messages": messages}]), "prompt")
         assert found == {"prompt": messages[:-1], "completion": messages[-1:]}
-        [found] = trl_rows(Dataset.from_list([{"messages": messages}]), "prompt")
+        rows = [{"messages": [user("q"), assistant("a")]}] * 1500 + [{"messages": messages}]  # of another batch
+        found = trl_rows(Dataset.from_list(rows), "prompt")[1500]
         assert found["prompt"][1]["tool_calls"] == [call] and found["completion"][0]["content"] == "a"
 
 
