@@ -31,6 +31,7 @@ from trl_distill.cli import OTHERS, TRAINING
 ROOT = Path(__file__).parents[1]
 FOUNDATIONS = {
     "files",
+    "row_formats",
     "checkpoints",
     "divergence",
     "top_k",

@@ -51,6 +51,7 @@ TRAINING = {
     "dpo": "preference optimization with TRL's trainer, the reference checked",
 }
 OTHERS = {
+    "chat": "talk to a model in the terminal",
     "sample": "let a model or a server answer prompts several times, into a file",
     "record": "write down what a teacher says of completions, for offline_distillation",
     "label": "compare sampled rationales with the right answers",

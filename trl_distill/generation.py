@@ -43,6 +43,17 @@ def check_prompts(rows: Sequence[dict[str, Any]]) -> None:
             raise ValueError(f"Row {number} has an empty `prompt`. Remove such rows.")
 
 
+def takes_system(tokenizer: PreTrainedTokenizerBase, **chat_template_kwargs: Any) -> bool:
+    """Whether the chat template takes a system message: some raise an error at one, some pass over it."""
+    user, told = {"role": "user", "content": "Hi"}, []
+    for messages in ([user], [{"role": "system", "content": "Be brief."}, user]):
+        try:
+            told.append(tokenizer.apply_chat_template(messages, tokenize=False, **chat_template_kwargs))
+        except TemplateError:
+            return not told  # a template that takes no plain question says of itself what is wrong
+    return told[0] != told[1]
+
+
 def encode_prompts(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of the prompts, standard or conversational, up to where the model goes on."""
     check_prompts(rows)
@@ -124,10 +135,11 @@ def pad_ids(sequences: Sequence[Sequence[int]], value: int, side: str, device: t
 
 
 def generate_ids(
-    model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, config: GenerationConfig
+    model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, config: GenerationConfig, **kwargs: Any
 ) -> list[list[int]]:
     """Answers to prompts `(B, P)` as token ids, the end token included."""
-    output = model.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=config)  # (B, P + T)
+    prompt = {"input_ids": prompt_ids, "attention_mask": prompt_mask}
+    output = model.generate(**prompt, generation_config=config, **kwargs)  # (B, P + T)
     answers = []
     for row in output[:, prompt_ids.shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in config.eos_token_id), len(row) - 1)

@@ -72,7 +72,7 @@ def build_trainer(
     from .sft_trainer import CountingSFTTrainer
 
     set_model_init_kwargs(training_args, model_args)
-    splits = load_splits(script_args, training_args, dataset_args)
+    splits = load_splits(script_args, training_args, dataset_args, "sft", training_args.dataset_text_field)
     return CountingSFTTrainer(
         args=training_args,
         **load_model(training_args, model_args),

@@ -38,12 +38,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .checkpoints import checkpoint_to_resume
 from .extras import check_training_packages
 from .files import check_there, data_errors, file_format
+from .row_formats import trl_rows
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from .row_formats import Wanted
 
 T = TypeVar("T")
 LATEST = ("true", "latest")  # values of `resume_from_checkpoint`
@@ -242,11 +245,16 @@ def split_by_question(rows: "Dataset", test_size: int | float) -> "DatasetDict":
 
 
 def load_splits(
-    script_args: "ScriptArguments", training_args: "TrainingArguments", dataset_args: "DatasetMixtureConfig"
+    script_args: "ScriptArguments",
+    training_args: "TrainingArguments",
+    dataset_args: "DatasetMixtureConfig",
+    wanted: "Wanted | None" = None,
+    *known: str,
 ) -> "dict[str, Dataset]":
     """
     `train_dataset`, and with evaluation also `eval_dataset`, of the data that the user names. `test_split_size` is the
-    share or number of the questions, see [`split_by_question`].
+    share or number of the questions, see [`split_by_question`]. Rows of other tools become what is `wanted`, see
+    [`~trl_distill.row_formats.trl_rows`].
     """
     from datasets import load_dataset
     from transformers import set_seed
@@ -256,6 +264,10 @@ def load_splits(
         raise ValueError(
             "`test_split_size` needs all rows, and `streaming` has them one by one. Leave one of them out."
         )
+
+    def read(rows: "Dataset") -> "Dataset":
+        return rows if wanted is None else trl_rows(rows, wanted, *known)
+
     set_seed(training_args.seed)  # the rows of `test_split_size` are drawn from the global state, in each process
     mixture = dataset_args.datasets or []
     name = script_args.dataset_name or ", ".join(str(entry.data_files or entry.path) for entry in mixture)
@@ -263,7 +275,7 @@ def load_splits(
         if mixture:
             dataset = get_dataset(dataclasses.replace(dataset_args, test_split_size=None))
             if dataset_args.test_split_size is not None:
-                dataset = split_by_question(dataset["train"], dataset_args.test_split_size)
+                dataset = split_by_question(read(dataset["train"]), dataset_args.test_split_size)
         else:
             dataset = load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
     splits = {"train_dataset": script_args.dataset_train_split}
@@ -272,7 +284,7 @@ def load_splits(
     for split in splits.values():
         if split not in dataset:
             raise ValueError(f"the data have no split {split!r}, only {', '.join(dataset)}.")
-    return {argument: dataset[split] for argument, split in splits.items()}
+    return {argument: read(dataset[split]) for argument, split in splits.items()}
 
 
 def first_row(rows: "Dataset", *choices: str) -> dict[str, Any]:

@@ -221,16 +221,9 @@ class LocalChatModel(BaseChatModel):
 
     @cached_property
     def _has_system_role(self) -> bool:
-        """Whether the chat template takes a system message: some raise an error at one, some pass over it."""
-        from jinja2 import TemplateError
+        from ..generation import takes_system
 
-        user, told = {"role": "user", "content": "Hi"}, []
-        for messages in ([user], [{"role": "system", "content": "Be brief."}, user]):
-            try:
-                told.append(self._tokenizer.apply_chat_template(messages, tokenize=False, **self.chat_template_kwargs))
-            except TemplateError:
-                return not told  # a template that takes no plain question says of itself what is wrong
-        return told[0] != told[1]
+        return takes_system(self._tokenizer, **self.chat_template_kwargs)
 
     def _messages(self, request: ChatRequest) -> list[dict[str, str]] | str:
         told = not isinstance(request.messages, str) and any(m["role"] == "system" for m in request.messages)

@@ -25,6 +25,7 @@ from typing import Any
 
 from ..chat import CallStore
 from ..files import evaluation_questions, file_digest, load_split, read_rows
+from ..row_formats import trl_rows
 from .imitation import alone, lock_of
 from .lion_config import SHAPE, LionConfig
 from .manifest import STAGES, TRAININGS, Manifest, Place, chained
@@ -175,6 +176,7 @@ class LionFolder:
             if config.dataset_name is None:
                 raise ValueError("No instructions: set `dataset_name`.")
             instructions = load_split(config.dataset_name, config.dataset_config, config.dataset_split)
+            instructions = trl_rows(instructions, "prompt", "instruction")  # which has its own reader here
         pool, counts = read_instructions(instructions)
         if examples := counts["examples"]:
             faults = ", ".join(f"{counts[name]} {name} (such as row {rows[0]})" for name, rows in examples.items())

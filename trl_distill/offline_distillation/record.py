@@ -37,6 +37,7 @@ from ..divergence import backbone_states, lm_head
 from ..files import load_rows
 from ..generation import batches_by_length, pad_ids
 from ..models import context_length, load_teacher, load_teacher_tokenizer, placement, vocabulary_rows
+from ..row_formats import trl_rows
 from ..sft_trainer import Preparation
 from ..top_k import TopK, top_k_logps
 from .record_config import RecordConfig
@@ -124,9 +125,9 @@ def record_teacher(
     output, part = Path(config.output_dir), Path(f"{config.output_dir}.part")
     if rows is None and config.dataset_name is None:
         raise ValueError("Nothing to record: set `dataset_name`.")
-    rows = completion_rows(
-        load_rows(config.dataset_name, config.dataset_config, config.dataset_split) if rows is None else rows
-    )
+    if rows is None:
+        rows = trl_rows(load_rows(config.dataset_name, config.dataset_config, config.dataset_split), "prompt")
+    rows = completion_rows(rows)
     name, revision = config.teacher_model_name_or_path, config.teacher_model_revision
     folder = local_folder(name, revision, config.trust_remote_code)
     tokenizer = next(filter(None, map(load_teacher_tokenizer, map(str, (folder, base_folder(folder))))), None)

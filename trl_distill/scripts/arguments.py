@@ -94,20 +94,28 @@ def add_model_arguments(
     add("--dataset_name", required=required, help=rows)
     add("--dataset_config", help="Configuration of the data set.")
     add("--dataset_split", help=f"Split. Default: `{split}`, or the only one.")
+    add_loading_arguments(add)
+    return add
+
+
+def add_loading_arguments(add: Callable[..., Action]) -> None:
+    """Add to a group how a model is loaded."""
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="Type of the weights.")
     add("--device", help="Default: the GPU if there is one, else the CPU.")
     add("--load_in_4bit", action="store_true", help="Quantize the model with bitsandbytes.")
     add("--trust_remote_code", action="store_true", help="Run Python code that ships with a checkpoint.")
-    return add
 
 
-def add_sampling_arguments(parser: ArgumentParser, max_new_tokens: int = 512) -> Callable[..., Action]:
+def add_sampling_arguments(
+    parser: ArgumentParser, max_new_tokens: int = 512, in_batches: bool = True
+) -> Callable[..., Action]:
     """Add how answers are sampled, and return `add_argument` of the group: seeds and numbers differ."""
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=float, default=1.0, help="Temperature of sampling. 0 is greedy decoding.")
     add("--top_p", type=float, default=1.0, help="Nucleus of sampling.")
     add("--max_new_tokens", type=int, default=max_new_tokens, help="Longest answer.")
-    add("--batch_size", type=int, default=16, help="Answers generated together.")
+    if in_batches:
+        add("--batch_size", type=int, default=16, help="Answers generated together.")
     return add
 
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 
 from ..extras import need
 from ..files import load_split, write_rows
+from ..row_formats import trl_rows
 from ..training import user_errors
 from .arguments import add_rule, check_outputs, split_arguments
 from .loading import nat_folder
@@ -102,7 +103,7 @@ def augment(args: argparse.Namespace) -> tuple[list[dict], list[dict], dict[str,
     from ..chat import samples_to_file
     from ..rationales.augment import preference_pairs, question_rows, select_samples
 
-    rows = load_split(args.dataset_name, args.dataset_config, args.dataset_split)
+    rows = trl_rows(load_split(args.dataset_name, args.dataset_config, args.dataset_split), "prompt")
     questions, right_rows, unanswered = question_rows(rows)
     if not questions:
         raise ValueError(

@@ -124,7 +124,7 @@ def build_trainer(
 
     arguments = model_arguments(training_args, model_args)
     refuse_adapter(model_args.model_name_or_path, training_args.model_init_kwargs["revision"])
-    splits = load_splits(script_args, training_args, dataset_args)
+    splits = load_splits(script_args, training_args, dataset_args, "preference")
     splits = {name: without_text_prompt(rows) for name, rows in splits.items()}
     if isinstance(first_row(splits["train_dataset"], "chosen+rejected")["chosen"], list):
         revision, trust = training_args.model_init_kwargs["revision"], training_args.trust_remote_code

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import load_split
+from ..row_formats import trl_rows
 
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def nat_folder(path: str, revision: str | None = None) -> str:
 def load_prompts(args: Namespace, answer: str) -> "Dataset":
     """The rows that the user names, of which each has a `prompt` and may have an `answer`."""
     rows = load_split(args.dataset_name, args.dataset_config, args.dataset_split, default="test")
+    rows = trl_rows(rows, "prompt")
     if "prompt" not in rows.column_names:
         raise ValueError(
             f"{args.dataset_name} has no column `prompt`, only {', '.join(rows.column_names)}. Rename the column that "

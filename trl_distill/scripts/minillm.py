@@ -109,7 +109,7 @@ def build_trainer(
     return MiniLLMTrainer(
         **arguments,
         lm_dataset=load_corpus(minillm_args),
-        **load_splits(script_args, training_args, dataset_args),
+        **load_splits(script_args, training_args, dataset_args, "prompt"),
     )
 
 

@@ -31,11 +31,12 @@ from ..chat import (
 )
 from ..extras import warn_of_pictures
 from ..files import load_rows, write_json, write_rows
+from ..row_formats import trl_rows
 from .compare_config import CompareConfig, check_contestants
 from .compare_report import comparison, count_answers, draw_comparison, judge_items, pair_row
 from .feedback import check_identities, open_store, stand_in
 from .feedback_config import check_models
-from .questions import Answer, Question, read_answers, read_questions, write_answers
+from .questions import QUESTIONS, Answer, Question, read_answers, read_questions, write_answers
 from .report import save_picture
 
 
@@ -161,6 +162,7 @@ def _questions(
         if config.dataset_name is None:
             raise ValueError("No prompts: set `dataset_name` to a file, a folder or a data set of the Hub.")
         prompts = load_rows(config.dataset_name, config.dataset_config, config.dataset_split)
+        prompts = trl_rows(prompts, "prompt", *QUESTIONS, config.prompt_column or "prompt")
     return read_questions(
         ({config.prompt_column or "prompt": row} if isinstance(row, str) else row for row in prompts),
         prompt_column=config.prompt_column,

@@ -37,6 +37,7 @@ from ..chat import (
 )
 from ..extras import warn_of_pictures
 from ..files import load_rows, write_json, write_rows
+from ..row_formats import trl_rows
 from .answers import Ask, Candidate, assign, candidates_of, count_answers, judged, rating_row, with_principle
 from .feedback_config import FeedbackConfig, check_models
 from .policies import preference_pairs, sft_rows
@@ -114,6 +115,7 @@ def run_feedback(
         if config.dataset_name is None:
             raise ValueError("No prompts: set `dataset_name` to a file, a folder or a data set of the Hub.")
         prompts = load_rows(config.dataset_name, config.dataset_config, config.dataset_split)
+        prompts = trl_rows(prompts, "prompt", config.prompt_column)
     rows = ({config.prompt_column: row} if isinstance(row, str) else row for row in prompts)
     items, prompt_counts = read_prompts(rows, config)
 

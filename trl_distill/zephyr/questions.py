@@ -27,7 +27,7 @@ from .policies import content_id
 from .prompts import read_messages
 
 
-_QUESTIONS = ("turns", "prompt", "instruction")  # of MT-Bench, of TRL, of AlpacaEval
+QUESTIONS = ("turns", "prompt", "instruction")  # of MT-Bench, of TRL, of AlpacaEval
 _CATEGORIES = ("category", "dataset")  # of MT-Bench, of AlpacaEval
 _ANSWERS = (
     "`instruction` and `output` (AlpacaEval), `question_id` and `choices` (MT-Bench), or `prompt` and `completion`"
@@ -151,7 +151,7 @@ def read_questions(
 def _read_question(
     row: dict[str, Any], prompt_column: str | None, category_column: str | None, reference_column: str | None
 ) -> Question | None:
-    column = prompt_column or next((name for name in _QUESTIONS if name in row), "prompt")
+    column = prompt_column or next((name for name in QUESTIONS if name in row), "prompt")
     if column not in row:
         raise ValueError(f"no column `{column}`, only {', '.join(row)}. Name the right one in `prompt_column`.")
     prompt, later = row[column], []

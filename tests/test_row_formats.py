@@ -1,0 +1,306 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Rows of LLaMA-Factory and ms-swift, as their documentation writes them: data/README.md of the one, Custom-dataset.md of
+the other.
+"""
+
+import pytest
+from datasets import Dataset, IterableDataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.commands import write_rows
+from trl_distill.files import load_rows, load_split
+from trl_distill.row_formats import _say, trl_rows
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def said(**turns):
+    return [{"from": role.removesuffix("_"), "value": text} for role, text in turns.items()]
+
+
+# A row of each format, and what it is as a conversation with its last answer
+ANSWERED = {
+    "alpaca": ({"instruction": "Add.", "input": "1 + 1", "output": "2"}, [user("Add.\n1 + 1")], "2"),
+    "alpaca without input": ({"instruction": "Hi", "input": "", "output": "Yo"}, [user("Hi")], "Yo"),
+    "alpaca without instruction": ({"instruction": "", "input": "Hi", "output": "Yo"}, [user("Hi")], "Yo"),
+    "alpaca with everything": (
+        {"instruction": "q", "input": None, "output": "a", "system": "s", "history": [["q0", "a0"], ["q1", "a1"]]},
+        [system("s"), user("q0"), assistant("a0"), user("q1"), assistant("a1"), user("q")],
+        "a",
+    ),
+    "query and response": (
+        {"system": "s", "query": "q", "response": "a", "history": [["q0", "a0"]]},
+        [system("s"), user("q0"), assistant("a0"), user("q")],
+        "a",
+    ),
+    "sharegpt": (
+        {"conversations": said(human="q0", gpt="a0", human_="q", gpt_="a"), "system": "s"},
+        [system("s"), user("q0"), assistant("a0"), user("q")],
+        "a",
+    ),
+    "sharegpt with a turn of the system, which wins": (
+        {"conversations": said(system="s", user="q", assistant="a"), "system": "other"},
+        [system("s"), user("q")],
+        "a",
+    ),
+    "sharegpt of ms-swift": (
+        {"system": "s", "conversation": [{"human": "q0", "assistant": "a0"}, {"human": "q", "assistant": "a"}]},
+        [system("s"), user("q0"), assistant("a0"), user("q")],
+        "a",
+    ),
+    "messages": ({"messages": [system("s"), user("q"), assistant("a")]}, [system("s"), user("q")], "a"),
+}
+ASKED = {
+    "alpaca": ({"instruction": "Add.", "input": "1 + 1"}, [user("Add.\n1 + 1")]),
+    "query": ({"query": "q", "response": None}, [user("q")]),
+    "sharegpt": ({"conversations": said(human="q0", gpt="a0", human_="q")}, [user("q0"), assistant("a0"), user("q")]),
+    "messages": ({"messages": [system("s"), user("q")]}, [system("s"), user("q")]),
+}
+PAIRS = {
+    "alpaca": {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
+    "sharegpt": {
+        "conversations": said(human="q"),
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "bad"},
+    },
+    "messages": {"messages": [user("q")], "chosen": assistant("good"), "rejected": assistant("bad")},
+    "ms-swift": {"messages": [user("q"), assistant("good")], "rejected_response": "bad"},
+    "query and response": {"query": "q", "response": "good", "rejected_response": "bad"},
+}
+TURNS = ("conversations", "conversation", "messages")
+
+
+def read(row, wanted, *known):
+    """What a row is read as, which is the same from a data set, a stream and rows one by one, and stays so."""
+    row = {"id": 7} | row
+    rows = Dataset.from_list([row])
+    converted = trl_rows(rows, wanted, *known)
+    [found] = converted
+    assert trl_rows(converted, wanted, *known) is converted
+    stream = trl_rows(rows.to_iterable_dataset(), wanted, *known)
+    assert isinstance(stream, IterableDataset) and list(stream) == [found]
+    one_by_one = list(trl_rows(iter([row]), wanted, *known))
+    assert one_by_one == [found] and list(trl_rows(iter(one_by_one), wanted, *known)) == [found]
+    assert found.pop("id") == 7
+    return found
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_prompts(name):
+    row, turns, answer = ANSWERED[name]
+    assert read(row, "prompt") == {"prompt": turns, "completion": [assistant(answer)]}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_prompts_without_an_answer(name):
+    row, turns = ASKED[name]
+    assert list(trl_rows(Dataset.from_list([row]), "prompt")) == [{"prompt": turns}]
+    assert list(trl_rows(iter([row]), "prompt")) == [{"prompt": turns}]
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_supervised(name):
+    row, turns, answer = ANSWERED[name]
+    whole = {"messages": [*turns, assistant(answer)]}
+    expected = whole if set(TURNS) & row.keys() else {"prompt": turns, "completion": [assistant(answer)]}
+    assert read(row, "sft") == expected
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_preferences(name):
+    expected = {"prompt": [user("q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]}
+    assert read(PAIRS[name], "preference") == expected
+
+
+TEXT = st.text().filter(bool)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.none() | TEXT)
+def test_texts_stay_byte_for_byte_in_every_format(pairs, told):
+    """One conversation in four formats is one conversation."""
+    *history, (question, answer) = pairs
+    turns = [turn for pair in pairs for turn in zip(("human", "gpt"), pair, strict=True)]
+    rows = [
+        {"instruction": question, "input": "", "output": answer, "history": [list(pair) for pair in history]},
+        {"query": question, "response": answer, "history": [list(pair) for pair in history]},
+        {"conversations": [{"from": role, "value": text} for role, text in turns]},
+        {"conversation": [{"human": asked, "assistant": given} for asked, given in pairs]},
+    ]
+    opening = [] if told is None else [system(told)]
+    expected = opening + [message for asked, given in pairs for message in (user(asked), assistant(given))]
+    for row in rows:
+        [found] = trl_rows(iter([row | {"system": told}]), "prompt")
+        assert found["prompt"] + found["completion"] == expected
+        assert list(trl_rows(iter([found]), "prompt")) == [found]
+
+
+class TestRowsOfTRL:
+    """They do what they did."""
+
+    @pytest.mark.parametrize(
+        ("row", "wanted", "known"),
+        [
+            ({"prompt": "q", "completion": "a", "instruction": "x"}, "sft", ()),
+            ({"prompt": [user("q")], "messages": [user("q"), assistant("a")]}, "prompt", ()),
+            ({"messages": [user("q"), assistant("a")], "system": "s"}, "sft", ()),
+            ({"messages": [user("q"), {"role": "tool", "name": "f", "content": "1"}, assistant("a")]}, "sft", ()),
+            ({"conversations": [user("q"), assistant("a")]}, "sft", ()),
+            ({"text": "t", "instruction": "x", "output": "y"}, "sft", ("text",)),  # tatsu-lab/alpaca
+            ({"input_ids": [1, 2], "query": "q"}, "sft", ()),
+            ({"text": "t"}, "prompt", ()),
+            ({"prompt": "q", "chosen": "a", "rejected": "b", "messages": [user("q")]}, "preference", ()),
+            ({"instruction": "q", "chosen": [user("q"), assistant("a")], "rejected": [user("q")]}, "preference", ()),
+            ({"chosen": "a", "rejected": "b"}, "preference", ()),
+            ({"instruction": "q", "output": "a"}, "preference", ()),  # the trainer says what is missing
+            ({"instruction": "q", "input": "x"}, "prompt", ("instruction",)),  # read by Lion itself
+        ],
+    )
+    def test_stay(self, row, wanted, known):
+        rows = Dataset.from_list([row])
+        assert trl_rows(rows, wanted, *known) is rows
+        assert list(trl_rows(iter([row]), wanted, *known)) == [row]
+
+    def test_no_rows(self):
+        rows = Dataset.from_list([])
+        assert trl_rows(rows, "sft") is rows and list(trl_rows(iter([]), "prompt")) == []
+
+
+class TestFiles:
+    def test_rows_that_differ(self, tmp_path):
+        """Answers, system and history may be anywhere, and missing elsewhere."""
+        rows = [
+            {"instruction": "a", "output": "A"},
+            {"instruction": "b", "input": "c", "output": None, "history": [["q", "r"]]},
+            {"instruction": "d", "output": "D", "system": "s"},
+        ]
+        expected = [
+            {"prompt": [user("a")], "completion": [assistant("A")]},
+            {"prompt": [user("q"), assistant("r"), user("b\nc")], "completion": None},
+            {"prompt": [system("s"), user("d")], "completion": [assistant("D")]},
+        ]
+        path = write_rows(tmp_path / "rows.jsonl", rows)
+        assert list(trl_rows(load_split(path), "prompt")) == expected
+        del expected[1]["completion"]
+        assert list(trl_rows(load_rows(path), "prompt")) == expected
+
+    def test_an_answer_may_first_come_late(self):
+        rows = [{"query": "q", "response": "a" if i in (0, 1500) else None} for i in range(1501)]
+        found = trl_rows(Dataset.from_list(rows), "prompt")
+        assert [i for i, answer in enumerate(found["completion"]) if answer] == [0, 1500]
+
+    def test_csv(self, tmp_path):
+        (tmp_path / "rows.csv").write_text("instruction,input,output\nAdd.,1 + 1,2\nHi,,Yo\n")
+        found = list(trl_rows(load_split(str(tmp_path / "rows.csv")), "sft"))
+        assert [row["prompt"][0]["content"] for row in found] == ["Add.\n1 + 1", "Hi"]
+
+    def test_turns_with_tool_calls_of_trl_keep_them(self):
+        call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+        messages = [
+            user("q"),
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "name": "f", "content": "1"},
+            assistant("a"),
+        ]
+        [found] = trl_rows(iter([{"messages": messages}]), "prompt")
+        assert found == {"prompt": messages[:-1], "completion": messages[-1:]}
+        rows = [{"messages": [user("q"), assistant("a")]}] * 1500 + [{"messages": messages}]  # of another batch
+        found = trl_rows(Dataset.from_list(rows), "prompt")[1500]
+        assert found["prompt"][1]["tool_calls"] == [call] and found["completion"][0]["content"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted", "expected"),
+    [
+        ({"instruction": "q", "conversations": said(human="q")}, "sft", "several formats, instruction, conversations"),
+        ({"query": "q", "messages": [user("q")]}, "prompt", "several formats, query, messages: which one is meant"),
+        (
+            {"conversations": said(human="q", function_call="f")},
+            "prompt",
+            "Row 0, read as sharegpt: a turn is of",
+        ),
+        ({"conversations": said(human="q", observation="1")}, "sft", "a turn is of 'observation', and calls of tools"),
+        ({"conversations": said(human="q", tool="1")}, "sft", "write them as `messages` of TRL"),
+        ({"conversation": [{"tool": "1", "assistant": "a"}]}, "sft", "a turn is of 'tool', and calls of tools"),
+        ({"conversations": said(human="q", gpt="a"), "tools": "[{}]"}, "sft", "`tools` is not read from this format"),
+        ({"instruction": "<image>?", "output": "a", "images": ["a.png"]}, "sft", "`images` is not read"),
+        ({"instruction": "q", "output": "a", "kto_tag": False}, "sft", "`kto_tag` is not read"),
+        (
+            {"conversations": said(human="q", narrator="1")},
+            "sft",
+            "a turn is of 'narrator', expected one of",
+        ),
+        ({"conversations": []}, "prompt", "`conversations` asks nothing"),
+        ({"conversations": said(gpt="a")}, "prompt", "`conversations` asks nothing"),
+        ({"conversations": "q"}, "prompt", "`conversations` must be a list of turns, got 'q'"),
+        ({"instruction": "", "input": "", "output": "a"}, "sft", "`instruction` is empty"),
+        ({"instruction": "q"}, "sft", "it has no answer. `output` must be a text."),
+        ({"query": "q"}, "sft", "it has no answer. `response` must be a text."),
+        ({"instruction": "q", "output": ["a", "b"]}, "sft", "expected a text, got ['a', 'b']"),
+        ({"instruction": "q", "output": "a", "history": "[['q', 'a']]"}, "sft", "`history` must be a list of pairs"),
+        ({"instruction": "q", "output": "a", "history": [["q"]]}, "sft", "`history` must be a list of pairs"),
+        (
+            {"conversations": said(human="q", gpt="a"), "chosen": "c", "rejected": "r"},
+            "preference",
+            "is the assistant's",
+        ),
+        ({"query": "q", "rejected_response": "r"}, "preference", "stands beside a last answer"),
+        (
+            {"conversations": said(human="q"), "chosen": said(human="c")[0], "rejected": said(gpt="r")[0]},
+            "preference",
+            "an answer must be the assistant's",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_refused(row, wanted, expected):
+    for rows in (Dataset.from_list([row]), iter([row])):
+        with pytest.raises(ValueError) as raised:
+            trl_rows(rows, wanted)
+        assert expected in str(raised.value)
+
+
+def test_the_row_is_named():
+    rows = [{"instruction": "q", "output": "a"}] * 3 + [{"instruction": "q", "output": None}]
+    for make in (Dataset.from_list, iter):
+        with pytest.raises(ValueError, match="Row 3, read as alpaca: it has no answer"):
+            list(trl_rows(make(rows), "sft"))
+
+
+def test_what_was_recognised_is_said_once(caplog):
+    _say.cache_clear()
+    row, _, _ = ANSWERED["alpaca with everything"]
+    for _ in range(2):
+        trl_rows(Dataset.from_list([row]), "sft")
+    trl_rows(iter([ANSWERED["sharegpt"][0]]), "sft")
+    trl_rows(iter([PAIRS["alpaca"]]), "preference")
+    assert caplog.messages == [
+        "Rows of the format alpaca (instruction, input, output, system, history) are read as `prompt`, `completion`. "
+        "Answers in `history` are read, not learned.",
+        "Rows of the format sharegpt (conversations, system) are read as `messages`. All of their text is learned; "
+        "with `assistant_only_loss` the answers are.",
+        "Rows of the format alpaca (instruction, input, chosen, rejected) are read as `prompt`, `chosen`, `rejected`.",
+    ]
