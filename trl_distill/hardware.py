@@ -40,10 +40,12 @@ class Hardware(NamedTuple):
         from transformers.utils import is_torch_bf16_gpu_available
 
         cpu = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        cuda = torch.cuda.is_available()
         return cls(
             torch.accelerator.is_available(),
-            is_torch_bf16_gpu_available(),
-            torch.cuda.is_available(),
+            # A T4 and its like emulate it, which torch counts unless it is told not to
+            torch.cuda.is_bf16_supported(including_emulation=False) if cuda else is_torch_bf16_gpu_available(),
+            cuda,
             any(getattr(torch.cpu, name, bool)() for name in cpu),
         )
 
