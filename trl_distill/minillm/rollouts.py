@@ -45,7 +45,7 @@ class RolloutLog:
         self.tokenizer = trainer.processing_class
 
     def watch(self, scores: TokenScores, inputs: dict[str, Tensor]):
-        """Perhaps note the scores `(N,)` of the completion tokens of a micro-batch; `inputs` as the loss takes them."""
+        """Perhaps note the scores `(N,)` of the completion tokens of a micro-batch, of whose `inputs` they are."""
         if not self.on or not self.trainer.is_in_train:
             return
         mode, state, logged = self.trainer._mode, self.trainer.state, self.last

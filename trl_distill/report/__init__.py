@@ -16,8 +16,19 @@
 """What a run leaves behind: one page, made of the files in its folder alone."""
 
 from .curves import Curve, curve, number
-from .page import render, write_report
+from .page import Table, calls_table, render, write_report
 from .record import RUN_FILE, describe_run, record_run
 
 
-__all__ = ["RUN_FILE", "Curve", "curve", "describe_run", "number", "record_run", "render", "write_report"]
+__all__ = [
+    "RUN_FILE",
+    "Curve",
+    "Table",
+    "calls_table",
+    "curve",
+    "describe_run",
+    "number",
+    "record_run",
+    "render",
+    "write_report",
+]

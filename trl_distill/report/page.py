@@ -46,6 +46,9 @@ _HIGHER = re.compile(r"accura|rouge|auc|margin|distinct|reward")
 _SHADES = (0.1, 0.5, 1.0, 2.0)  # nats from which on a token is coloured, and more strongly
 
 
+_SHOWN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}  # control characters, as signs
+
+
 class Table(NamedTuple):
     """A table of a page. Columns behind the first `texts` hold numbers; `folded` ones are opened by the reader."""
 
@@ -136,34 +139,41 @@ def _evaluation(history: Iterable[dict[str, Any]]) -> Table | None:
     return Table("Evaluation", ("", "first", "best", "at step", "last", "at step"), rows) if rows else None
 
 
-def _ledger(path: Path) -> Table | None:
-    from ..chat import read_ledger
-
-    if not path.is_file():
-        return None
-    rows = read_ledger(path)
-    names = "round, stage, role, model, calls, prompt_tokens, completion_tokens, cost_usd".split(", ")
-    body = [[getattr(row, name) for name in names] for row in rows]
+def calls_table(ledger: Iterable[dict[str, Any]]) -> Table:
+    """Calls, tokens and cost of a ledger's rows as dictionaries, and their sums; the cost is `None` if one is."""
+    names = ("round", "stage", "role", "model", "calls", "prompt_tokens", "completion_tokens", "cost_usd")
+    body = [[row[name] for name in names] for row in ledger]
     columns = list(zip(*body, strict=True))[4:]
     total = ["total", "", "", "", *(None if None in column else sum(column) for column in columns)]
     head = (*names[:5], "tokens in", "tokens out", "US $")
-    return Table("Calls", head, [*body, total], texts=4) if body else None
+    return Table("Calls and cost", head, [*body, total] if body else [], texts=4)
+
+
+def _ledger(path: Path) -> Table:
+    from ..chat import read_ledger
+
+    return calls_table(row._asdict() for row in (read_ledger(path) if path.is_file() else ()))
 
 
 def _token(text: str, student: float | None, teacher: float | None, credit: float | None) -> tuple[str, str, str]:
     """A token, its shade, and what is known of it."""
     if student is None or teacher is None:
-        return text, "", "not finite"
+        return text.translate(_SHOWN), "", "not finite"
     ratio = teacher - student
     strength = sum(abs(ratio) >= bound for bound in _SHADES)
     about = f"teacher {teacher:.2f}, student {student:.2f}" + ("" if credit is None else f", credit {credit:.2f}")
-    return text, ("" if strength == 0 else f"{'p' if ratio > 0 else 'n'}{strength}"), about
+    return text.translate(_SHOWN), ("" if strength == 0 else f"{'p' if ratio > 0 else 'n'}{strength}"), about
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
     credit = row.get("credit") or [None] * len(row["tokens"])
     tokens = [_token(*token) for token in zip(row["tokens"], row["student"], row["teacher"], credit, strict=True)]
-    return {"prompt": row["prompt"], "tokens": tokens, "reward": row["reward"], "length": row["length"]}
+    return {
+        "prompt": row["prompt"].translate(_SHOWN),
+        "tokens": tokens,
+        "reward": row["reward"],
+        "length": row["length"],
+    }
 
 
 def _rollouts(path: Path) -> dict[str, Any]:
@@ -240,7 +250,6 @@ def write_report(folder: str | PathLike) -> Path:
         Table("Settings that differ from their defaults", (), [lines[name] for name in run.get("changed", ())], 2),
         Table("All settings", (), sorted(lines.values()), 2, folded=True),
     ]
-    tables = [table for table in tables if table and table.rows]
     parts = {"facts": _facts(run, state), "groups": groups, "evaluation": _evaluation(history), "tables": tables}
     render(folder / "report.html", folder.resolve().name, **parts, **_rollouts(folder / ROLLOUTS_FILE))
     return folder / "report.html"

@@ -70,8 +70,8 @@ def describe_run(command: str, parts: Sequence[Any]) -> dict[str, Any]:
             Its arguments as dataclasses, before anything is changed in them.
 
     Returns:
-        `dict[str, Any]`: `command`, `versions`, `started` (seconds since 1970), `machine`, `data` (the names of the
-        data sets), `teacher` (its name, if there is one), `settings` (all fields), and `changed`, the names of those
+        `dict[str, Any]`: `command`, `versions`, `started` (seconds since 1970), `data` (the names of the data
+        sets), `teacher` (its name, if there is one), `settings` (all fields), and `changed`, the names of those
         that differ from their defaults.
     """
     settings, changed = {}, []
@@ -93,7 +93,6 @@ def describe_run(command: str, parts: Sequence[Any]) -> dict[str, Any]:
         | {name: metadata.version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "started": datetime.datetime.now().timestamp(),
-        "machine": platform.machine(),
         "data": [str(name) for name in data if name],
         "teacher": next(filter(None, teachers), None),
         "settings": settings,
