@@ -47,6 +47,8 @@ FOUNDATIONS = {
     "sft_trainer",
     "hardware",
     "launcher",
+    "model_card",
+    "report",
 }
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}

@@ -17,19 +17,21 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 
 
-try:
-    from . import __version__
-except ImportError:  # a method's folder in another package
-    __version__ = None
-
+_PACKAGE = __name__.partition(".")[0]
 _COMMON = ("learning_rate", "num_train_epochs", "max_steps", "seed")
 _VERSIONS = "### Framework versions\n\n"  # a heading of TRL's card
+
+
+def release() -> str:
+    """Name and version of the package that this file is in, which may be another one with a method's folder."""
+    return f"{_PACKAGE.replace('_', '-')} {getattr(sys.modules[_PACKAGE], '__version__', '')}".strip()
 
 
 def _name(model: Any) -> str | None:
@@ -40,11 +42,10 @@ def _name(model: Any) -> str | None:
 
 def _settings(args: Any) -> dict[str, Any]:
     """What the config of the method declares itself and is set, and what every training has."""
-    package = __name__.partition(".")[0]
     ours = {
         name
         for base in type(args).__mro__
-        if base.__module__.partition(".")[0] == package and dataclasses.is_dataclass(base)
+        if base.__module__.partition(".")[0] == _PACKAGE and dataclasses.is_dataclass(base)
         for name in base.__dict__.get("__annotations__", ())
     }
     names = [*_COMMON, *(field.name for field in dataclasses.fields(args) if field.name in ours)]
@@ -71,9 +72,8 @@ def describe(trainer) -> None:
     rows = {"teacher": _name(teacher), "data": ", ".join(filter(None, map(_name, run.get("data", ()))))}
     rows = {name: value for name, value in rows.items() if value} | _settings(trainer.args)
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    release = "trl-distill" if __version__ is None else f"trl-distill {__version__}"
     section = (
-        f"### What made it\n\nTrained by {release} with `{type(trainer).__name__}`.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"### What made it\n\nTrained by {release()} with `{type(trainer).__name__}`.\n\n| | |\n|---|---|\n{table}\n\n"
     )
     before, heading, after = card.content.partition(_VERSIONS)
     card.content = before + section + heading + after

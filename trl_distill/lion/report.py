@@ -94,7 +94,7 @@ def write_page(path: Path) -> Path:
         for label, key in lines.items():
             facts = [(row["round"], (row.get(where, {}) if where else row).get(key)) for row in rows]
             found[label] = [point for point in facts if point[1] is not None]
-        return Curve(title, {label: line for label, line in found.items() if line})
+        return Curve(title, {label: line for label, line in found.items() if line}, "round")
 
     verdicts = {"student ahead": "win_rate", "tie": "tie_rate", "teacher ahead": "loss_rate"}
     groups = {

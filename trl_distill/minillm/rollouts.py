@@ -49,9 +49,10 @@ class RolloutLog:
         if not self.on or not self.trainer.is_in_train:
             return
         mode, state, logged = self.trainer._mode, self.trainer.state, self.last
-        every = max(state.logging_steps, state.max_steps // _SETS) if mode == "train" else state.max_steps // _SETS
+        every = math.ceil(state.max_steps / _SETS)
+        every = max(every, state.logging_steps) if mode == "train" else every
         is_last = mode == "eval" and state.global_step == state.max_steps != logged.get(mode)
-        if mode in logged and state.global_step - logged[mode] < max(every, 1) and not is_last:
+        if mode in logged and state.global_step - logged[mode] < every and not is_last:
             return
         begins = not logged and state.global_step == 0
         logged[mode] = state.global_step

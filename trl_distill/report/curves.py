@@ -26,10 +26,11 @@ _WIDTH, _HEIGHT, _MOST = 300, 110, 400  # units of the picture, points of a line
 
 
 class Curve(NamedTuple):
-    """What is drawn in one picture: by the name of a line its points `(x, y)`, in the order of x."""
+    """What is drawn in one picture: by the name of a line its points `(x, y)` in the order of x, and what x counts."""
 
     title: str
     lines: dict[str, Sequence[tuple[float, float]]]
+    axis: str = "step"
 
 
 def number(value: float | int | None) -> str:
@@ -58,10 +59,11 @@ def curve(picture: Curve) -> Markup:
     if not points:
         return Markup("<p>no finite value</p>")
     (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    middle = 0.5 * (low == high)  # where a constant is drawn
 
     def place(point: tuple[float, float]) -> str:
         x = (point[0] - left) / (right - left or 1) * (_WIDTH - 8) + 4
-        y = _HEIGHT - 4 - (point[1] - low) / (high - low or 1) * (_HEIGHT - 8)
+        y = _HEIGHT - 4 - ((point[1] - low) / (high - low or 1) + middle) * (_HEIGHT - 8)
         return f"{x:.1f},{y:.1f}"
 
     drawn = Markup("")
@@ -73,7 +75,7 @@ def curve(picture: Curve) -> Markup:
                 drawn += Markup('<circle class="l{}" cx="{}" cy="{}" r="2.5"/>').format(index, x, y)
     form = (
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg><p class="range"><span>{} to {}</span>'
-        "<span>at {} to {}</span></p>"
+        "<span>{} {} to {}</span></p>"
     )
-    ends = map(number, (low, high, left, right))
-    return Markup(form).format(_WIDTH, _HEIGHT, picture.title, drawn, *ends)
+    lowest, highest, first, last = map(number, (low, high, left, right))
+    return Markup(form).format(_WIDTH, _HEIGHT, picture.title, drawn, lowest, highest, picture.axis, first, last)

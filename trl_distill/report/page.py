@@ -38,10 +38,10 @@ _SETS = 6  # of rollouts, on a page
 _SUMS = re.compile(r"epoch|step|total_flos|train_.*|eval_(.*_)?(runtime|\w+_per_second)")
 _LOSS = re.compile(r"loss(/.*)?")
 _TRL = re.compile(
-    r"learning_rate|grad_norm|num_tokens|entropy|mean_token_accuracy|aux_loss|completions/.*|rewards/.*|logits/.*"
+    r"learning_rate|grad_norm|step_time|num_tokens|entropy|mean_token_accuracy|aux_loss|completions/.*|rewards/.*|logits/.*"
     r"|logps/(chosen|rejected)"
 )
-_LOWER = re.compile(r"loss|kl|(^|_)ce$|repetition|clipped")
+_LOWER = re.compile(r"(?<!time/)loss|kl|(^|_)ce$|repetition|clipped")
 _HIGHER = re.compile(r"accura|rouge|auc|margin|distinct|reward")
 _SHADES = (0.1, 0.5, 1.0, 2.0)  # nats from which on a token is coloured, and more strongly
 
@@ -119,7 +119,11 @@ def _series(history: Iterable[dict[str, Any]]) -> dict[str, list[tuple[float, fl
 def _groups(history: Iterable[dict[str, Any]], where: str = "") -> list[tuple[str, list[Curve]]]:
     """Pictures of all metrics, each with its value in evaluation: losses, those of the method, those of TRL."""
     series = _series(history)
-    grouped: dict[str, list[Curve]] = {f"Loss{where}": [], f"Of the method{where}": [], f"Of TRL{where}": []}
+    grouped: dict[str, list[Curve]] = {
+        f"Loss{where}": [],
+        f"Logged by the method{where}": [],
+        f"Logged by TRL{where}": [],
+    }
     loss, ours, trl = grouped.values()
     for name in dict.fromkeys(name.removeprefix("eval_") for name in series):
         lines = {"training": series.get(name), "evaluation": series.get(f"eval_{name}")}
@@ -135,8 +139,8 @@ def _evaluation(history: Iterable[dict[str, Any]]) -> Table | None:
             of = min if _LOWER.search(name[5:]) else max if _HIGHER.search(name[5:]) else None
             known = [point for point in points if point[1] == point[1]]  # not NaN
             best = of(known, key=lambda point: point[1]) if of and known else (None, None)
-            rows.append((name, points[0][1], best[1], best[0], points[-1][1], points[-1][0]))
-    return Table("Evaluation", ("", "first", "best", "at step", "last", "at step"), rows) if rows else None
+            rows.append((name, points[0][1], best[1], best[0], points[-1][1]))
+    return Table("Evaluation", ("", "first", "best", "at step", "last"), rows) if rows else None
 
 
 def calls_table(ledger: Iterable[dict[str, Any]]) -> Table:

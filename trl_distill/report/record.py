@@ -27,9 +27,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..chat.credentials import without_secrets
 from ..files import write_json
+from ..model_card import release
 
 
 RUN_FILE = "run.json"
@@ -37,7 +37,7 @@ _PACKAGES = ("trl", "transformers", "peft", "torch", "accelerate", "datasets")
 _SECRET = re.compile(r"(?<!eos)(?<!pad)(?<!bos)_token$|^token$|key$|secret|passw|auth|cookie|credential", re.I)
 # What transformers and TRL fill in themselves, whatever the user wrote
 _FILLED = {"accelerator_config", "activation_checkpointing", "dataloader_pin_memory", "disable_tqdm"}
-_FILLED |= {"pad_to_multiple_of"}
+_FILLED |= {"do_eval", "pad_to_multiple_of"}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -89,7 +89,7 @@ def describe_run(command: str, parts: Sequence[Any]) -> dict[str, Any]:
     teachers.append("the student's own base" if settings.get("teacher_is_base") else None)
     return {
         "command": command,
-        "versions": {"trl-distill": __version__}
+        "versions": {"trl-distill": release().split()[-1]}
         | {name: metadata.version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "started": datetime.datetime.now().timestamp(),
