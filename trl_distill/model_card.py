@@ -35,9 +35,11 @@ def release() -> str:
 
 
 def _name(model: Any) -> str | None:
-    """A model or a data set by its name; of a folder or a file the last part, since a card is for others."""
+    """A model or a data set by its name; of a folder or a file its last part, for a card is public; no address."""
     name = model if isinstance(model, str) or model is None else getattr(model.config, "_name_or_path", None)
-    return Path(name).name if name and Path(name).exists() else name
+    if name and "://" in name:
+        return "on a server"
+    return Path(name).name if name and (name[0] in "/~." or Path(name).exists()) else name
 
 
 def _settings(args: Any) -> dict[str, Any]:

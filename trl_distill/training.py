@@ -341,6 +341,8 @@ def train_and_save(
     trainer.save_model(trainer.args.output_dir)
     trainer.save_state()  # with what was logged: checkpoints may be gone by now
     folder = Path(trainer.args.output_dir)
+    if dataset_name is not None and Path(dataset_name).exists():
+        dataset_name = None  # TRL's card would link to a folder of this machine
     trainer.create_model_card(model_name=folder.name, dataset_name=dataset_name)
     if trainer.is_world_process_zero():
         from .report import write_report
