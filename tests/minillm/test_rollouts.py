@@ -30,7 +30,7 @@ def recorded(trainer):
     ("values", "credit"),
     [
         ({}, True),
-        ({"score_from": "forward"}, False),  # it is made in the pass that is recorded
+        ({"score_from": "forward"}, True),  # made in the pass that is recorded
         ({"teacher_mix_alpha": 0.0, "gamma": 0.0}, False),
         ({"whiten_advantages": True, "score_from": "forward"}, True),
     ],
