@@ -48,6 +48,8 @@ FOUNDATIONS = {
     "sft_trainer",
     "hardware",
     "launcher",
+    "model_card",
+    "report",
 }
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}

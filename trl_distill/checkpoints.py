@@ -87,7 +87,10 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str 
 
 
 class ResumableTrainer:
-    """Goes before a trainer of TRL: `train(resume_from_checkpoint=True)` takes the newest whole checkpoint."""
+    """
+    Goes before a trainer of TRL: `train(resume_from_checkpoint=True)` takes the newest whole checkpoint, and the model
+    card says what a run was.
+    """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
@@ -100,3 +103,10 @@ class ResumableTrainer:
         for name, weight in self.model.named_parameters():
             if weight.dtype != dtypes[name]:
                 weight.data = weight.data.to(dtypes[name])
+
+    def create_model_card(self, *args, **kwargs):
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            from .model_card import describe
+
+            describe(self)

@@ -352,6 +352,14 @@ def train_and_save(
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     trainer.save_model(trainer.args.output_dir)
     trainer.save_state()  # with what was logged: checkpoints may be gone by now
+    folder = Path(trainer.args.output_dir)
+    if dataset_name is not None and Path(dataset_name).exists():
+        dataset_name = None  # TRL's card would link to a folder of this machine
+    trainer.create_model_card(model_name=folder.name, dataset_name=dataset_name)
+    if trainer.is_world_process_zero():
+        from .report import write_report
+
+        write_report(folder)
     trainer.accelerator.print(f"{what} saved to {trainer.args.output_dir}.")
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
@@ -381,18 +389,23 @@ def run_training(
         finds_checkpoint (`bool`, *optional*, defaults to `False`):
             Whether the trainer knows better than [`resolve`] where the last run has stopped.
     """
+    from .report import describe_run, record_run
+
     end_with_launcher()
     try:
         with user_errors(prog):
             args = parse()
             script_args, training_args, _, dataset_args, *_ = args
             check_training_packages({name: value for part in args for name, value in vars(part).items()})
+            run = describe_run(prog, args)  # before anything is changed in them
             goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
             if goes_on:
                 training_args.resume_from_checkpoint = None
             resolve(script_args, training_args, dataset_args)
             dataset_name = script_args.dataset_name
             trainer = build_trainer(*args)
+            if trainer.is_world_process_zero():
+                record_run(training_args.output_dir, run, str(trainer.args.device), trainer.args.world_size)
         train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
     except KeyboardInterrupt:  # who has launched this process says how to go on
         raise SystemExit(128 + signal.SIGINT) from None

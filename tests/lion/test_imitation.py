@@ -29,6 +29,7 @@ import torch
 import toy
 import yaml
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from safetensors.torch import save
 from transformers import AutoModelForCausalLM
@@ -178,6 +179,7 @@ class TestFull:
             assert same(students[k], trained(str(begin), rows[k], tmp_path))
         assert not same(students[1], trained(base, rows[1], tmp_path))
         assert not list(tmp_path.rglob("run/round_*/training*")) and not list(tmp_path.rglob("checkpoint-*"))
+        assert all("lion" in ModelCard.load(student / "README.md").data.tags for student in students)
         assert result.report["rounds"][1]["heldout"]["counts"]["scored"] == 2
         assert sum(row["calls"] for row in result.report["ledger"] if row["role"] == "student") == 7 + 2 * 2
 
@@ -279,6 +281,7 @@ class TestAdapters:
             assert torch.allclose(found, self.logits(model, tokenizer), atol=1e-4)
             assert not torch.allclose(found, self.logits(start, tokenizer), atol=1e-2)
             begin = str(folder / "student")
+            assert {"trl", "sft", "lion"} <= set(ModelCard.load(folder / "student/README.md").data.tags)
 
     def test_one_adapter_through_all_rounds(self, in_process, loop, base, tokenizer, tmp_path):
         """T8: the student on disk is that adapter on the same base."""

@@ -22,9 +22,12 @@ import pytest
 import toy
 from toy import files, ids
 
+from tests.test_report import Page
 from trl_distill.chat import BudgetReached, CallStore, FunctionChatModel, Prices
 from trl_distill.lion import LionConfig, LionLoop
 from trl_distill.lion.report import draw_report
+from trl_distill.report import number
+from trl_distill.scripts import report as command
 
 
 class TestStops:
@@ -206,6 +209,22 @@ class TestReport:
         report["rounds"][0]["hard_share"] = 1.0
         draw_report(tmp_path / "whole.png", report)
         assert (tmp_path / "whole.png").stat().st_size > (tmp_path / "run/report.png").stat().st_size
+
+    def test_the_page(self, world, tmp_path, read):
+        world(rounds=1).run()
+        (tmp_path / "run/report.html").unlink()
+        content = read("report.json")
+        content["warnings"] = ["Round 1, evaluation: <b>All</b> scores are 7."]
+        content["rounds"][1]["loss"] = [[1, 2.0], [2, 1.5]]
+        (tmp_path / "run/report.json").write_text(json.dumps(content))
+        command.run([str(tmp_path / "run")])
+        page = Page((tmp_path / "run/report.html").read_text())
+        assert "status finished" in page.text and "Round 1, evaluation: <b>All</b> scores are 7." in page.text
+        assert "Round 1 loss 1.5" in page.text and "1.5 to 2" in page.text
+        row, total = content["rounds"][1], sum(row["calls"] for row in content["ledger"])
+        assert f"Calls so far calls {total}" in page.text
+        assert f"student ahead {number(row['heldout']['win_rate'])}" in page.text
+        assert f"hard {number(row['hard_share'])}" in page.text and "discrimination referee" in page.text
 
     def test_while_it_runs(self, world, tmp_path, read):
         """After each stage the report says what is done."""

@@ -12,14 +12,22 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""`rationales/nat/` as a pull request to TRL would bring it: with five files beside it, and nothing else of ours."""
+"""`rationales/nat/` as a pull request to TRL would bring it: with six files beside it, and nothing else of ours."""
 
 import json
 
 from tests.upstream.package import copy_as_upstream, run_as_upstream
 
 
-FILES = ["hardware.py", "models.py", "endings.py", "checkpoints.py", "rationales/data.py", "rationales/nat"]
+FILES = [
+    "hardware.py",
+    "models.py",
+    "endings.py",
+    "checkpoints.py",
+    "model_card.py",
+    "rationales/data.py",
+    "rationales/nat",
+]
 TRAIN = """
 import json
 from datasets import Dataset

@@ -26,6 +26,8 @@ _SECRET_NAME = re.compile(r"key|token|secret|passw|auth|cookie|credential", re.I
 _SECRET_VALUE = re.compile(
     r"^(?:bearer|basic|token) |^(?:sk|pk|gsk|hf|xai)[-_]|^(?=\S*[a-z])(?=\S*\d)\S{24,}$", re.IGNORECASE
 )
+_URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
+_KEY = re.compile(r"\b(?:(?:sk|pk|gsk|xai)-|hf_)\w[\w-]{7,}|\bbearer [\w\-.=+/]{16,}", re.IGNORECASE)
 _LONG = 16  # characters from which on a key is nothing that a text may hold by chance, as "none" and "EMPTY" are
 
 
@@ -105,6 +107,17 @@ class Credentials:
             if of_any_length or len(secret) >= _LONG:
                 text = _forms(secret).sub("[key]", text)
         return text
+
+
+def without_secrets(text: str) -> str:
+    """
+    A text without what looks like a key, and without what the environment holds under the name of one, if that has
+    eight characters or more.
+    """
+    for name, value in os.environ.items():
+        if len(value.strip()) >= 8 and _SECRET_NAME.search(name):
+            text = _forms(value.strip()).sub("[key]", text)
+    return _KEY.sub("[key]", _URL_USER.sub("[key]@", text))
 
 
 @lru_cache

@@ -208,6 +208,7 @@ class Training:
 
     def _finish(self, run: Path, output: Path) -> None:
         """Make the student of what the training has saved."""
+        from ..model_card import add_tag
         from ..models import adapter_config, merge_adapter
 
         if self.merge and adapter_config(str(run)):
@@ -215,12 +216,15 @@ class Training:
             merge_adapter(str(run), str(output), dtype="bfloat16" if dtype == "auto" else dtype)
             if (run / "trainer_state.json").exists():
                 shutil.copy(run / "trainer_state.json", output)
+            if (run / "README.md").exists():
+                shutil.copy(run / "README.md", output)
         else:
             # Moved, not removed: half a checkpoint must not be there for a run that goes on
             for checkpoint in run.glob("checkpoint-*"):
                 shutil.rmtree(output.with_name(checkpoint.name), ignore_errors=True)  # of a run that was killed here
                 checkpoint.rename(output.with_name(checkpoint.name))
             run.rename(output)
+        add_tag(output / "README.md", "lion")
 
 
 def lock_of(work: Path) -> Path:

@@ -35,7 +35,7 @@ from .folder import LionFolder
 from .imitation import Training
 from .lion_config import LionConfig
 from .rehearsal import rehearse
-from .report import draw_report, make_report, warnings_of
+from .report import draw_report, make_report, warnings_of, write_page
 from .roles import Roles, Train
 
 
@@ -203,6 +203,7 @@ class LionLoop:
         report = make_report(rounds, store.ledger(), status)
         write_json(folder.path / "report.json", report)
         if draw:
+            write_page(folder.path)
             with contextlib.suppress(ImportError):  # said when the run began
                 draw_report(folder.path / "report.png", report)
         return report

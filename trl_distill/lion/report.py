@@ -12,13 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a loop says of itself: a report as JSON and as a picture."""
+"""What a loop says of itself: a report as JSON, as a picture and as a page."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..chat import LedgerRow
+from ..report import Curve, calls_table, render
 
 
 def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], status: str) -> dict[str, Any]:
@@ -76,6 +78,49 @@ def warnings_of(round: int, stages: dict[str, dict[str, Any]]) -> list[str]:
         for stage, facts in stages.items()
         for warning in (facts.get("referee") or {}).get("warnings", ())
     ]
+
+
+def write_page(path: Path) -> Path:
+    """
+    Write `report.html` into the folder of a loop, of its `report.json`: by rounds what [`draw_report`] draws, and
+    calls and cost by model.
+    """
+    report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    rows = report["rounds"]
+
+    def over_rounds(title: str, lines: dict[str, str], where: str | None = None) -> Curve:
+        """Lines by their keys in the rounds, or in the dictionary `where` of each."""
+        found = {}
+        for label, key in lines.items():
+            facts = [(row["round"], (row.get(where, {}) if where else row).get(key)) for row in rows]
+            found[label] = [point for point in facts if point[1] is not None]
+        return Curve(title, {label: line for label, line in found.items() if line}, "round")
+
+    verdicts = {"student ahead": "win_rate", "tie": "tie_rate", "teacher ahead": "loss_rate"}
+    groups = {
+        "Held-out instructions, by round": [
+            over_rounds("Verdicts of the judge, share", verdicts, "heldout"),
+            over_rounds("Teacher minus student, points", {"gap": "mean_gap"}, "heldout"),
+            over_rounds("Likeness to the teacher, Rouge-L in %", {"Rouge-L": "rouge_l_to_teacher"}, "heldout"),
+        ],
+        "By round": [
+            over_rounds("Hard share of the Cache Pool", {"hard": "hard_share"}),
+            over_rounds("Calls so far", {"calls": "calls_so_far"}),
+            over_rounds("US $ so far", {"cost": "cost_usd_so_far"}),
+        ],
+        "Training loss, by step": [
+            Curve(f"Round {row['round']}", {"loss": row["loss"]}) for row in rows if row.get("loss")
+        ],
+    }
+    render(
+        path / "report.html",
+        path.resolve().name,
+        facts=[("status", report["status"]), ("rounds", len(rows))],
+        warnings=report["warnings"],
+        groups=[(title, [one for one in curves if one.lines]) for title, curves in groups.items()],
+        tables=[calls_table(report["ledger"])],
+    )
+    return path / "report.html"
 
 
 def draw_report(path: Path, report: dict[str, Any]) -> None:

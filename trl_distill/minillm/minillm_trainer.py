@@ -67,6 +67,7 @@ from .preparation import (
     tokenized,
 )
 from .resume import ResumableRepeatSampler, checkpoint_to_go_on_from, resume_settings, write_settings
+from .rollouts import RolloutLog
 
 
 _ROWS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -192,7 +193,7 @@ class MiniLLMTrainer(ResumableTrainer, DistillationTrainer):
         )
         self.answer_checker = answer_checker
         self._averages = {"train": Averages(), "eval": Averages()}
-        self._finite = FiniteCheck(self)
+        self._finite, self._rollout_log = FiniteCheck(self), RolloutLog(self)
         self._settings = self.temperature, args.loss_chunk_tokens
         if self._server is None:
             self.teacher_model, self.vocab_size = prepare_teacher(
@@ -415,6 +416,7 @@ class MiniLLMTrainer(ResumableTrainer, DistillationTrainer):
             loss, scores, metrics = evaluate_tokens(models, inputs, mask, self._settings)
             averages.update(metrics)
         self._finite.watch(scores, inputs)
+        self._rollout_log.watch(scores, inputs)
         averages.update(score_metrics(scores, mask, training))
         loss = loss / (mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 

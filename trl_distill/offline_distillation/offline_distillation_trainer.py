@@ -116,6 +116,9 @@ class OfflineDistillationTrainer(ResumableTrainer, SFTTrainer):
         (self.vocab_size,) = sizes
         super().__init__(model, args, None, train_dataset, eval_dataset, processing_class, **kwargs)
         self.data_collator = RecordedCollator(self.data_collator)
+        self.teacher_name = ", ".join(
+            dict.fromkeys(manifest.teacher for manifest in manifests.values())
+        )  # in the card
         self._check_student(manifests)
 
     def _check_student(self, manifests: dict[str, Any]) -> None:

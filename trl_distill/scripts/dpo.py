@@ -116,10 +116,10 @@ def build_trainer(
     dataset_args: "DatasetMixtureConfig",
 ) -> "DPOTrainer":
     import torch
-    from trl import DPOTrainer
 
     from trl_distill.endings import check_model_ending
     from trl_distill.models import keep_4bit_trainable
+    from trl_distill.zephyr.dpo_trainer import DPOTrainer
     from trl_distill.zephyr.reference_check import ReferenceCheckCallback
 
     arguments = model_arguments(training_args, model_args)

@@ -1,0 +1,34 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""What a run leaves behind: one page, made of the files in its folder alone."""
+
+from .curves import Curve, curve, number
+from .page import Table, calls_table, render, write_report
+from .record import RUN_FILE, describe_run, record_run
+
+
+__all__ = [
+    "RUN_FILE",
+    "Curve",
+    "Table",
+    "calls_table",
+    "curve",
+    "describe_run",
+    "number",
+    "record_run",
+    "render",
+    "write_report",
+]
