@@ -64,6 +64,7 @@ OTHERS = {
     "lion": "imitate a teacher, find where the student is behind, have more of that written",
     "merge": "put a LoRA into its base, on disk, as the start of the next stage",
     "calls": "show what a call store holds: calls, tokens, retries, cost",
+    "memory": "count what a training will hold on its card, and which cards have room",
     "recipe": "list the recipes, or print one",
     "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
 }
