@@ -20,6 +20,7 @@ have shapes and no values, so that any architecture and adapter is counted as it
 """
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from .divergence import backbone
 from .models import adapter_config
@@ -131,7 +133,7 @@ def empty_model(
 ) -> PreTrainedModel:
     """A model on the device `meta`, which has shapes and no weights."""
     with torch.device("meta"), warnings.catch_warnings():
-        return auto_class.from_config(config, dtype=dtype, **kwargs).train()
+        return auto_class.from_config(copy.deepcopy(config), dtype=dtype, **kwargs).train()
 
 
 def quantized_layers(model: PreTrainedModel, quantization: Quantization | None) -> dict[str, nn.Module]:
@@ -142,8 +144,7 @@ def quantized_layers(model: PreTrainedModel, quantization: Quantization | None) 
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and not any(name == key or name.startswith(f"{key}.") or name.endswith(f".{key}") for key in kept)
+        if isinstance(module, nn.Linear | Conv1D) and should_convert_module(name, list(kept))
     }
 
 
@@ -216,7 +217,8 @@ def _fused(module, query: Tensor, key: Tensor, value: Tensor, *_, masked: bool, 
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     if not masked:
         return _Attention.apply(query, key, value).transpose(1, 2).contiguous(), None
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    if query.shape[1] > key.shape[1]:  # which masks rule out in the kernels
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     mask = query.new_empty(query.shape[0], 1, query.shape[2], key.shape[2])  # of booleans, each layer makes numbers
     return _Attention.apply(query, key, value, mask).transpose(1, 2).contiguous(), None
 

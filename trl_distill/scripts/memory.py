@@ -105,6 +105,7 @@ def adapted_model(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from trl import get_peft_config
+    from trl.trainer.utils import disable_dropout_in_model
 
     from ..memory import data_type, empty_model, model_bytes
 
@@ -137,6 +138,8 @@ def adapted_model(
     for name, parameter in model.named_parameters():  # as TRL casts the adapters of a quantized base
         if quantization and parameter.requires_grad and not (".lora_nat_" in name or "magnitude_vector" in name):
             parameter.data = parameter.data.to(torch.bfloat16)
+    if getattr(training_args, "disable_dropout", False):
+        disable_dropout_in_model(model)
     added = sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in own)
     return model, size, added, working
 
