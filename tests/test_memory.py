@@ -39,7 +39,7 @@ from trl_distill.memory import (
 
 
 ROWS, TOKENS = 3, 128
-SIZE = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2)
+SIZE = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
 
 
 @pytest.fixture
@@ -47,10 +47,12 @@ def model(request, tiny_model, tiny_gpt2):
     """A tiny model of the family that a test names, in training mode."""
     if request.param == "gpt2":
         without = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)  # no CPU kernel has it
-        return tiny_gpt2(n_embd=64, n_head=4, n_layer=6, **without).train()
+        return tiny_gpt2(n_embd=64, n_head=4, n_layer=4, **without).train()
     return tiny_model(**SIZE, tie_word_embeddings=request.param == "tied").train()
 
 
+SETTINGS = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)]  # weights, mixed precision
+untied = pytest.mark.parametrize("model", ["qwen2", "gpt2"], indirect=True)
 families = pytest.mark.parametrize("model", ["qwen2", "tied", "gpt2"], indirect=True)
 
 
@@ -167,12 +169,15 @@ def test_states_in_8_bit():
 
 
 @families
-def test_cache(model):
+@pytest.mark.parametrize(("dtype", "mixed"), SETTINGS)
+def test_cache(model, dtype, mixed):
+    """Of a float32 model with rotated keys, mixed precision keeps these in float32."""
+    model = AutoModelForCausalLM.from_config(model.config, dtype=dtype).eval()
     cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model.eval()(torch.zeros(ROWS, 9, dtype=torch.long), past_key_values=cache, use_cache=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        model(torch.zeros(ROWS, 9, dtype=torch.long), past_key_values=cache, use_cache=True)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert cache_bytes(model.config, ROWS, 9, itemsize=4) == held > 0
+    assert cache_bytes(model.config, ROWS, 9, mixed) == held > 0
 
 
 def saved_bytes(model, mixed):
@@ -194,13 +199,9 @@ def saved_bytes(model, mixed):
     return sum(storage.nbytes() for storage in saved.values())
 
 
-SETTINGS = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)]
-
-
-@families
+@untied
 @pytest.mark.parametrize(("dtype", "mixed"), SETTINGS)
-@pytest.mark.parametrize("with_lora", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("with_lora", "attention"), [(False, "sdpa"), (True, "sdpa"), (True, "eager")])
 def test_what_a_forward_saves(model, dtype, mixed, with_lora, attention):
     """To 1 %: what is missing are vectors over positions."""
     model.config._attn_implementation = attention
@@ -212,13 +213,13 @@ def test_what_a_forward_saves(model, dtype, mixed, with_lora, attention):
     assert counted.kept + counted.copies == pytest.approx(saved_bytes(model, mixed), rel=0.01)
 
 
-@families
+@untied
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("checkpoints", [False, True])
 def test_peak_of_a_forward_and_backward(model, mixed, checkpoints):
     """
     What PyTorch's tracker of real tensors sees at the highest point, beyond weights and gradients. The count lies
-    between 0.9 and 1.6 of it: gradients of activations are not counted, and copies of weights are never all held.
+    between 0.95 and 1.6 of it: copies of all weights are counted, and with checkpoints they are never held at once.
     """
     counted = count_activations(empty_model(model.config, torch.float32), ROWS, TOKENS, mixed)
     if checkpoints:
@@ -232,8 +233,8 @@ def test_peak_of_a_forward_and_backward(model, mixed, checkpoints):
     [peak] = tracker.get_tracker_snapshot("peak").values()
     sizes = {str(kind).rpartition(".")[2]: size for kind, size in peak.items()}
     held = sizes["Total"] - sizes["PARAM"] - sizes["BUFFER"] - sizes["GRAD"]
-    expected = (counted.checkpointed if checkpoints else counted.kept) + counted.copies
-    assert 0.9 < expected / held < 1.6
+    expected = (counted.checkpointed if checkpoints else counted.kept) + counted.copies + counted.widest
+    assert 0.95 < expected / held < 1.6
 
 
 def test_checkpoints_hold_less(tiny_model):

@@ -72,6 +72,7 @@ class Activations(NamedTuple):
     kept: int  # all that is saved
     checkpointed: int  # with checkpoints: their inputs, what is saved outside of them, and the largest layer once
     copies: int  # of weights, in the type that is computed in
+    widest: int  # the largest single tensor, whose gradient stands beside it
 
 
 class Estimate(NamedTuple):
@@ -189,12 +190,18 @@ def optimizer_bytes(model: nn.Module, optim: str) -> int:
     return total
 
 
-def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, itemsize: int = COMPUTED.itemsize) -> int:
-    """Bytes of keys and values of `rows` texts of `tokens` tokens. Each layer counts as attention over all of them."""
+def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, mixed: bool) -> int:
+    """
+    Bytes of keys and values of `rows` texts of `tokens` tokens, of a model whose weights have `config.dtype`. Each
+    layer counts as attention over all of them.
+    """
     config = config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * rows * tokens * itemsize
+    stored = config.dtype or torch.float32
+    value = COMPUTED if mixed else stored
+    key = stored if getattr(config, "rope_parameters", None) else value  # rotated by what has the type of the weights
+    return config.num_hidden_layers * heads * width * rows * tokens * (key.itemsize + value.itemsize)
 
 
 # What a forward keeps
@@ -329,6 +336,6 @@ def count_activations(
         ):
             below(input_ids=ids, use_cache=False)
         kept, copies = size(), sum(storage.nbytes() for storage in casts.copies.values())
-    if not per_layer:
-        return Activations(kept, kept, copies)
-    return Activations(kept, kept - sum(per_layer) + inputs + max(per_layer), copies)
+        widest = max(storage.nbytes() for storage in saved.values())
+    checkpointed = kept - sum(per_layer) + inputs + max(per_layer) if per_layer else kept
+    return Activations(kept, checkpointed, copies, widest)

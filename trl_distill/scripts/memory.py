@@ -113,8 +113,8 @@ def adapted_model(
     auto_class = AutoModelForCausalLM
     if command == "ranker":
         auto_class, config.num_labels, model_args.lora_task_type = AutoModelForSequenceClassification, 1, "SEQ_CLS"
-    dtype = data_type(training_args.model_init_kwargs["dtype"], config)
-    model = empty_model(config, dtype, auto_class, trust_remote_code=training_args.trust_remote_code)
+    config.dtype = data_type(training_args.model_init_kwargs["dtype"], config)
+    model = empty_model(config, config.dtype, auto_class, trust_remote_code=training_args.trust_remote_code)
     size, working = model_bytes(model, quantization)
     own = {id(parameter) for parameter in model.parameters()}
     peft_config = get_peft_config(model_args)
@@ -152,7 +152,7 @@ def _with_nat(model: "nn.Module", peft_config: Any, width: int | None, value: st
 
     model = get_peft_model(model, peft_config, adapter_name="neg")
     if width is not None:
-        add_nat(model, NATLoraConfig.of(peft_config, nat_config={"value": value, "width": width, "temperature": 1.0}))
+        add_nat(model, NATLoraConfig.of(peft_config, value=value, width=width, temperature=1.0))
     return model
 
 
@@ -183,7 +183,8 @@ def teacher_of(command: str, args: tuple, student: int) -> tuple["PreTrainedConf
             name, revision = adapter["base_model_name_or_path"], adapter.get("revision")
     config = read_config(name, revision, trust)
     quantization = Quantization.of(kwargs.get("quantization_config"))
-    model = empty_model(config, data_type(kwargs.get("dtype", "auto"), config), trust_remote_code=trust)
+    config.dtype = data_type(kwargs.get("dtype", "auto"), config)
+    model = empty_model(config, config.dtype, trust_remote_code=trust)
     size, working = model_bytes(model, quantization)
     if command == "nce":
         from trl import get_peft_config
@@ -250,7 +251,10 @@ def rollout_bytes(
     )
     roles = zip(("student", "teacher"), configs, strict=False)
     tokens = row_tokens or PROMPT + answer
-    held = {f"keys and values of the {role}": cache_bytes(config, rows, tokens) for role, config in roles}
+    held = {
+        f"keys and values of the {role}": cache_bytes(config, rows, tokens, training_args.bf16)
+        for role, config in roles
+    }
     widths = sum(config.get_text_config().hidden_size for config in configs)
     states = answer * widths * COMPUTED.itemsize if training_args.score_from == "rollout" else 0
     return held | {"logits and kept states": rows * (_DRAW * entries + states)}
@@ -298,11 +302,12 @@ def estimate(command: str, argv: list[str], row_tokens: int | None = None) -> tu
     cast = entries and training_args.bf16 and head.weight.itemsize == 4
     copies = head.weight.numel() * COMPUTED.itemsize if cast else 0
     attention = training_args.model_init_kwargs["attn_implementation"]
-    kept, checkpointed, of_layers = count_activations(model, rows, tokens, training_args.bf16, attention)
-    copies += of_layers
+    activations = count_activations(model, rows, tokens, training_args.bf16, attention)
+    copies += activations.copies
+    saved = activations.checkpointed if training_args.activation_checkpointing else activations.kept
     dequantized = {"a layer, dequantized": max(working, teacher_working)}
     step = {"gradients": gradients, "copies of weights in bfloat16": copies} | dequantized
-    step |= {"activations": checkpointed if training_args.activation_checkpointing else kept}
+    step |= {"activations": saved + activations.widest}
     step |= {"loss over the vocabulary": loss}
     rollout: dict[str, int] = {}
     if command == "minillm":
