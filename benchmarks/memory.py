@@ -79,6 +79,13 @@ def recipes() -> dict[str, str]:
     return found
 
 
+def write_models(folder: Path) -> None:
+    """A folder a model, which holds its config alone."""
+    for name, values in MODELS.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(values), encoding="utf-8")
+
+
 def count(name: str, command: str, folder: Path) -> dict:
     """What a recipe holds, with folders of configs in place of its models."""
     values = yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))
@@ -126,9 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         print(table(json.loads(args.table.read_text(encoding="utf-8"))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        for name, values in MODELS.items():
-            (Path(folder) / name).mkdir()
-            (Path(folder) / name / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        write_models(Path(folder))
         counted = {name: count(name, command, Path(folder)) for name, command in recipes().items()}
     results = {"benchmark": "memory", "recipes": counted, "provenance": provenance()}
     if args.output:

@@ -47,6 +47,7 @@ FOUNDATIONS = {
     "sft_trainer",
     "hardware",
     "launcher",
+    "memory",
 }
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}

@@ -171,7 +171,7 @@ def test_states_in_8_bit():
 @families
 @pytest.mark.parametrize(("dtype", "mixed"), SETTINGS)
 def test_cache(model, dtype, mixed):
-    """Of a float32 model with rotated keys, mixed precision keeps these in float32."""
+    """Of a float32 model with rotated keys, mixed precision keeps these in float32, and values beside them."""
     model = AutoModelForCausalLM.from_config(model.config, dtype=dtype).eval()
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):

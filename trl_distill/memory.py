@@ -199,9 +199,9 @@ def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, mixed: bool) -
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     stored = config.dtype or torch.float32
-    value = COMPUTED if mixed else stored
-    key = stored if getattr(config, "rope_parameters", None) else value  # rotated by what has the type of the weights
-    return config.num_hidden_layers * heads * width * rows * tokens * (key.itemsize + value.itemsize)
+    rotated = getattr(config, "rope_parameters", None)  # keys, in the type of the weights, which values then share
+    dtype = COMPUTED if mixed and not rotated else stored
+    return 2 * config.num_hidden_layers * heads * width * rows * tokens * dtype.itemsize
 
 
 # What a forward keeps
