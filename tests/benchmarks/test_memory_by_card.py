@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What tests of commands share: files of rows, settings of a run on the CPU, and what a command says."""
 
 """The page's table is what the script gives, and the architectures are those of the published models."""
 

@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What tests of commands share: files of rows, settings of a run on the CPU, and what a command says."""
 
 """`trl-distill memory` against what real trainers of tiny models hold after a step, and its errors."""
 
@@ -85,8 +84,8 @@ def test_what_a_trainer_holds_after_a_step(command, changes, fields, capsys):
     assert counted.always["optimizer"] == held > 0
     assert counted.step["gradients"] == sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     constants = 0
-    for module in model.modules():
-        if (state := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
+    for weight in model.parameters():
+        if (state := getattr(weight, "quant_state", None)) is not None:
             tensors = [state.absmax, state.code, state.state2.absmax, state.state2.code, state.offset]
             constants += sum(tensor.nbytes for tensor in tensors)
     own = counted.always["weights of the student"] + counted.always["adapters and gates"]
@@ -126,7 +125,7 @@ def test_fields_that_save_memory(fields):
     plain, checkpointed = step(activation_checkpointing=False), step(activation_checkpointing=True)
     assert checkpointed.step["activations"] < plain.step["activations"]
     halved = step(loss_chunk_tokens=4).step["loss over the vocabulary"]
-    assert plain.step["loss over the vocabulary"] - halved == 8 * 264 * (12 - 4) - (2 * 12 * 264 - 8 * 4 * 264)
+    assert plain.step["loss over the vocabulary"] - halved == 8 * 264 * (12 - 4)
     assert step(teacher_mix_alpha=0.0).rollout.keys() < plain.rollout.keys()
     assert step(optim="adamw_8bit").always["optimizer"] < plain.always["optimizer"] / 2
 
