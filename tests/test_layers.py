@@ -50,6 +50,7 @@ FOUNDATIONS = {
     "launcher",
     "model_card",
     "report",
+    "memory",
 }
 RATIONALES = {"nat", "nce", "asc"}  # methods of one folder, which share its modules
 TOP = {"scripts", "cli", "__init__"}

@@ -66,6 +66,7 @@ OTHERS = {
     "merge": "put a LoRA into its base, on disk, as the start of the next stage",
     "calls": "show what a call store holds: calls, tokens, retries, cost",
     "report": "make the page of a run anew, also of one that was stopped",
+    "memory": "count what a training will hold on its card, and which cards have room",
     "recipe": "list the recipes, or print one",
     "evaluate": "score a model on prompts: Rouge-L, KL to a teacher, exposure bias",
 }

@@ -1,0 +1,60 @@
+# Copyright 2026 The trl_distill authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The page's table is what the script gives, and the architectures are those of the published models."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from benchmarks import memory
+from trl_distill.memory import empty_model
+
+
+RESULTS = json.loads(Path("benchmarks/results/memory.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_has_the_table_of_the_results():
+    assert memory.table(RESULTS) in Path("docs/memory.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", memory.recipes())
+def test_the_results_are_those_of_the_recipes(name, tmp_path):
+    memory.write_models(tmp_path)
+    assert memory.count(name, memory.recipes()[name], tmp_path) == RESULTS["recipes"][name]
+
+
+def test_all_recipes_are_there():
+    assert set(RESULTS["recipes"]) == set(memory.recipes()) and len(memory.recipes()) == 15
+
+
+# As their model cards have it; GPT-2's 124M and 1.5B as in transformers' table of pretrained models
+PARAMETERS = {
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen2.5-7B": 7_615_616_512,
+    "LLaMA-7B": 6_738_415_616,
+    "Mistral-7B": 7_241_732_096,
+    "GPT-2": 124_439_808,
+    "GPT-2 1.5B": 1_557_611_200,
+}
+
+
+@pytest.mark.parametrize("name", memory.MODELS)
+def test_parameters_of_the_published_models(name, tmp_path):
+    memory.write_models(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path / name)
+    assert empty_model(config, config.dtype).num_parameters() == PARAMETERS[name]
