@@ -49,6 +49,19 @@ MODELS = {
     "Qwen2.5-7B": _QWEN
     | dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, vocab_size=152064)
     | dict(num_key_value_heads=4, tie_word_embeddings=False, max_position_embeddings=32768),
+    **{
+        f"Qwen3-{size}": _QWEN
+        | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "num_key_value_heads": 8, "head_dim": 128}
+        | dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads)
+        | dict(tie_word_embeddings=tied, max_position_embeddings=40960)
+        for size, width, inner, layers, heads, tied in (
+            ("0.6B", 1024, 3072, 28, 16, True),
+            ("1.7B", 2048, 6144, 28, 16, True),
+            ("4B", 2560, 9728, 36, 32, True),
+            ("8B", 4096, 12288, 36, 32, False),
+            ("14B", 5120, 17408, 40, 40, False),
+        )
+    },
     "LLaMA-7B": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "dtype": "float16"}
     | dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
     | dict(num_key_value_heads=32, tie_word_embeddings=False, max_position_embeddings=2048),
@@ -62,6 +75,7 @@ MODELS = {
 }
 # Which of them a recipe means, by a part of the name that it has
 _MEANT = {"0.5B": "Qwen2.5-0.5B", "2.5-1.5B": "Qwen2.5-1.5B", "Qwen2.5-7B": "Qwen2.5-7B", "llama": "LLaMA-7B"}
+_MEANT |= {f"Qwen3-{size}": f"Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B")}
 _MEANT |= {"istral": "Mistral-7B", "zephyr": "Mistral-7B", "gpt2-120M": "GPT-2", "gpt2-1.5B": "GPT-2 1.5B"}
 
 

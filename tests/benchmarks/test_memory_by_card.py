@@ -31,6 +31,7 @@ def test_the_page_has_the_table_of_the_results():
     assert memory.table(RESULTS) in Path("docs/memory.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", memory.recipes())
 def test_the_results_are_those_of_the_recipes(name, tmp_path):
     memory.write_models(tmp_path)
@@ -38,7 +39,7 @@ def test_the_results_are_those_of_the_recipes(name, tmp_path):
 
 
 def test_all_recipes_are_there():
-    assert set(RESULTS["recipes"]) == set(memory.recipes()) and len(memory.recipes()) == 15
+    assert set(RESULTS["recipes"]) == set(memory.recipes()) and len(memory.recipes()) == 18
 
 
 # As their model cards have it; GPT-2's 124M and 1.5B as in transformers' table of pretrained models
@@ -51,10 +52,23 @@ PARAMETERS = {
     "GPT-2": 124_439_808,
     "GPT-2 1.5B": 1_557_611_200,
 }
+# In billions: all, and all but the embeddings
+QWEN3 = {"0.6B": ("0.6", "0.44"), "1.7B": ("1.7", "1.4"), "4B": ("4.0", "3.6"), "8B": ("8.2", "6.95")}
+QWEN3 |= {"14B": ("14.8", "13.2")}
 
 
-@pytest.mark.parametrize("name", memory.MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_of_the_published_models(name, tmp_path):
     memory.write_models(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path / name)
     assert empty_model(config, config.dtype).num_parameters() == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("size", QWEN3)
+def test_parameters_of_qwen3(size, tmp_path):
+    memory.write_models(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path / f"Qwen3-{size}")
+    count = empty_model(config, config.dtype).num_parameters()
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    for found, published in zip((count, count - embeddings), QWEN3[size], strict=True):
+        assert f"{found / 1e9:.{len(published.split('.')[1])}f}" == published
