@@ -45,7 +45,7 @@ RATIONALES = {
     "first wrong token, ul": ("the same, unlikelihood on the first wrong token", USE),
     "pairs": ("preference pairs of own samples", USE),
     "nce weighted_ce": ("NCE", USE),
-    "rft": ("own right samples, in rounds", CONTROL),
+    "rft": ("own right samples, in rounds", OURS),
     "rft, from the base": ("own right samples, once, trained anew", OURS),
 }
 LION = {
@@ -73,7 +73,7 @@ def rows_of(table: str) -> list[dict[str, str]]:
     return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
-def dots(axis, rows: list[dict[str, str]], column: str, arms: dict[str, tuple[str, str]], title: str) -> None:
+def dots(axis, rows: list[dict[str, str]], column: str, arms: dict[str, tuple[str, str]], title: str, names=True):
     """A dot for each arm with the interval that its table gives, from the top down."""
     cells = {row["arm"]: row[column].split(" ± ") for row in rows}
     shown = [(arm, *arms[arm]) for arm in arms if arm in cells]
@@ -81,7 +81,7 @@ def dots(axis, rows: list[dict[str, str]], column: str, arms: dict[str, tuple[st
         mean, half = map(float, cells[arm])
         axis.errorbar(mean, place, xerr=half, fmt="o", color=color, capsize=3, linewidth=3 if color == OURS else 1.5)
         axis.annotate(f"{mean:.1f}", (mean, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-    axis.set_yticks(range(len(shown)), [label for _, label, _ in reversed(shown)])
+    axis.set_yticks(range(len(shown)), [label if names else "" for _, label, _ in reversed(shown)])
     for tick, (*_, color) in zip(axis.get_yticklabels(), reversed(shown), strict=True):
         tick.set(color=color, weight="bold" if color == OURS else "normal")
     axis.set(title=title, ylim=(-0.6, len(shown) - 0.2))
@@ -92,10 +92,10 @@ def dots(axis, rows: list[dict[str, str]], column: str, arms: dict[str, tuple[st
 
 def rationales():
     text = show(RESULTS / "rationales_second.json")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     for axis, share in zip(axes, (10, 100), strict=True):
         rows = rows_of(text.split(f"\n{share} % of the right rows, LoRA:")[1])
-        dots(axis, rows, "accuracy %", RATIONALES, f"{share} % of the teacher's right rows: accuracy, %")
+        dots(axis, rows, "accuracy %", RATIONALES, f"{share} % of the right rows: accuracy, %", names=share == 10)
     return figure
 
 

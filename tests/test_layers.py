@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+import trl_distill
 from trl_distill.cli import OTHERS, TRAINING
 
 
@@ -178,3 +179,14 @@ def test_a_circle_is_seen(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(line)
     assert sorted(set(circle(tmp_path))) == ["lion.estimate", "lion.loop"]
+
+
+def test_type_checkers_find_every_public_name():
+    """Each is imported, where types are checked, from the module that defines it, as it is at run time."""
+    tree = ast.parse(Path("trl_distill/__init__.py").read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    found = {alias.name: f"trl_distill.{node.module}" for node in block.body for alias in node.names}
+    assert found == trl_distill._MODULES
+    for name, module in found.items():
+        source = ast.parse(Path(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
+        assert name in [getattr(node, "name", None) for node in source.body], module

@@ -23,66 +23,66 @@ __version__ = "0.1.0.dev0"
 # Where each public name lives. TRL and torch are imported when a name is first used, so that the command line answers
 # at once.
 _MODULES = {
-    "ASCRankerConfig": "trl_distill.rationales.asc",
-    "ASCRankerTrainer": "trl_distill.rationales.asc",
-    "CompareConfig": "trl_distill.zephyr",
-    "FeedbackConfig": "trl_distill.zephyr",
-    "LabeledSFTConfig": "trl_distill.rationales.nat",
-    "LabeledSFTTrainer": "trl_distill.rationales.nat",
-    "LionConfig": "trl_distill.lion",
-    "LionLoop": "trl_distill.lion",
-    "MiniLLMConfig": "trl_distill.minillm",
-    "MiniLLMTrainer": "trl_distill.minillm",
-    "NCEConfig": "trl_distill.rationales.nce",
-    "NCETrainer": "trl_distill.rationales.nce",
-    "NegativeAssistedConfig": "trl_distill.rationales.nat",
-    "NegativeAssistedTrainer": "trl_distill.rationales.nat",
-    "OfflineDistillationConfig": "trl_distill.offline_distillation",
-    "OfflineDistillationTrainer": "trl_distill.offline_distillation",
-    "RecordConfig": "trl_distill.offline_distillation",
+    "ASCRankerConfig": "trl_distill.rationales.asc.asc_config",
+    "ASCRankerTrainer": "trl_distill.rationales.asc.asc_trainer",
+    "CompareConfig": "trl_distill.zephyr.compare_config",
+    "FeedbackConfig": "trl_distill.zephyr.feedback_config",
+    "LabeledSFTConfig": "trl_distill.rationales.nat.nat_config",
+    "LabeledSFTTrainer": "trl_distill.rationales.nat.labeled_sft_trainer",
+    "LionConfig": "trl_distill.lion.lion_config",
+    "LionLoop": "trl_distill.lion.loop",
+    "MiniLLMConfig": "trl_distill.minillm.minillm_config",
+    "MiniLLMTrainer": "trl_distill.minillm.minillm_trainer",
+    "NCEConfig": "trl_distill.rationales.nce.nce_config",
+    "NCETrainer": "trl_distill.rationales.nce.nce_trainer",
+    "NegativeAssistedConfig": "trl_distill.rationales.nat.nat_config",
+    "NegativeAssistedTrainer": "trl_distill.rationales.nat.nat_trainer",
+    "OfflineDistillationConfig": "trl_distill.offline_distillation.offline_distillation_config",
+    "OfflineDistillationTrainer": "trl_distill.offline_distillation.offline_distillation_trainer",
+    "RecordConfig": "trl_distill.offline_distillation.record_config",
     "ReferenceCheckCallback": "trl_distill.zephyr.reference_check",
-    "adaptive_self_consistency": "trl_distill.rationales.asc",
-    "calibration_weights": "trl_distill.rationales.nce",
-    "load_nat": "trl_distill.rationales.nat",
-    "load_recorded": "trl_distill.offline_distillation",
-    "preference_pairs": "trl_distill.zephyr",
-    "record_teacher": "trl_distill.offline_distillation",
-    "run_compare": "trl_distill.zephyr",
-    "run_feedback": "trl_distill.zephyr",
-    "scored_rows": "trl_distill.zephyr",
-    "self_consistency": "trl_distill.rationales.asc",
-    "weighted_self_consistency": "trl_distill.rationales.asc",
+    "adaptive_self_consistency": "trl_distill.rationales.asc.voting",
+    "calibration_weights": "trl_distill.rationales.nce.calibration",
+    "load_nat": "trl_distill.rationales.nat.integration_unit",
+    "load_recorded": "trl_distill.offline_distillation.store",
+    "preference_pairs": "trl_distill.zephyr.policies",
+    "record_teacher": "trl_distill.offline_distillation.record",
+    "run_compare": "trl_distill.zephyr.compare",
+    "run_feedback": "trl_distill.zephyr.feedback",
+    "scored_rows": "trl_distill.zephyr.ultrafeedback",
+    "self_consistency": "trl_distill.rationales.asc.voting",
+    "weighted_self_consistency": "trl_distill.rationales.asc.voting",
 }
 
 __all__ = list(_MODULES)
 
-if TYPE_CHECKING:
-    from .lion import LionConfig, LionLoop
-    from .minillm import MiniLLMConfig, MiniLLMTrainer
-    from .offline_distillation import (
-        OfflineDistillationConfig,
-        OfflineDistillationTrainer,
-        RecordConfig,
-        load_recorded,
-        record_teacher,
-    )
-    from .rationales.asc import (
-        ASCRankerConfig,
-        ASCRankerTrainer,
-        adaptive_self_consistency,
-        self_consistency,
-        weighted_self_consistency,
-    )
-    from .rationales.nat import (
-        LabeledSFTConfig,
-        LabeledSFTTrainer,
-        NegativeAssistedConfig,
-        NegativeAssistedTrainer,
-        load_nat,
-    )
-    from .rationales.nce import NCEConfig, NCETrainer, calibration_weights
-    from .zephyr import CompareConfig, FeedbackConfig, preference_pairs, run_compare, run_feedback, scored_rows
+if TYPE_CHECKING:  # the modules themselves: the folders between import lazily, too
+    from .lion.lion_config import LionConfig
+    from .lion.loop import LionLoop
+    from .minillm.minillm_config import MiniLLMConfig
+    from .minillm.minillm_trainer import MiniLLMTrainer
+    from .offline_distillation.offline_distillation_config import OfflineDistillationConfig
+    from .offline_distillation.offline_distillation_trainer import OfflineDistillationTrainer
+    from .offline_distillation.record import record_teacher
+    from .offline_distillation.record_config import RecordConfig
+    from .offline_distillation.store import load_recorded
+    from .rationales.asc.asc_config import ASCRankerConfig
+    from .rationales.asc.asc_trainer import ASCRankerTrainer
+    from .rationales.asc.voting import adaptive_self_consistency, self_consistency, weighted_self_consistency
+    from .rationales.nat.integration_unit import load_nat
+    from .rationales.nat.labeled_sft_trainer import LabeledSFTTrainer
+    from .rationales.nat.nat_config import LabeledSFTConfig, NegativeAssistedConfig
+    from .rationales.nat.nat_trainer import NegativeAssistedTrainer
+    from .rationales.nce.calibration import calibration_weights
+    from .rationales.nce.nce_config import NCEConfig
+    from .rationales.nce.nce_trainer import NCETrainer
+    from .zephyr.compare import run_compare
+    from .zephyr.compare_config import CompareConfig
+    from .zephyr.feedback import run_feedback
+    from .zephyr.feedback_config import FeedbackConfig
+    from .zephyr.policies import preference_pairs
     from .zephyr.reference_check import ReferenceCheckCallback
+    from .zephyr.ultrafeedback import scored_rows
 
 
 def __getattr__(name: str):

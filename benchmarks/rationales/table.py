@@ -270,11 +270,15 @@ def real_model(result: dict) -> str:
         values = [run[name]["loss"] for run in of_arm]
         return f"{statistics.mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
 
+    heads = ["arm", "seeds", "trained parameters", "held-out right, nats a token", "held-out wrong"]
     rows = [
         [arm, len(of_arm), of_arm[0].get("trainable_parameters", ""), losses(of_arm, "right"), losses(of_arm, "wrong")]
         for arm, of_arm in runs.items()
     ]
-    heads = ["arm", "seeds", "trained parameters", "held-out right, nats a token", "held-out wrong"]
+    if "accuracy" in result["runs"][0]:
+        heads.append("right on easy questions, %")
+        for row, of_arm in zip(rows, runs.values(), strict=True):
+            row.append(mean([run["accuracy"] for run in of_arm]))
     return markdown(heads, rows)
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PATTERNS = ("*.md", "docs/*.md", "examples/README.md", "benchmarks/**/README.md", "recipes/**/README.md")
+PATTERNS = ("*.md", "docs/*.md", "examples/README.md", "benchmarks/**/*.md", "recipes/**/README.md")
 TRAINER = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.Trainer"
 
 CODE = re.compile(r"^( *)(`{3,})[^`\n]*\n.*?^\1\2 *$|(?<!`)``(?!`).+?(?<!`)``(?!`)", re.M | re.S)
@@ -108,7 +108,8 @@ def api_entry(page: Path, heading: str, title: str, name: str, source: str, memb
         if node.name.endswith("Config"):
             options.append("show_signature: false")
         if members or node.name.endswith("Config"):
-            options.append(f"members: {[member for member in named if member not in of_transformers]}")
+            shown = [member for member in named if member not in of_transformers]
+            options += [f"members: {shown}"] if shown else ["members: false", "inherited_members: false"]
     entry = [f"::: {identifier(name, source)}", "    options:", *(f"      {option}" for option in options)]
     return before + "\n".join(entry) + after
 
