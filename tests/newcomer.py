@@ -37,7 +37,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 ROOT = Path(__file__).parents[1]
 CHATML = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 MISTRAL = (
     "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'user' %}"
@@ -155,7 +156,7 @@ def write_data(folder: Path) -> None:
     ]
     dialogues = [{"prompt": text, "messages": messages(text, "one, two", "And on?", "three")} for text in asked]
     tasks = [{"instruction": f"{verb} {topic}.", "input": "", "output": "Well."} for verb in VERBS for topic in TOPICS]
-    dolly = [{"prompt": messages(text), "completion": messages("", "one, two")[1:]} for text in asked]
+    dolly = [{"prompt": messages(f"{text} Try {i}."), "completion": [ANSWER]} for text in asked for i in range(4)]
     part = "data/{}-00000-of-00001.jsonl"
     for name, rows in {
         "prompts.jsonl": [{"prompt": text} for text in asked],
