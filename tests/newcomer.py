@@ -62,6 +62,7 @@ MODELS = {
     "runs/zephyr/dsft-merged": (264, "</s>", MISTRAL),
     "runs/zephyr/ddpo": (264, "</s>", MISTRAL),
 }
+ANSWER = {"role": "assistant", "content": "one, two"}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 TOPICS = ["the sea", "bread", "a fair tax", "old maps", "cats", "rhymes", "dust", "chess", "rain", "the moon"]
 VERBS = [
@@ -166,8 +167,7 @@ def write_data(folder: Path) -> None:
         "data/labelled.jsonl": labelled,
         "augmented.jsonl": labelled,
         "runs/zephyr/feedback/pairs.jsonl": [
-            {"prompt": messages(text), "chosen": messages("", "Gladly.")[1:], "rejected": messages("", "No.")[1:]}
-            for text in asked
+            {"prompt": messages(text), "chosen": [ANSWER], "rejected": [ANSWER | {"content": "No."}]} for text in asked
         ],
         "instructions.jsonl": tasks,
         "ultrachat.jsonl.gz": dialogues,
