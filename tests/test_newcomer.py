@@ -53,6 +53,8 @@ NOT_RUN = {
 }
 # What a page says its reader has done before: another page's blocks that come first
 BEFORE = {"docs/nce_trainer.md": ("docs/nat_trainer.md", "train_nat.py")}
+# What is ready for other pages, and this one makes
+MADE_HERE = {"docs/zephyr.md": ["runs/zephyr/dsft-merged", "runs/zephyr/ddpo"]}
 # Recipes that train a number of steps which no data makes smaller. A file of that name in the folder comes first
 SHORTER = {
     "minillm/qwen2.5_1.5b_qlora_single_gpu.yaml": {"max_steps: 500": "max_steps: 2", "eval_steps: 50": "eval_steps: 2"}
@@ -118,6 +120,8 @@ def steps_of(page: str, folder) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page, python, world, server, tmp_path):
     folder = shutil.copytree(world, tmp_path / "work")
+    for name in MADE_HERE.get(page, ()):
+        shutil.rmtree(folder / name)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HOME")}
     environment |= {
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
