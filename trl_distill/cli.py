@@ -37,7 +37,14 @@ from trl_distill import __version__, launcher
 from trl_distill.scripts import help
 from trl_distill.scripts.arguments import raise_error, split_arguments, stray, strict
 from trl_distill.text import closest
-from trl_distill.training import accelerate_config_path, end_children, launch_fields, launch_flags, user_errors
+from trl_distill.training import (
+    accelerate_config_path,
+    end_children,
+    launch_fields,
+    launch_flags,
+    quiet_without_a_reader,
+    user_errors,
+)
 
 
 TRAINING = {
@@ -218,6 +225,12 @@ def stopped_by_kill() -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         complete()
+    with quiet_without_a_reader():
+        return start(argv)
+
+
+def start(argv: list[str] | None) -> int:
+    """Run a command, and say how one that was stopped goes on."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if not sys.stderr.isatty():  # bars that are drawn over each other on a terminal are lines in a file

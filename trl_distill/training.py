@@ -27,6 +27,7 @@ import itertools
 import json
 import os
 import platform
+import select
 import signal
 import sys
 from argparse import Action, Namespace
@@ -52,6 +53,32 @@ T = TypeVar("T")
 LATEST = ("true", "latest")  # values of `resume_from_checkpoint`
 
 
+def nobody_reads() -> bool:
+    """Whether what is printed goes to a pipe that is closed, as after `| head -1`."""
+    try:
+        pipe = sys.stdout.fileno()
+    except (AttributeError, OSError):  # a notebook's, or none
+        return False
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+@contextlib.contextmanager
+def quiet_without_a_reader() -> Iterator[None]:
+    """End as `cat` does where nobody reads what is printed any more: at once, and without a word."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not nobody_reads():  # another pipe
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
 @contextlib.contextmanager
 def user_errors(prog: str) -> Iterator[None]:
     """
@@ -61,6 +88,8 @@ def user_errors(prog: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            raise
         rank, processes = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
         where = f" in process {rank} of {processes}, on {platform.node()}" if processes > 1 else ""
         sys.stderr.write(f"{prog}: error{where}: {error}{_remedy(str(error))}\n")
@@ -366,6 +395,7 @@ def train_and_save(
     trainer.end()
 
 
+@quiet_without_a_reader()
 def run_training(
     prog: str,
     parse: Callable[[], tuple],

@@ -74,7 +74,7 @@ class ChatServer:
     CUT = "the connection is cut"
     DRIP, DRIP_HEAD = "the body drips", "the head drips"
 
-    def __init__(self):
+    def __init__(self, port: int = 0):
         self.reply, self.delay = None, 0.0
         self.requests: list[dict] = []  # one for each attempt, in order of arrival
         self.headers, self.paths = [], []
@@ -102,7 +102,7 @@ class ChatServer:
             request_queue_size = 128
             daemon_threads = True
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 

@@ -132,3 +132,37 @@ class TestOtherCommands:
         assert process.returncode == 130 and "Traceback" not in said
         again = shlex.join(["trl-distill", *map(str, arguments)])
         assert said.splitlines()[-1] == f"trl-distill sample: stopped. To go on: {again}"
+
+    def test_requests_under_way_are_waited_for_until_the_second_time(self, tmp_path):
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text('{"prompt": "Who?"}\n')
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+            arguments = ["sample", "--base_url", url, "--model_name_or_path", "m", "--concurrency", "2"]
+            process = start(*arguments, "--dataset_name", prompts, "--output_file", tmp_path / "samples.jsonl")
+            silent.settimeout(60)
+            connections = [silent.accept()[0] for _ in range(2)]
+            process.send_signal(signal.SIGINT)
+            line = next(line for line in process.stdout if "Waiting" in line)
+            assert "Waiting for the 2 requests that are under way" in line and "Ctrl-C again ends at once" in line
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=60)
+            for connection in connections:
+                connection.close()
+        assert process.returncode == 130 and "Traceback" not in said and "Exception" not in said, said
+        assert said.splitlines()[-1].startswith("trl-distill sample: stopped. To go on: ")
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [["recipe"], ["recipe", "minillm/paper_gpt2"], ["--help"], ["merge", "--help"]])
+def test_nobody_reads_what_is_printed(arguments, buffered):
+    """As `trl-distill recipe | head -1`, with a reader that is gone already."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, *([] if buffered else ["-u"]), "-m", "trl_distill.cli", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

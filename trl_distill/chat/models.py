@@ -16,15 +16,18 @@
 
 import hashlib
 import json
+import logging
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from .thoughts import split_thoughts
+
+
+logger = logging.getLogger(__name__)
 
 
 def at_least(least: int, **settings: float) -> None:
@@ -355,15 +358,17 @@ def run_batches(batches: Iterable[Any], work: Callable[[Any], None], concurrency
     """
     Do `work(batch)` for each batch, `concurrency` of them at a time.
 
-    After the first error no other batch starts; those under way finish, since their answers are paid for, and the
-    error is raised. The next one of `batches`, which may be a generator, is taken when there is a place for it.
+    After the first error, or Ctrl-C, no other batch starts; those under way finish, since their answers are paid for,
+    and the error is raised. A second Ctrl-C waits for nothing. The next one of `batches`, which may be a generator, is
+    taken when there is a place for it.
     """
     if concurrency == 1:
         for batch in batches:
             work(batch)
         return
     errors: list[BaseException] = []
-    places = threading.Semaphore(concurrency - 1)  # beside the batch that is submitted next
+    threads: list[threading.Thread] = []
+    places = threading.Semaphore(concurrency - 1)  # beside the batch that is started next
 
     def guarded(batch: Any) -> None:
         try:
@@ -373,12 +378,33 @@ def run_batches(batches: Iterable[Any], work: Callable[[Any], None], concurrency
         finally:
             places.release()
 
-    with ThreadPoolExecutor(concurrency) as pool:
-        for batch in batches:
-            pool.submit(guarded, batch)
-            places.acquire()
-            if errors:
-                break
+    def running() -> list[threading.Thread]:
+        return [thread for thread in threads if thread.is_alive()]
+
+    def wait() -> None:
+        for thread in running():
+            thread.join()
+
+    try:
+        try:
+            for batch in batches:
+                thread = threading.Thread(target=guarded, args=(batch,), daemon=True)  # ends with the process
+                threads[:] = [*running(), thread]
+                thread.start()
+                places.acquire()
+                if errors:
+                    break
+        except Exception as error:  # of `batches`
+            errors.insert(0, error)
+        wait()
+    except KeyboardInterrupt:
+        if count := len(running()):
+            logger.warning(
+                "Waiting for the %d requests that are under way, since they are paid for. Ctrl-C again ends at once.",
+                count,
+            )
+        wait()
+        raise
     if errors:
         raise errors[0]
 
