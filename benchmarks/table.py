@@ -47,6 +47,7 @@ TABLES = {
     "lion/learning_rates": ("lion.table", "learning_rates"),
     "rationales/real_model": ("rationales.table", "real_model"),
     "rationales/label_counts": ("rationales.table", "label_counts"),
+    "memory": ("memory", "table"),
     "zephyr/end_to_end": ("zephyr.table", "end_to_end"),
     "lion/real_run": ("lion.table", "real_run"),
     "speed/rollout": ("table", "rollout"),
