@@ -158,11 +158,11 @@ class TestOtherCommands:
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize("arguments", [["recipe"], ["recipe", "minillm/paper_gpt2"], ["--help"], ["merge", "--help"]])
 def test_nobody_reads_what_is_printed(arguments, buffered):
-    """As `trl-distill recipe | head -1`, with a reader that is gone already."""
+    """As `trl-distill recipe | head -1`, with a reader that is gone already. argparse passes over that by itself."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, *([] if buffered else ["-u"]), "-m", "trl_distill.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert (done.returncode, done.stderr) == (0 if "--help" in arguments else 128 + signal.SIGPIPE, "")
