@@ -96,7 +96,7 @@ def test_questions_are_apart(laboratory):
     assert len({question for part in parts for question in part}) == sum(map(len, parts))
 
 
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_arm_trains(laboratory, full):
     results, rates = [], {arm: rates[0] for arm, (_, rates) in ARMS.items()}
     base = {name: weight.clone() for name, weight in laboratory.base().state_dict().items()}

@@ -84,6 +84,7 @@ def test_training_step_benchmark_times_every_arm_and_its_memory():
     assert training_step.peak_of(args, 300, training_step.TRL) > 0
 
 
+@pytest.mark.slow
 def test_construction_benchmark_runs_and_its_table_prints(tmp_path, capsys):
     output = tmp_path / "construction.json"
     result = construction.main(["--prompts", "64", "--repeats", "1", "--output", str(output)])

@@ -38,7 +38,7 @@ def run(on_one_and_two_processes, tmp_path, tiny_model, tokenizer):
     return partial(on_one_and_two_processes, Path(__file__).with_name("run_minillm.py"), tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("mode", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3", "fsdp2"])
 def test_two_processes_give_the_loss_of_one(mode, run, tmp_path):
     one, two = run(mode)
     # Coins are those of the process, or where models are sharded, of all

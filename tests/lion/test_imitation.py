@@ -442,7 +442,7 @@ class TestKilledTraining:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
-    @pytest.mark.parametrize("all_processes", [False, True])
+    @pytest.mark.parametrize("all_processes", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_goes_on_and_gives_the_same(self, all_processes, base, tmp_path):
         rows = tmp_path / "rows.jsonl"
         pool = [Instruction(toy.task(0, i)) for i in range(6)]
