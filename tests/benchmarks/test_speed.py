@@ -13,6 +13,7 @@
 # limitations under the License.
 """The speed benchmarks run, on tiny models, and their arms do the same work."""
 
+import pytest
 import torch
 
 from benchmarks import table
