@@ -88,8 +88,8 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str 
 
 class ResumableTrainer:
     """
-    Goes before a trainer of TRL: `train(resume_from_checkpoint=True)` takes the newest whole checkpoint, and the model
-    card says what a run was.
+    Goes before a trainer of TRL: `train(resume_from_checkpoint=True)` takes the newest whole checkpoint, adapters go
+    on in the data type that they had, and the model card says what a run was.
     """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):

@@ -108,13 +108,13 @@ def read_config(name: str, revision: str | None = None, trust_remote_code: bool 
     """Config of a full model, from a folder or the Hub."""
     try:
         is_adapter = adapter_config(name, revision) is not None
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        kwargs = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = None if is_adapter else AutoConfig.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
-        if not locals().get("is_adapter"):
-            raise ValueError(
-                f"no config of the model {name}, here or on the Hub ({str(error).splitlines()[0]}). Its weights are "
-                "not needed: name a folder that holds its `config.json`."
-            ) from error
+        raise ValueError(
+            f"no config of the model {name}, here or on the Hub ({str(error).splitlines()[0]}). Its weights are not "
+            "needed: name a folder that holds its `config.json`."
+        ) from error
     if is_adapter:
         raise ValueError(f"{name} is an adapter. Name its base, and set `use_peft` with the fields of the adapter.")
     if getattr(config, "quantization_config", None) is not None:

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """What TRL's model card does not say: which release of ours, which teacher, data and settings made the model."""
 
 import dataclasses

@@ -140,7 +140,7 @@ def test_rows_of_an_arm(laboratory):
         assert right[: len(before)] == before and right[len(before)] != wrong
 
 
-def test_first_mistakes_are_found_by_roll_outs(laboratory, monkeypatch):
+def test_first_mistakes_are_found_by_roll_outs(laboratory):
     """Who goes on rightly from a beginning without mistakes, and from no other, finds what the world knows."""
     run = Run(laboratory, "ul", 0.5, 0, 1e-3, False, {})
     steps_of = {row["prompt"]: laboratory.pupil.work(row["prompt"]).split() for row in run.wrong}
@@ -154,10 +154,10 @@ def test_first_mistakes_are_found_by_roll_outs(laboratory, monkeypatch):
             texts.append(" ".join(right[len(begun) :]) if begun == right[: len(begun)] else "#### 99")
         return [Samples(["#### 99"] * (samples - 1) + [text], [], []) for text in texts]
 
-    monkeypatch.setattr(type(laboratory), "draw", lambda self, *args, **kwargs: draw(*args, **kwargs))
-    assert first_mistakes(run, None, run.wrong) == [run.right_tokens(row) for row in run.wrong]
+    drawn = SimpleNamespace(seed=0, laboratory=SimpleNamespace(pupil=laboratory.pupil, draw=draw))
+    assert first_mistakes(drawn, None, run.wrong) == [run.right_tokens(row) for row in run.wrong]
     steps_of = {prompt: ["#### 99"] for prompt in steps_of}
-    assert {*first_mistakes(run, None, run.wrong)} == {None}
+    assert {*first_mistakes(drawn, None, run.wrong)} == {None}
 
 
 def test_a_gate_for_each_head_divides_the_layer():

@@ -344,17 +344,13 @@ def report(counted: "Estimate", measured: int | None = None) -> tuple["Table", s
     return table, f"Cards that have room, of {', '.join(map(str, CARDS))} GB: {fits}."
 
 
-def measure(command: str, argv: list[str]) -> int:
-    """Run one step of a training as its command does, and return the bytes that PyTorch has allocated at most."""
-    import torch
-
+def one_step(command: str, argv: list[str]) -> None:
+    """Run one step of a training as its command does, and keep nothing of it."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         fields = {"max_steps": 1, "output_dir": folder, "save_strategy": "no", "eval_strategy": "no"}
         fields |= {"load_best_model_at_end": "false", "report_to": "none"}
         flags = [text for name, value in fields.items() for text in (f"--{name}", str(value))]
-        torch.cuda.reset_peak_memory_stats()
         importlib.import_module(f"trl_distill.scripts.{command}").run([*argv, *flags])
-        return torch.cuda.max_memory_allocated()
 
 
 def run(argv: list[str]) -> None:
@@ -375,7 +371,9 @@ def run(argv: list[str]) -> None:
         import torch
 
         if torch.cuda.is_available():
-            measured = measure(argv[0], fields)
+            torch.cuda.reset_peak_memory_stats()
+            one_step(argv[0], fields)
+            measured = torch.cuda.max_memory_allocated()
         else:
             sys.stderr.write(f"{prog}: there is no GPU here, so nothing was measured.\n")
     if args.json:
