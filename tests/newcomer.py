@@ -26,6 +26,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 
 import torch
@@ -95,7 +96,6 @@ def tokenizer(end: str, template: str | None) -> PreTrainedTokenizerFast:
 
 def save_model(folder: Path, rows: int, end: str, template: str | None) -> None:
     """A model with random weights that ends its answers after some twenty tokens."""
-    torch.manual_seed(rows)
     words = tokenizer(end, template)
     size = dict(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
@@ -192,6 +192,7 @@ def make_world(folder: Path) -> None:
     """The folder in which a newcomer works."""
     write_data(folder)
     for name, settings in MODELS.items():
+        torch.manual_seed(zlib.crc32(name.encode()))  # no two are one model
         save_model(folder / name, *settings)
     base = folder / "Qwen/Qwen2.5-0.5B"
     adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules="all-linear"))

@@ -32,6 +32,7 @@ from trl_distill.cli import OTHERS, TRAINING
 ROOT = Path(__file__).parents[1]
 FOUNDATIONS = {
     "files",
+    "progress",
     "row_formats",
     "checkpoints",
     "divergence",

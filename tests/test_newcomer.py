@@ -19,6 +19,7 @@ Nothing is added to a command. Models and data are tiny and have the real names,
 answers is ours. `NEWCOMER_INDEX=1` installs all that the wheel needs from the index, too.
 """
 
+import itertools
 import json
 import os
 import re
@@ -44,6 +45,7 @@ PAGES |= {
     if (found := QUICK_START.search(path.read_text(encoding="utf-8")))
 }
 PORT = 8000  # of the pages
+WRITTEN = itertools.count()
 
 # What does not run here, by how it begins, and why
 NOT_RUN = {
@@ -97,8 +99,7 @@ def reply(body: dict, attempt: int, headers) -> dict:
     if "<answer" in said:
         return completion_body(judged(body, lambda text: sum(map(ord, text)) % 5 + 1))
     if "<example>" in said:
-        seed = body.get("seed", 0)
-        return completion_body(" ".join(f"word{seed}x{i}" for i in range(6)))
+        return completion_body(" ".join(f"word{next(WRITTEN)}" for _ in range(6)))
     return completion_body(f"{body['model']} says {said[:40]}")
 
 

@@ -15,6 +15,7 @@
 """The page's table is what the script gives, and the architectures are those of the published models."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,20 @@ def test_the_results_are_those_of_the_recipes(name, tmp_path):
 
 def test_all_recipes_are_there():
     assert set(RESULTS["recipes"]) == set(memory.recipes()) and len(memory.recipes()) == 18
+
+
+@pytest.mark.parametrize("name", memory.recipes())
+def test_the_recipe_says_it(name):
+    facts = RESULTS["recipes"][name]
+    recipe = memory.RECIPES / name
+    size = f"{facts['total'] / 1e9:.1f} GB"
+    header = re.sub(r"\n# +", " ", recipe.read_text(encoding="utf-8"))
+    card, counted = re.search(r"1 GPU of (\d+) GB or more.*? ([\d.]+ GB) by `trl-distill memory`", header).groups()
+    assert counted == size
+    assert int(card) in facts["fits"] and (int(card) == facts["fits"][0] or "which nothing counts" in header)
+    readme = (recipe.parent / "README.md").read_text(encoding="utf-8")
+    [row] = [line for line in readme.splitlines() if line.startswith(f"| `{recipe.name}`")]
+    assert re.search(rf"\| {card} GB \({size}\W", row)
 
 
 # As their model cards have it; GPT-2's 124M and 1.5B as in transformers' table of pretrained models

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
+from ..progress import progress_bar
 from .batch import BatchChatModel
 from .batch_calls import BatchCalls, check_batches
 from .ledger import LedgerRow, clear_errors, ledger_of, open_to_read, prepare
@@ -415,7 +415,8 @@ class StoredChatModel:
                 note(batch, answers)
 
             title = " ".join(filter(None, [self._stage, self._role, self.name]))
-            with tqdm(total=len(missing), desc=title, unit="call", disable=not (store.progress and missing)) as bar:
+            shown = store.progress and bool(missing)
+            with progress_bar(total=len(missing), desc=title, unit="call", shown=shown) as bar:
                 if isinstance(model, BatchChatModel):
                     place = (*here, self._role, self.name)
                     BatchCalls(store, model, place, missing, self._call, note, bar).complete()

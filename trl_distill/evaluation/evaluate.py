@@ -38,6 +38,7 @@ from ..generation import (
     pad_ids,
 )
 from ..models import context_length, end_token_ids, load_teacher_tokenizer, match_vocabulary, vocabulary_rows
+from ..progress import progress_bar
 from ..text import distinct_n, references_of, repetition, rouge_l
 from .exposure import exposure_bias
 
@@ -408,7 +409,7 @@ def evaluate_model(
     scores, samples = [], []
     divergences: list[list[_Divergences]] = [[] for _ in generators]  # on the answers of each, over all seeds
     total = len(settings.seeds) * len(generators) * len(prompts.kept)
-    with generating(models), tqdm(total=total, desc="Evaluating", unit="answer", disable=not progress) as bar:
+    with generating(models), progress_bar(total=total, desc="Evaluating", unit="answer", shown=progress) as bar:
         for seed in settings.seeds:
             passes = [
                 _one_pass(generator, config, seed, prompts, models, vocab_size, bar)

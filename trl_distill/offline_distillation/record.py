@@ -37,6 +37,7 @@ from ..divergence import backbone_states, lm_head
 from ..files import load_rows
 from ..generation import batches_by_length, pad_ids
 from ..models import context_length, load_teacher, load_teacher_tokenizer, placement, vocabulary_rows
+from ..progress import progress_bar
 from ..row_formats import trl_rows
 from ..sft_trainer import Preparation
 from ..top_k import TopK, top_k_logps
@@ -208,7 +209,7 @@ class _Recording:
             self.tokenizer.save_pretrained(self.folder / TOKENIZER)
             manifest.save(self.folder)
         left = sum(tokens[number] for number in missing)
-        with tqdm(total=sum(tokens), initial=sum(tokens) - left, unit="token", disable=not self.progress) as bar:
+        with progress_bar(total=sum(tokens), initial=sum(tokens) - left, unit="token", shown=self.progress) as bar:
             for number in missing:
                 parts = self._record(model, shards[number], manifest.vocab_size, bar)
                 dtype = getattr(torch, self.config.logprob_dtype)

@@ -27,7 +27,6 @@ import torch
 from numpy.typing import NDArray
 from peft import AutoPeftModelForSequenceClassification
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -42,6 +41,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from ...generation import batches_by_length, pad_ids
 from ...models import adapter_config, context_length
+from ...progress import progress_bar
 
 
 def check_one_label(config: PreTrainedConfig) -> None:
@@ -166,7 +166,7 @@ def score_rationales(
     scores: list[float | None] = [None] * len(encoded)
     training = model.training
     model.eval()
-    with tqdm(total=len(kept), desc="Scoring", unit="rationale", disable=not progress) as bar:
+    with progress_bar(total=len(kept), desc="Scoring", unit="rationale", shown=progress) as bar:
         for batch in batches_by_length([encoded[i] for i in kept], batch_size):
             numbers = [kept[k] for k in batch]
             inputs = collate_rationales([encoded[i] for i in numbers], config.pad_token_id)

@@ -36,7 +36,6 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -45,6 +44,7 @@ from ...divergence import backbone_states, lm_head, token_divergence
 from ...files import read_rows, write_rows
 from ...generation import batches_by_length
 from ...models import dense_head_weight
+from ...progress import progress_bar
 from ...sft_trainer import Preparation
 from ..data import adapter_sha256, check_rows, rows_with_label, whole_rows
 from .nce_config import NCEConfig
@@ -256,7 +256,7 @@ def calibration_weights(
     }
 
     found = [] if journal is None else _resume(journal, settings)  # weights of the rows of a batch, batch by batch
-    left = tqdm(batches[len(found) :], initial=len(found), total=len(batches), disable=not progress)
+    left = progress_bar(batches[len(found) :], initial=len(found), total=len(batches), shown=progress)
     for batch in left:
         inputs = collator([{"input_ids": input_ids[i], "labels": labels[i]} for i in batch])
         found.append(_batch_weights(model, inputs, nat, neg, args.loss_chunk_tokens))
