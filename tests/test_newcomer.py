@@ -57,9 +57,16 @@ NOT_RUN = {
 BEFORE = {"docs/nce_trainer.md": ("docs/nat_trainer.md", "train_nat.py")}
 # What is ready for other pages, and this one makes
 MADE_HERE = {"docs/zephyr.md": ["runs/zephyr/dsft-merged", "runs/zephyr/ddpo"]}
-# Recipes that train a number of steps which no data makes smaller. A file of that name in the folder comes first
-SHORTER = {
-    "minillm/qwen2.5_1.5b_qlora_single_gpu.yaml": {"max_steps: 500": "max_steps: 2", "eval_steps: 50": "eval_steps: 2"}
+# Recipes that train a number of steps which no data makes smaller, or whose judge has no use for random weights: the
+# server judges in its place, as the recipe says it can. A file of that name in the folder comes first
+JUDGE = "{0}model_name_or_path: Qwen/Qwen2.5-14B-Instruct\n{1}load_in_4bit: true\n{1}batch_size: 8\n"
+CHANGED = {
+    "minillm/qwen2.5_1.5b_qlora_single_gpu.yaml": {
+        "max_steps: 500": "max_steps: 2",
+        "eval_steps: 50": "eval_steps: 2",
+    },
+    "zephyr/feedback.yaml": {JUDGE.format("  - ", "    "): "  - model: gpt-4.1-mini\n"},
+    "zephyr/compare.yaml": {JUDGE.format("  ", "  "): "  model: gpt-4.1-mini\n"},
 }
 
 
@@ -134,7 +141,7 @@ def test_page(page, python, world, server, tmp_path):
         "OPENAI_API_KEY": "none",
         "OPENAI_BASE_URL": server.base_url,
     }
-    for name, changes in SHORTER.items():
+    for name, changes in CHANGED.items():
         command = [python.parent / "trl-distill", "recipe", name]
         recipe = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         for old, new in changes.items():
