@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 FOUNDATIONS = {
     "files",
     "progress",
+    "lazy",
     "row_formats",
     "checkpoints",
     "divergence",

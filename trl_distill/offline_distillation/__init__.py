@@ -15,7 +15,7 @@
 
 """Distillation without a teacher in memory: what it says of completions is recorded once."""
 
-import importlib
+from ..lazy import lazily
 
 
 # Where each name lives. A module is imported when one of its names is first used: `--help` needs the configs alone.
@@ -28,9 +28,4 @@ _MODULES = {
 }
 
 __all__ = list(_MODULES)
-
-
-def __getattr__(name: str):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name], __name__), name)
+__getattr__ = lazily(__name__, _MODULES)
