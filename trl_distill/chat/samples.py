@@ -114,7 +114,7 @@ def samples_to_file(
 
     Args:
         path (`str` or `os.PathLike`):
-            File to write, such as `samples.jsonl`.
+            File to write, such as `runs/samples.jsonl`. Its folder is made.
         model ([`BaseChatModel`]), num_samples (`int`), sampling ([`Sampling`]):
             As for [`draw_samples`].
         dataset ([`~datasets.Dataset`] or `list[dict]`):
@@ -145,6 +145,7 @@ def samples_to_file(
             f"{path} exists without its calls in {calls.name}: another release or program made it. Choose another "
             "file, or take it as it is, without drawing anew."
         )
+    calls.absolute().parent.mkdir(parents=True, exist_ok=True)
     with CallStore(calls, progress=progress) as store:
         stored = store.model(model, role="sampler")
         if path.exists() and stored.missing(requests).calls:
