@@ -26,7 +26,7 @@ import pytest
 
 from benchmarks.laboratory import paired, unpack
 from benchmarks.lion.table import accuracies, by_arm, by_world
-from benchmarks.table import RESULTS, show
+from benchmarks.table import RESULTS, ROOT, show
 
 
 # Pages, the result files that they quote, and what they say that is no result of ours, with its source
@@ -34,6 +34,7 @@ PAGES = {
     "README.md": ("", {}),
     "docs/asc.md": ("rationales", {}),
     "docs/demo.md": ("demo", {"3.11": "Python", "5.5": "GiB, read from the system"}),
+    "docs/dialogue_filters.md": ("zephyr_filters", {"5 %": "the paper"}),
     "docs/evaluation.md": ("demo", {}),
     "docs/lion.md": ("lion", {}),
     "docs/minillm_trainer.md": (
@@ -108,6 +109,22 @@ PAGES = {
             **dict.fromkeys(("79 %", "44 %"), "accuracies of rewards, and who ends an answer"),
         },
     ),
+}
+# Pages whose figures are no measurements of ours, and what they are
+OTHER_PAGES = {
+    "docs/chat.md": "a version",
+    "docs/compare.md": "arithmetic, and enumeration in tests/zephyr; settings of others",
+    "docs/design.md": "settings, and arithmetic",
+    "docs/memory.md": "the table of tests/benchmarks/test_memory_by_card.py, and arithmetic",
+    "docs/migration.md": "versions",
+    "docs/several_gpus.md": "sizes of models, and arithmetic",
+    "docs/trackers.md": "ln 2",
+    "docs/troubleshooting.md": "ln 2, and a version",
+    "recipes/lion/README.md": "counts of tests/benchmarks/test_memory_by_card.py",
+    "recipes/minillm/README.md": "the same counts, and figures of the paper and of others",
+    "recipes/nat_nce_asc/README.md": "the same counts, and figures of the paper",
+    "recipes/offline_distillation/README.md": "the same counts",
+    "recipes/zephyr/README.md": "the same counts, and figures of the paper and of others",
 }
 PAIR = re.compile(r"[-+]?\d+(?:\.\d+)? ± \d+(?:\.\d+)?")
 DECIMAL = re.compile(r"(?<![\d.\w-])\d+\.\d+(?![\d.\w])")
@@ -211,6 +228,13 @@ def test_figures(page):
     assert not unknown, f"no result file of {PAGES[page][0] or 'any laboratory'} gives {unknown}"
     text = plain(page)
     assert all(other in text for other in PAGES[page][1]), "an exception that the page no longer needs"
+
+
+def test_every_page_with_a_figure_is_here():
+    folders = ("docs/*.md", "recipes/*/README.md", "benchmarks/**/README.md", "examples/README.md")
+    pages = {str(path.relative_to(ROOT)) for folder in folders for path in ROOT.glob(folder)}
+    assert {page for page in pages if figures(plain(page))} <= PAGES.keys() | OTHER_PAGES.keys()
+    assert not PAGES.keys() & OTHER_PAGES.keys() and OTHER_PAGES.keys() <= pages
 
 
 def test_a_wrong_figure_is_found():
