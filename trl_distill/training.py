@@ -36,7 +36,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .checkpoints import checkpoint_to_resume
+from .checkpoints import CheckpointError, checkpoint_to_resume
 from .extras import check_training_packages
 from .files import check_there, data_errors, file_format
 from .row_formats import trl_rows
@@ -80,14 +80,15 @@ def quiet_without_a_reader() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def user_errors(prog: str) -> Iterator[None]:
+def user_errors(prog: str, kinds: tuple[type[Exception], ...] = (ValueError, OSError, ImportError)) -> Iterator[None]:
     """
-    Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only. Of
-    several processes each says its own: a file may be missing on one machine only.
+    Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only, or name
+    the `kinds` that are no fault of a program. Of several processes each says its own: a file may be missing on one
+    machine only.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except kinds as error:
         if isinstance(error, BrokenPipeError) and nobody_reads():
             raise
         rank, processes = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
@@ -359,16 +360,52 @@ def quantization_config(model_args: "ModelConfig", trust_remote_code: bool = Fal
 def model_arguments(
     training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model"
 ) -> dict[str, Any]:
-    """What each trainer is given beside its data."""
+    """What each trainer is given beside its data, with a full model."""
     from trl import get_peft_config
 
     set_model_init_kwargs(training_args, model_args, role)
+    if is_adapter(model_args.model_name_or_path):
+        raise ValueError(
+            f"{model_args.model_name_or_path} is an adapter, and this training begins with a full model. Put it into "
+            "its base first: `trl-distill merge`."
+        )
     return {
         "model": model_args.model_name_or_path,
         "args": training_args,
         "quantization_config": quantization_config(model_args, training_args.trust_remote_code),
         "peft_config": get_peft_config(model_args),
     }
+
+
+def student_arguments(
+    training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model"
+) -> dict[str, Any]:
+    """The same where `model_name_or_path` may be the folder of an adapter, too: then its training goes on."""
+    name = model_args.model_name_or_path
+    if name is None or not is_adapter(name):
+        return model_arguments(training_args, model_args, role)
+    if model_args.use_peft:
+        raise ValueError(
+            f"{name} is an adapter. Leave `use_peft` out to go on training it; for a new one on top of it, put it "
+            "into its base first: `trl-distill merge`."
+        )
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    set_model_init_kwargs(training_args, model_args, role)
+    kwargs = training_args.model_init_kwargs | {
+        "quantization_config": quantization_config(model_args, training_args.trust_remote_code)
+    }
+    training_args.model_init_kwargs = None  # the trainer has nothing to load
+    model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **kwargs)
+    return {"model": model, "args": training_args, "processing_class": AutoTokenizer.from_pretrained(name)}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds an adapter. Ids of the Hub are not asked about."""
+    from .models import adapter_config
+
+    return Path(name).is_dir() and adapter_config(name) is not None
 
 
 def train_and_save(
@@ -378,6 +415,8 @@ def train_and_save(
     from .models import keep_4bit_trainable
 
     keep_4bit_trainable(trainer.model)
+    if isinstance(resume_from_checkpoint, str):
+        trainer.accelerator.print(f"Going on from {resume_from_checkpoint}.")
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     trainer.save_model(trainer.args.output_dir)
     trainer.save_state()  # with what was logged: checkpoints may be gone by now
@@ -436,6 +475,7 @@ def run_training(
             trainer = build_trainer(*args)
             if trainer.is_world_process_zero():
                 record_run(training_args.output_dir, run, str(trainer.args.device), trainer.args.world_size)
-        train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
+        with user_errors(prog, (CheckpointError,)):
+            train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
     except KeyboardInterrupt:  # who has launched this process says how to go on
         raise SystemExit(128 + signal.SIGINT) from None

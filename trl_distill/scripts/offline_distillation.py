@@ -28,7 +28,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from trl_distill.scripts.training import run_command, training_parser
-from trl_distill.training import model_arguments, split_by_question
+from trl_distill.training import split_by_question, student_arguments
 
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def build_trainer(
     from trl_distill import OfflineDistillationTrainer
 
     rows = load_rows(script_args, training_args, dataset_args)
-    return OfflineDistillationTrainer(**model_arguments(training_args, model_args, role="student"), **rows)
+    return OfflineDistillationTrainer(**student_arguments(training_args, model_args, role="student"), **rows)
 
 
 def make_parser(prog: str | None = None):
