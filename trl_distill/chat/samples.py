@@ -138,7 +138,8 @@ def samples_to_file(
     model.check(requests[::num_samples])
     calls = path.with_name(f"{path.name}.calls.sqlite")
     other = (
-        f"{path} exists and holds something else than these samples. Set back what changed, or choose another file."
+        f"{path} exists and holds something else than these samples. Set back what changed, choose another file, or "
+        f"remove it: what was drawn is kept in {calls.name}, and only what is new is drawn."
     )
     if path.exists() and not calls.exists():
         raise ValueError(

@@ -49,8 +49,8 @@ def load_rows(
     size = dataset_args.test_split_size
     if dataset_args.datasets or script_args.dataset_config or script_args.dataset_streaming:
         raise ValueError(
-            "recorded rows come from the folder that `dataset_name` names: leave out `datasets`, `dataset_config` and "
-            "`dataset_streaming`."
+            "recorded rows come from the folder that `trl-distill record` has written: name it as `dataset_name`. It "
+            "is no file. Leave out `datasets`, `dataset_config` and `dataset_streaming`."
         )
     rows = load_recorded(script_args.dataset_name)
     if training_args.eval_strategy == "no" and size is None:
