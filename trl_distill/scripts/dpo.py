@@ -117,7 +117,7 @@ def build_trainer(
 ) -> "DPOTrainer":
     import torch
 
-    from trl_distill.endings import check_model_ending
+    from trl_distill.endings import check_model_ending, check_tools
     from trl_distill.models import keep_4bit_trainable
     from trl_distill.zephyr.dpo_trainer import DPOTrainer
     from trl_distill.zephyr.reference_check import ReferenceCheckCallback
@@ -130,6 +130,7 @@ def build_trainer(
         revision, trust = training_args.model_init_kwargs["revision"], training_args.trust_remote_code
         check_model_ending(model_args.model_name_or_path, revision, trust, remedy=ENDING_REMEDY)
     trainer = DPOTrainer(**arguments, callbacks=[ReferenceCheckCallback()], **splits)
+    check_tools(trainer.processing_class, splits["train_dataset"])
     keep_4bit_trainable(trainer.model)  # a precomputed reference may have made that impossible
     report_lengths(splits, trainer)
     if script_args.ignore_bias_buffers:
