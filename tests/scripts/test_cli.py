@@ -279,6 +279,19 @@ class TestScripts:
             ({}, "exactly one teacher"),
             ({"model_name_or_path": None, "teacher_is_base": True}, "no student"),
             ({"teacher_is_base": True}, "no adapter"),
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("runs/none", "If a folder is meant, there is none of that name here."),
+            ("runs/a/none", "No such file or folder: runs/a/none."),
+        ],
+    )
+    def test_a_model_that_is_nowhere(self, name, expected, sft_config, capsys):
+        config = sft_config(model_name_or_path=name)
+        assert expected in error_of(capsys, sft.run, "--config", config)
+        if expected.startswith("No such"):  # said before a process is started
+            assert expected in error_of(capsys, cli.main, "sft", "--config", config)
+
             (
                 {"teacher_model_server_url": "http://localhost:1"},
                 "Set `single_step_decomposition=False`, `teacher_mix",

@@ -48,14 +48,7 @@ def refuse_adapter(model_name_or_path: str, revision: str | None) -> None:
     """Raise `ValueError` if the model is an adapter: the reference would be something else than its user means."""
     from trl_distill.models import adapter_config
 
-    try:
-        adapter = adapter_config(model_name_or_path, revision)
-    except OSError as error:
-        raise ValueError(
-            f"no model {model_name_or_path}: it is neither a folder nor a name that the Hub could have. If it is to "
-            "be a merged model, `trl-distill merge ADAPTER --output DIR` makes it."
-        ) from error
-    if adapter is not None:
+    if adapter_config(model_name_or_path, revision) is not None:
         raise ValueError(
             f"{model_name_or_path} is an adapter, and the reference of DPO is the model without its adapter. Put it "
             f"into its base first: `trl-distill merge {model_name_or_path} --output DIR`, then set "
