@@ -345,6 +345,12 @@ def set_model_init_kwargs(training_args: "TrainingArguments", model_args: "Model
     """Put the fields about the model where the trainer looks for them. The config file's own entries win."""
     if model_args.model_name_or_path is None:
         raise ValueError(f"no {role}: set `model_name_or_path`.")
+    if training_args.fp16 and (model_args.load_in_4bit or model_args.load_in_8bit):
+        raise ValueError(
+            "in float16 (`fp16`, or a GPU that does not multiply bfloat16) the loss is scaled, but TRL trains what is "
+            "added to a quantized model in bfloat16, whose gradients cannot be scaled. Set `bf16: false`, without "
+            "`fp16`, or leave the quantization out."
+        )
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

@@ -264,7 +264,13 @@ class TestScripts:
             ({"resume_from_checkpoint": True}, "nothing to resume"),
             ({"dataset_name": __file__}, "expected one of .json, .jsonl, .csv, .parquet"),
             ({"dataset_name": "data/none.parquet"}, "No such file: data/none.parquet"),
-            ({"dataset_name": "./none"}, "No such file: ./none"),
+            ({"dataset_name": "./none"}, "No such file or folder: ./none"),
+            (
+                {"dataset_name": "data/none"},
+                "no file or folder data/none here, either. If a recipe names it, the recipe's",
+            ),
+            ({"model_name_or_path": "runs/a/none"}, "No such file or folder: runs/a/none. If a recipe names it, the"),
+            ({"fp16": True, "load_in_4bit": True, "use_peft": True}, "cannot be scaled. Set `bf16: false`"),
             ({"report_to": ["dvclive"]}, "needs the package dvclive. Install it with `pip install dvclive`."),
             ({"report_to": "wandbb"}, "`report_to` must name trackers, got 'wandbb'. Did you mean wandb"),
         ],
@@ -273,12 +279,6 @@ class TestScripts:
     def test_data_and_resume_errors(self, command, changes, expected, sft_config, capsys):
         assert expected in error_of(capsys, SCRIPTS[command].run, "--config", sft_config(**changes))
 
-    @pytest.mark.parametrize(
-        ("changes", "expected"),
-        [
-            ({}, "exactly one teacher"),
-            ({"model_name_or_path": None, "teacher_is_base": True}, "no student"),
-            ({"teacher_is_base": True}, "no adapter"),
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
@@ -292,6 +292,12 @@ class TestScripts:
         if expected.startswith("No such"):  # said before a process is started
             assert expected in error_of(capsys, cli.main, "sft", "--config", config)
 
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({}, "exactly one teacher"),
+            ({"model_name_or_path": None, "teacher_is_base": True}, "no student"),
+            ({"teacher_is_base": True}, "no adapter"),
             (
                 {"teacher_model_server_url": "http://localhost:1"},
                 "Set `single_step_decomposition=False`, `teacher_mix",
