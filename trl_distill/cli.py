@@ -39,6 +39,7 @@ from trl_distill.scripts.arguments import raise_error, split_arguments, stray, s
 from trl_distill.text import closest
 from trl_distill.training import (
     accelerate_config_path,
+    check_paths,
     end_children,
     launch_fields,
     launch_flags,
@@ -141,6 +142,7 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
     module = f"trl_distill.scripts.{command}"
     parser = importlib.import_module(module).make_parser(prog=f"trl-distill {command}")
     values, config, flags = split_arguments(parser, argv, launch_fields())
+    check_paths(vars(values))
 
     # The script gets what the launcher does not take. `flags` is an ordered part of `argv`.
     remaining = iter(flags)

@@ -98,9 +98,11 @@ def user_errors(prog: str, kinds: tuple[type[Exception], ...] = (ValueError, OSE
 
 
 def _remedy(error: str) -> str:
-    """What to do about errors of PEFT that speak of its own parameters."""
+    """What an error of PEFT or of the Hub leaves out."""
     if "ParamWrapper does not work with lora_dropout" in error:  # `all-linear` and fused experts
         return " Set `lora_dropout: 0.0`, or name the layers in `lora_target_modules`."
+    if "couldn't find them in the cached files" in error:  # of a model: it names none
+        return " If a folder is meant, there is none of that name here."
     if "No `target_modules` passed" in error:
         return " PEFT knows no default for this architecture: set `lora_target_modules`, for example to all-linear."
     return ""
@@ -188,6 +190,20 @@ def check_launcher(values: Namespace) -> None:
             raise ValueError(f"`{other}` is set, but the launcher's config asks for {name}. Leave one of them out.")
 
 
+def check_paths(values: dict[str, Any]) -> None:
+    """Refuse fields of a training that name a file or folder which is not there, before anything is loaded."""
+    names = ["model_name_or_path", "teacher_model_name_or_path", "nat_path", "lm_dataset_name"]
+    names += [] if values.get("datasets") else ["dataset_name"]
+    for name in names:
+        try:
+            check_there(values.get(name) or ".")
+        except FileNotFoundError as error:
+            if name != "model_name_or_path":
+                raise
+            remedy = "If it is to be a merged model, `trl-distill merge ADAPTER --output DIR` makes it."
+            raise FileNotFoundError(f"{error} {remedy}") from None
+
+
 def end_children(patience: float = 10) -> None:
     """End the processes that this one has started, and theirs: none is to go on for nobody."""
     import psutil
@@ -218,8 +234,6 @@ def resolve(
     name = script_args.dataset_name
     if not name and not dataset_args.datasets:
         raise ValueError("no data: set `dataset_name` to a dataset of the Hub, a folder or a file, or set `datasets`.")
-    if name and not dataset_args.datasets:
-        check_there(name)
     if name and not dataset_args.datasets and os.path.isfile(name):
         dataset_args.datasets = [DatasetConfig(path=file_format(name), data_files=name)]
         dataset_args.streaming = script_args.dataset_streaming
@@ -332,6 +346,12 @@ def set_model_init_kwargs(training_args: "TrainingArguments", model_args: "Model
     """Put the fields about the model where the trainer looks for them. The config file's own entries win."""
     if model_args.model_name_or_path is None:
         raise ValueError(f"no {role}: set `model_name_or_path`.")
+    if training_args.fp16 and (model_args.load_in_4bit or model_args.load_in_8bit):
+        raise ValueError(
+            "in float16 (`fp16`, or a GPU that does not multiply bfloat16) the loss is scaled, but TRL trains what is "
+            "added to a quantized model in bfloat16, whose gradients cannot be scaled. Set `bf16: false`, without "
+            "`fp16`, or leave the quantization out."
+        )
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -465,7 +485,9 @@ def run_training(
         with user_errors(prog):
             args = parse()
             script_args, training_args, _, dataset_args, *_ = args
-            check_training_packages({name: value for part in args for name, value in vars(part).items()})
+            values = {name: value for part in args for name, value in vars(part).items()}
+            check_paths(values)
+            check_training_packages(values)
             run = describe_run(prog, args)  # before anything is changed in them
             goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
             if goes_on:

@@ -267,7 +267,13 @@ class TestScripts:
             ({"resume_from_checkpoint": True}, "nothing to resume"),
             ({"dataset_name": __file__}, "expected one of .json, .jsonl, .csv, .parquet"),
             ({"dataset_name": "data/none.parquet"}, "No such file: data/none.parquet"),
-            ({"dataset_name": "./none"}, "No such file: ./none"),
+            ({"dataset_name": "./none"}, "No such file or folder: ./none"),
+            (
+                {"dataset_name": "data/none"},
+                "no file or folder data/none here, either. If a recipe names it, the recipe's",
+            ),
+            ({"model_name_or_path": "runs/a/none"}, "No such file or folder: runs/a/none. If a recipe names it, the"),
+            ({"fp16": True, "load_in_4bit": True, "use_peft": True}, "cannot be scaled. Set `bf16: false`"),
             ({"report_to": ["dvclive"]}, "needs the package dvclive. Install it with `pip install dvclive`."),
             ({"report_to": "wandbb"}, "`report_to` must name trackers, got 'wandbb'. Did you mean wandb"),
         ],
@@ -275,6 +281,19 @@ class TestScripts:
     @pytest.mark.parametrize("command", SCRIPTS)
     def test_data_and_resume_errors(self, command, changes, expected, sft_config, capsys):
         assert expected in error_of(capsys, SCRIPTS[command].run, "--config", sft_config(**changes))
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("runs/none", "If a folder is meant, there is none of that name here."),
+            ("runs/a/none", "No such file or folder: runs/a/none."),
+        ],
+    )
+    def test_a_model_that_is_nowhere(self, name, expected, sft_config, capsys):
+        config = sft_config(model_name_or_path=name)
+        assert expected in error_of(capsys, sft.run, "--config", config)
+        if expected.startswith("No such"):  # said before a process is started
+            assert expected in error_of(capsys, cli.main, "sft", "--config", config)
 
     @pytest.mark.parametrize(
         ("changes", "expected"),
