@@ -144,13 +144,13 @@ def offline_distillation():
             [column] = [head for head in rows[0] if head.startswith(f"{student}, {name}")]
             shares = [100 * float(row[column].split(", ")[0]) for row in rows]
             axis.plot(tokens, shares, line, marker="o", color=color, linewidth=3 if name == "forward" else 1.5)
-            text = f"{name} KL, {student} student"
+            text = f"{name} KL, {student}"
             beside = dict(textcoords="offset points", ha="right", va="center", fontsize=8, color=color)
             axis.annotate(text, (tokens[0], shares[0]), (-8, 0), **beside)
     axis.set(title="share of the divergence that a record keeps, %", xlabel="tokens kept at each place", ylim=(0, 105))
     axis.set_xscale("log", base=4)
     axis.set_xticks(tokens, tokens)
-    axis.set_xlim(0.18, 1500)
+    axis.set_xlim(0.12, 1500)
     axis.minorticks_off()
     axis.axvline(64, color=CONTROL, linewidth=0.8)
     axis.annotate(" the default", (64, 3), color=CONTROL, fontsize=8)
