@@ -57,6 +57,8 @@ MODELS = {
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": (264, "<|im_end|>", CHATML),
     "mistralai/Mistral-7B-v0.1": (264, "</s>", None),
     "mistralai/Mistral-7B-Instruct-v0.2": (264, "</s>", MISTRAL),
+    "student": (264, "<|im_end|>", CHATML),
+    "teacher": (264, "<|im_end|>", CHATML),
     # What earlier steps have left
     "runs/zephyr-sft": (264, "</s>", MISTRAL),
     "runs/ddpo": (264, "</s>", MISTRAL),
@@ -160,6 +162,7 @@ def write_data(folder: Path) -> None:
     dolly = [{"instruction": f"{text} Try {i}.", "response": ANSWER["content"]} for text in asked for i in range(160)]
     part = "data/{}-00000-of-00001.jsonl"
     for name, rows in {
+        "answers.jsonl": [{"prompt": f"{text} ", "completion": ANSWER["content"]} for text in asked],
         "prompts.jsonl": [{"prompt": text} for text in asked],
         "questions.jsonl": [{"prompt": f"What is {i} + 1? ", "answer": f"{i + 1}"} for i in range(8)],
         "test.jsonl": [{"prompt": f"What is {i} + 2? ", "answer": f"{i + 2}"} for i in range(4)],

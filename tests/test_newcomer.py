@@ -13,7 +13,8 @@
 # limitations under the License.
 
 """
-What a newcomer types: the blocks of README.md and of every quick start, from the wheel, as they stand on the page.
+What a newcomer types: the blocks of README.md and of every quick start, or the first commands of a page that has none,
+from the wheel, as they stand on the page.
 
 Nothing is added to a command. Models and data are tiny and have the real names, there is no GPU, and the server that
 answers is ours. `NEWCOMER_INDEX=1` installs all that the wheel needs from the index, too.
@@ -44,6 +45,12 @@ PAGES |= {
     for path in sorted((ROOT / "docs").glob("*.md"))
     if (found := QUICK_START.search(path.read_text(encoding="utf-8")))
 }
+# Pages without a quick start: their first block is one. Others speak of several machines, or of a config of one's own
+FIRST = re.compile(r"^```bash\n.*?^```$", re.M | re.S)
+PAGES |= {
+    page: FIRST.search((ROOT / page).read_text(encoding="utf-8")).group()
+    for page in ("docs/evaluation.md", "docs/memory.md", "docs/which_method.md", "docs/wrong_answers.md")
+}
 PORT = 8000  # of the pages
 WRITTEN = itertools.count()
 
@@ -51,6 +58,7 @@ WRITTEN = itertools.count()
 NOT_RUN = {
     "make demo": "makes an environment of its own from the index, in a checkout",
     "make test": "this is one of its tests, in a checkout",
+    "trl-distill label ": "a model of random weights answers nothing right; the world has labelled rows",
     "pip install": "is what the fixture does, from the wheel: the address on GitHub is not there yet",
 }
 # What a page says its reader has done before: another page's blocks that come first
@@ -71,7 +79,7 @@ CHANGED = {
 
 
 def test_every_page_is_here():
-    assert len(PAGES) == 13
+    assert len(PAGES) == 17
     blocks = [text for page in PAGES.values() for _, text in newcomer.blocks_of(page)]
     for start in NOT_RUN:
         assert any(command.startswith(start) for text in blocks for command in newcomer.commands_of(text)), start
