@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .checkpoints import checkpoint_to_resume
-from .extras import check_training_packages
+from .extras import check_packages
 from .files import check_there, data_errors, file_format
 from .row_formats import trl_rows
 
@@ -94,6 +94,18 @@ def user_errors(prog: str) -> Iterator[None]:
         where = f" in process {rank} of {processes}, on {platform.node()}" if processes > 1 else ""
         sys.stderr.write(f"{prog}: error{where}: {error}{_remedy(str(error))}\n")
         raise SystemExit(2) from error
+
+
+@contextlib.contextmanager
+def metric_errors(prog: str) -> Iterator[None]:
+    """Tell a `metric_for_best_model` that the first evaluation does not give as other mistakes are told."""
+    try:
+        yield
+    except KeyError as error:
+        if "`metric_for_best_model`" not in str(error):
+            raise
+        with user_errors(prog):
+            raise ValueError(error.args[0]) from error
 
 
 def _remedy(error: str) -> str:
@@ -426,7 +438,7 @@ def run_training(
         with user_errors(prog):
             args = parse()
             script_args, training_args, _, dataset_args, *_ = args
-            check_training_packages({name: value for part in args for name, value in vars(part).items()})
+            check_packages({name: value for part in args for name, value in vars(part).items()})
             run = describe_run(prog, args)  # before anything is changed in them
             goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
             if goes_on:
@@ -436,6 +448,7 @@ def run_training(
             trainer = build_trainer(*args)
             if trainer.is_world_process_zero():
                 record_run(training_args.output_dir, run, str(trainer.args.device), trainer.args.world_size)
-        train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
+        with metric_errors(prog):
+            train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
     except KeyboardInterrupt:  # who has launched this process says how to go on
         raise SystemExit(128 + signal.SIGINT) from None

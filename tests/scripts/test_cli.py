@@ -295,6 +295,12 @@ class TestScripts:
     def test_minillm_errors(self, changes, expected, sft_config, capsys):
         assert expected in error_of(capsys, minillm.run, "--config", sft_config(**changes))
 
+    def test_a_metric_that_no_evaluation_gives(self, sft_config, capsys):
+        evaluated = dict(eval_strategy="steps", eval_steps=1, test_split_size=4, metric_for_best_model="rougeL")
+        error = error_of(capsys, sft.run, "--config", sft_config(**evaluated))
+        assert "trl-distill sft: error: The `metric_for_best_model` training argument is set to" in error
+        assert "'eval_loss'" in error
+
     def test_corpus_without_its_column(self, sft_config, tmp_path, capsys):
         config = sft_config(
             teacher_model_name_or_path=str(tmp_path / "student"),

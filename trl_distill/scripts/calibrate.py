@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl_distill.extras import check_packages
 from trl_distill.files import whole_path
 from trl_distill.scripts.arguments import check_one_process, check_outputs, parse_strictly
 from trl_distill.scripts.nce import NCEScriptArguments, load_nat_model
@@ -92,6 +93,7 @@ def run(argv: list[str]) -> None:
     with user_errors(prog):
         check_one_process(prog)
         *args, calibrate_args = parse_strictly(make_parser(prog), argv)
+        check_packages(vars(args[2]))  # those of the model: nothing is trained
         if calibrate_args.output_file is None:
             raise ValueError("no output: set `output_file`.")
         output = Path(calibrate_args.output_file)
