@@ -172,7 +172,6 @@ def launch(command: str, argv: list[str]) -> int:
 
     with user_errors(f"trl-distill {command}"):
         args = launch_arguments(command, argv)
-    launcher.quiet()
     try:
         launch_command(args)
     except (KeyboardInterrupt, SignalException):
@@ -235,6 +234,7 @@ def start(argv: list[str] | None) -> int:
     args = parser.parse_args(argv)
     if not sys.stderr.isatty():  # bars that are drawn over each other on a terminal are lines in a file
         os.environ.setdefault("TQDM_DISABLE", "1")
+    launcher.quiet()
     if argv is None and args.command in TRAINING:
         sys.modules.setdefault("peft", None)  # seconds to import, and this process trains nothing
     try:

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .checkpoints import checkpoint_to_resume
 from .extras import check_packages
 from .files import check_there, data_errors, file_format
+from .launcher import quiet
 from .row_formats import trl_rows
 
 
@@ -433,6 +434,7 @@ def run_training(
     """
     from .report import describe_run, record_run
 
+    quiet()
     end_with_launcher()
     try:
         with user_errors(prog):

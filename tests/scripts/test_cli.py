@@ -219,6 +219,24 @@ class TestLaunch:
         done = run_python("-m", "trl_distill.cli", "sft", "--config", sft_config(), "--accelerate_config", "cpu")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "out" / "model.safetensors").is_file()
+        for noise in ("is deprecated", "Setting accelerator to CPU", "Failed to load CPU gemm_4bit_forward"):
+            assert noise not in done.stdout + done.stderr
+
+    def test_only_what_nobody_can_change_is_left_unsaid(self):
+        script = (
+            "import logging, warnings; from trl_distill.launcher import _SAID_BY, quiet; quiet(); quiet()\n"
+            "logging.basicConfig(format='%(message)s')\n"
+            "for name, begin in _SAID_BY.items():\n"
+            "    logging.getLogger(name).warning(begin + ' and more', *['x'] * begin.count('%s'))\n"
+            "    logging.getLogger(name).warning('another of %s', name)\n"
+            "for old in ('gradient_checkpointing', 'is_gradient_checkpointing', 'use_reentrant'):\n"
+            "    warnings.warn(f'`{old}` is deprecated and will be removed.', FutureWarning)\n"
+            "warnings.warn('`gradient_checkpointing` is deprecated', UserWarning)"
+        )
+        said = run_python("-c", script).stderr
+        assert said.count("another of ") == 4 and "and more" not in said
+        assert "`use_reentrant` is deprecated" in said and "FutureWarning: `gradient" not in said
+        assert "UserWarning: `gradient_checkpointing`" in said
 
     def test_failed_script_gives_its_exit_code_without_traceback(self, sft_config):
         config = sft_config(resume_from_checkpoint="latest")

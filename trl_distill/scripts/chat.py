@@ -152,7 +152,8 @@ def run(argv: list[str]) -> None:
     """Parse `argv`, load the model and talk."""
     with user_errors("trl-distill chat"):
         args, _, _ = split_arguments(make_parser("trl-distill chat"), argv)
-        model, tokenizer = load_model(args, args.model, args.model_revision, args.load_in_4bit)
+        with contextlib.redirect_stdout(sys.stderr):  # which is for answers, also from what is imported here
+            model, tokenizer = load_model(args, args.model, args.model_revision, args.load_in_4bit)
         if tokenizer is None:
             raise ValueError(f"No tokenizer in {args.model}. Save it beside the model.")
         conversation = Conversation(model, tokenizer, args)
