@@ -101,6 +101,7 @@ class TestCompletion:
             ("trl-distill nce --max_st", {"--max_steps"}),
             ("trl-distill sft --conf", {"--config"}),
             ("trl-distill lion --seed 1 --strat", {"--strategy"}),
+            ("trl-distill recipe minillm/qwen3_0", {"minillm/qwen3_0.6b_qlora_8gb.yaml"}),
             ("trl-distill sample --seed 3 --dtype x", set()),
             ("trl-distill sample --dtype bfl", {"bfloat16"}),
         ],
