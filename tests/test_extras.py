@@ -17,7 +17,7 @@ import sys
 
 import pytest
 
-from tests.commands import error_of
+from tests.commands import error_of, write_rows
 from trl_distill.chat import EndpointChatModel, LocalChatModel
 from trl_distill.extras import _OPTIMIZERS, _TRACKERS, check_packages, missing, need
 from trl_distill.scripts import augment, evaluate, label, record, sample
@@ -93,7 +93,7 @@ def test_models_say_what_they_need_before_they_are_asked(without):
 
 def test_a_command_looks_before_it_reads_rows(without, capsys, tmp_path):
     without("bitsandbytes", "math_verify")
-    rows = str(tmp_path / "there_is_none.jsonl")
+    rows = write_rows(tmp_path / "rows.jsonl", ["no JSON"])
     common = ["--dataset_name", rows, "--output_file", str(tmp_path / "out.jsonl")]
     model = ["--model_name_or_path", "m", *common]
     quantized = "needs the package bitsandbytes. Install it with `pip install trl-distill[qlora]`."

@@ -39,6 +39,7 @@ from trl_distill.scripts.arguments import raise_error, split_arguments, stray, s
 from trl_distill.text import closest
 from trl_distill.training import (
     accelerate_config_path,
+    check_fields,
     end_children,
     launch_fields,
     launch_flags,
@@ -160,6 +161,7 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
     args = strict(launch_command_parser()).parse_args([*launch_argv, "--module", module, *script_argv])
     if args.training_script != module:
         raise_error(stray(args.training_script))
+    check_fields(vars(values))  # each process would do so, too, but once it has imported what trains
     args.output_dir = values.output_dir or "trainer_output"  # for whoever stops the run
     return args
 

@@ -31,7 +31,7 @@ import select
 import signal
 import sys
 from argparse import Action, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -189,6 +189,20 @@ def launch_flags(values: dict[str, Any]) -> list[str]:
     return flags
 
 
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Refuse fields that name packages, files of data or folders of models that are not there, before any work."""
+    check_packages(fields)
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            continue
+        if name.endswith("dataset_name"):
+            check_there(value)
+        elif name.endswith("model_name_or_path") and not fields.get("base_url"):  # a server's names may be any
+            is_path = value.startswith((".", "/", "~")) or value.count("/") > 1  # names of the Hub are `owner/name`
+            if is_path and not os.path.isdir(value):
+                raise FileNotFoundError(f"No such folder: {value} (`{name}`)")
+
+
 def check_launcher(values: Namespace) -> None:
     """Refuse fields of a training that contradict how it was launched."""
     for name, other in {"FSDP": "deepspeed", "DeepSpeed": "fsdp"}.items():
@@ -230,8 +244,6 @@ def resolve(
     name = script_args.dataset_name
     if not name and not dataset_args.datasets:
         raise ValueError("no data: set `dataset_name` to a dataset of the Hub, a folder or a file, or set `datasets`.")
-    if name and not dataset_args.datasets:
-        check_there(name)
     if name and not dataset_args.datasets and os.path.isfile(name):
         dataset_args.datasets = [DatasetConfig(path=file_format(name), data_files=name)]
         dataset_args.streaming = script_args.dataset_streaming
@@ -440,7 +452,7 @@ def run_training(
         with user_errors(prog):
             args = parse()
             script_args, training_args, _, dataset_args, *_ = args
-            check_packages({name: value for part in args for name, value in vars(part).items()})
+            check_fields({name: value for part in args for name, value in vars(part).items()})
             run = describe_run(prog, args)  # before anything is changed in them
             goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
             if goes_on:

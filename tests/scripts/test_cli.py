@@ -141,6 +141,7 @@ class TestStrictParsing:
             ("feedback", ["--student", "none"], "`student` has fields of its own"),
             ("feedback", ["--judges", "gpt-4.1"], "`judges` has fields of its own"),
             ("lion", ["--teacher=gpt-4.1"], "`teacher` has fields of its own"),
+            ("lion", ["--student", "none"], "unknown field `student` on the command line: use `student_model`."),
             ("recipe", ["minillm.yaml"], "no recipe 'minillm.yaml'"),
         ],
     )
@@ -245,6 +246,25 @@ class TestLaunch:
         assert "trl-distill sft: error: nothing to resume: no checkpoint in" in done.stderr
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["minillm", "--dataset_name", "none.jsonl"], "No such file: none.jsonl"),
+            (["minillm", "--lm_dataset_name", "none.jsonl"], "No such file: none.jsonl"),
+            (["nce", "--teacher_model_name_or_path", "/none"], "No such folder: /none (`teacher_model_name_or_path`)"),
+            (["sft", "--report_to", "dvclive"], "needs the package dvclive"),
+            (["record", "--config", "a.yaml", "--config", "b.yaml"], "--config names 2 files"),
+            (["evaluate", "--model_name_or_path", "m", "--dataset_name", "./none"], "No such file: ./none"),
+            (["lion", "--student_model", "m"], "`output_dir` is not set"),
+        ],
+    )
+    def test_what_is_missing_is_told_within_three_seconds_of_processor_time(self, arguments, expected):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = run_python("-m", "trl_distill.cli", *arguments)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
     def test_help_answers_at_once(self):
         def seconds():
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -283,6 +303,7 @@ class TestScripts:
             ({"dataset_name": __file__}, "expected one of .json, .jsonl, .csv, .parquet"),
             ({"dataset_name": "data/none.parquet"}, "No such file: data/none.parquet"),
             ({"dataset_name": "./none"}, "No such file: ./none"),
+            ({"model_name_or_path": "./none"}, "No such folder: ./none (`model_name_or_path`)"),
             ({"report_to": ["dvclive"]}, "needs the package dvclive. Install it with `pip install dvclive`."),
             ({"report_to": "wandbb"}, "`report_to` must name trackers, got 'wandbb'. Did you mean wandb"),
         ],

@@ -30,9 +30,8 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ..extras import check_packages
 from ..text import closest
-from ..training import check_launcher, check_value, launch_fields, shipped
+from ..training import check_fields, check_launcher, check_value, launch_fields, shipped
 
 
 if TYPE_CHECKING:
@@ -229,7 +228,7 @@ def split_arguments(
             Arguments of the command, with or without `--config FILE`.
         extra_fields (`Container[str]`, *optional*):
             Names that belong to `accelerate launch`: they are handed back instead of being an error. A command
-            without them runs in one process, here, so the packages that its fields need are looked for.
+            without them runs in one process, here, so what its fields need is looked for.
 
     Returns:
         `tuple[argparse.Namespace, dict, list[str]]`: Values of the parser's fields, and what the config file and the
@@ -253,7 +252,7 @@ def split_arguments(
     if extra_argv and not extra_argv[0].startswith("--"):
         raise ValueError(stray(extra_argv[0]))
     if not extra_fields:
-        check_packages(vars(values))
+        check_fields(vars(values))
     return values, {name: value for name, value in config.items() if name not in fields}, extra_argv
 
 
