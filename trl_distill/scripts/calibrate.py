@@ -48,6 +48,8 @@ class CalibrateScriptArguments:
     Arguments of the calibration script that the training script does not have.
 
     Args:
+        > Parameters that control the output
+
         output_file (`str`):
             JSON Lines file to write: the rows, with `weight` and `weight_hash`. Until all is done, the weights stand
             in `<output_file>.part`.
