@@ -208,7 +208,6 @@ class Training:
 
     def _finish(self, run: Path, output: Path) -> None:
         """Make the student of what the training has saved."""
-        from ..model_card import add_tag
         from ..models import adapter_config, merge_adapter
 
         if self.merge and adapter_config(str(run)):
@@ -224,7 +223,6 @@ class Training:
                 shutil.rmtree(output.with_name(checkpoint.name), ignore_errors=True)  # of a run that was killed here
                 checkpoint.rename(output.with_name(checkpoint.name))
             run.rename(output)
-        add_tag(output / "README.md", "lion")
 
 
 def lock_of(work: Path) -> Path:
