@@ -64,6 +64,13 @@ ZEPHYR = {
     "dsft-2": ("fine-tuning, then the chosen answers", CONTROL),
     "ddpo": ("fine-tuning, then DPO", OURS),
 }
+VOTES = {
+    "one sample %": ("one sample, the mean of 16", CONTROL),
+    "greedy %": ("one greedy answer", CONTROL),
+    "SC %": ("plain vote of 16 (SC)", USE),
+    "WS %": ("weighed by the student's probabilities (WS)", USE),
+    "ASC %": ("weighed by the ranker (ASC)", OURS),
+}
 
 
 def rows_of(table: str) -> list[dict[str, str]]:
@@ -114,7 +121,50 @@ def zephyr():
     return figure
 
 
-PICTURES = {"rationales": rationales, "lion": lion, "zephyr": zephyr}
+def voting():
+    worlds = {  # a student of each laboratory, and what its table begins behind
+        "CoT KD, first laboratory": ("rationales", "| student", "cot kd"),
+        "own right samples, second laboratory": ("rationales_second", "Votes, 100 % of the right rows:", "rft"),
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained")
+    for axis, (title, (name, start, student)) in zip(axes, worlds.items(), strict=True):
+        text = show(RESULTS / f"{name}.json")
+        [row] = [row for row in rows_of(text[text.index(start) :]) if row["student"] == student]
+        votes = [{"arm": vote, "accuracy": row[vote]} for vote in VOTES]
+        dots(axis, votes, "accuracy", VOTES, f"{title}, %", names=name == "rationales")
+    return figure
+
+
+def offline_distillation():
+    rows = rows_of(show(RESULTS / "quality_recorded_top_k.json"))
+    figure, axis = plt.subplots(figsize=(8, 3.5), layout="constrained")
+    tokens = [int(row["K"]) for row in rows]
+    for name, color in {"forward": OURS, "reverse": USE}.items():
+        for student, line in {"pruned": "-", "trained": "--"}.items():
+            [column] = [head for head in rows[0] if head.startswith(f"{student}, {name}")]
+            shares = [100 * float(row[column].split(", ")[0]) for row in rows]
+            axis.plot(tokens, shares, line, marker="o", color=color, linewidth=3 if name == "forward" else 1.5)
+            text = f"{name} KL, {student}"
+            beside = dict(textcoords="offset points", ha="right", va="center", fontsize=8, color=color)
+            axis.annotate(text, (tokens[0], shares[0]), (-8, 0), **beside)
+    axis.set(title="share of the divergence that a record keeps, %", xlabel="tokens kept at each place", ylim=(0, 105))
+    axis.set_xscale("log", base=4)
+    axis.set_xticks(tokens, tokens)
+    axis.set_xlim(0.12, 1500)
+    axis.minorticks_off()
+    axis.axvline(64, color=CONTROL, linewidth=0.8)
+    axis.annotate(" the default", (64, 3), color=CONTROL, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+PICTURES = {
+    "rationales": rationales,
+    "voting": voting,
+    "lion": lion,
+    "zephyr": zephyr,
+    "offline_distillation": offline_distillation,
+}
 
 
 def main():

@@ -49,6 +49,7 @@ TABLES = {
     "rationales/label_counts": ("rationales.table", "label_counts"),
     "memory": ("memory", "table"),
     "zephyr/end_to_end": ("zephyr.table", "end_to_end"),
+    "zephyr/filters": ("zephyr.filters", "table"),
     "lion/real_run": ("lion.table", "real_run"),
     "speed/rollout": ("table", "rollout"),
     "speed/training_step": ("table", "training_step"),

@@ -504,7 +504,7 @@ def plot(results: dict, path: Path) -> None:
         axis.axvline(len(sft), color="grey", linewidth=0.8)  # SFT ends, MiniLLM starts
         axis.set(xlabel="optimizer step", ylim=(min(0, axis.get_ylim()[0]), None))
         axis.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=200)
     plt.close(figure)
 
 

@@ -157,7 +157,7 @@ def write_data(folder: Path) -> None:
     ]
     dialogues = [{"prompt": text, "messages": messages(text, "one, two", "And on?", "three")} for text in asked]
     tasks = [{"instruction": f"{verb} {topic}.", "input": "", "output": "Well."} for verb in VERBS for topic in TOPICS]
-    dolly = [{"prompt": messages(f"{text} Try {i}."), "completion": [ANSWER]} for text in asked for i in range(4)]
+    dolly = [{"instruction": f"{text} Try {i}.", "response": ANSWER["content"]} for text in asked for i in range(160)]
     part = "data/{}-00000-of-00001.jsonl"
     for name, rows in {
         "prompts.jsonl": [{"prompt": text} for text in asked],
@@ -171,8 +171,7 @@ def write_data(folder: Path) -> None:
         ],
         "instructions.jsonl": tasks,
         "ultrachat.jsonl.gz": dialogues,
-        "data/dolly-chat/train.jsonl": dolly,
-        "data/dolly-chat/validation.jsonl": dolly[:2],
+        "databricks/databricks-dolly-15k/train.jsonl": dolly,
         "trl-lib/ultrafeedback-prompt/train.jsonl": [{"prompt": messages(text)} for text in asked],
         "tatsu-lab/alpaca/train.jsonl": tasks,
         f"HuggingFaceH4/ultrachat_200k/{part.format('train_sft')}": dialogues,

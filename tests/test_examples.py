@@ -83,6 +83,28 @@ def test_rationales(tiny, tmp_path):
     AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out/nce")
 
 
+def test_offline_distillation(tiny, tmp_path, capsys):
+    data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Count to {word}."} for word in WORDS])
+    flags = {"student": tiny("student"), "teacher": tiny("teacher", num_hidden_layers=3), "prompts": data}
+    run("offline_distillation", **flags, output_dir=tmp_path / "out", max_tokens=6, num_train_epochs=1)
+    assert int(re.search(r"(\d+) tokens of the teacher", capsys.readouterr().out).group(1)) >= len(WORDS)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_voting(tiny, tmp_path, capsys):
+    labelled = [
+        {"prompt": f"{a} + 1 = ", "completion": f"{a + 1 + wrong}", "label": not wrong}
+        for a in range(8)
+        for wrong in (0, 1)
+    ]
+    flags = {"model": tiny("model"), "ranker": tiny("base"), "output_dir": tmp_path / "out"}
+    flags["labelled"] = write_rows(tmp_path / "labelled.jsonl", labelled)
+    flags["questions"] = write_rows(tmp_path / "questions.jsonl", [{"prompt": "1 + 1 = ", "answer": "no such word"}])
+    run("voting", **flags, num_samples=3, max_tokens=4, num_train_epochs=1)
+    assert "'majority': '0 of 1 right'" in capsys.readouterr().out
+    assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 1
+
+
 def test_zephyr(tiny, tmp_path, server):
     def reply(body, *_):
         if body["model"] == "gpt-4.1":

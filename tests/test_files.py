@@ -143,6 +143,21 @@ class TestLoading:
         with pytest.raises(FileNotFoundError, match="No such file: .*b.jsonl"):
             load_rows(str(tmp_path / "b.jsonl"))
 
+    @pytest.mark.parametrize("name", ["./a", "~/a", "/none/a", "a/b/c", "data/a.csv", "runs/a"])
+    def test_what_is_not_here(self, name, tmp_path, monkeypatch):
+        """Where only a file or a folder can be meant, the Hub, which would take seconds, is not asked."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "runs").mkdir()
+        with pytest.raises(FileNotFoundError, match=f"^No such file( or folder)?: {name}\\. ?") as raised:
+            load_split(name)
+        assert ("the recipe's header says what makes it" in str(raised.value)) == name.startswith(("data/", "runs/"))
+
+    @pytest.mark.parametrize("name", ["data/a", "owner/a", "a"])
+    def test_what_is_neither_here_nor_on_the_hub(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match=f"on the Hub .*There is no file or folder {name} here, either"):
+            load_split(name)
+
     @pytest.mark.parametrize(("text", "said"), [('{"a": 1}\n{"a"', "JSON parse error"), ("", "it holds no rows")])
     def test_what_is_damaged_or_empty_is_named(self, tmp_path, text, said):
         (tmp_path / "a.jsonl").write_text(text)

@@ -33,7 +33,6 @@ ROOT = Path(__file__).parents[1]
 FOUNDATIONS = {
     "files",
     "progress",
-    "lazy",
     "row_formats",
     "checkpoints",
     "divergence",

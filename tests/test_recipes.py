@@ -103,6 +103,19 @@ class TestRecipes:
         header = "".join(itertools.takewhile(lambda line: line.startswith("#"), path.open()))
         for word in ("Run:", "Hardware:", "Expected:"):
             assert word in header
+        assert not re.search(
+            r"(python|bash) recipes/|README", header.partition("# Hardware:")[0]
+        )  # no checkout needed
+        for name, file in re.findall(r"trl-distill recipe (\S+) > (\S+)", header):
+            assert (RECIPES / name).is_file() and f"python {file} " in header
+
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+    def test_header_says_what_makes_its_data_and_models(self, path):
+        """As an error about a missing one promises."""
+        header = "".join(itertools.takewhile(lambda line: line.startswith("#"), path.open()))
+        named = r"^[^#\n]*(?:name_or_path|dataset_name|nat_path): ((?:data|runs)/\S+)"
+        for value in re.findall(named, path.read_text(), re.M):
+            assert value in header
 
     @recipes_of(*TRAINING)
     def test_parses_strictly(self, path):

@@ -17,6 +17,9 @@ Rows of LLaMA-Factory and ms-swift, as their documentation writes them: data/REA
 the other.
 """
 
+import json
+from importlib import resources
+
 import pytest
 from datasets import Dataset, IterableDataset
 from hypothesis import given
@@ -90,8 +93,15 @@ PAIRS = {
     },
     "messages": {"messages": [user("q")], "chosen": assistant("good"), "rejected": assistant("bad")},
     "ms-swift": {"messages": [user("q"), assistant("good")], "rejected_response": "bad"},
+    "ms-swift, a turn": {"messages": [user("q"), assistant("good")], "rejected_response": [assistant("bad")]},
+    "ms-swift, whole conversations": {
+        "messages": [user("q"), assistant("good")],
+        "rejected_messages": [user("q"), assistant("bad")],
+        "rejected_response": None,
+    },
     "query and response": {"query": "q", "response": "good", "rejected_response": "bad"},
 }
+EMPTY = (None, "", "[]", [])
 TURNS = ("conversations", "conversation", "messages")
 
 
@@ -103,7 +113,10 @@ def read(row, wanted, *known):
     [found] = converted
     assert trl_rows(converted, wanted, *known) is converted
     stream = trl_rows(rows.to_iterable_dataset(), wanted, *known)
-    assert isinstance(stream, IterableDataset) and list(stream) == [found]
+    [streamed] = stream
+    if wanted != "prompt" and row.get("tools") in EMPTY:
+        streamed.pop("tools", None)  # which a later row may have
+    assert isinstance(stream, IterableDataset) and streamed == found
     one_by_one = list(trl_rows(iter([row]), wanted, *known))
     assert one_by_one == [found] and list(trl_rows(iter(one_by_one), wanted, *known)) == [found]
     assert found.pop("id") == 7
@@ -167,7 +180,7 @@ class TestRowsOfTRL:
         [
             ({"prompt": "q", "completion": "a", "instruction": "x"}, "sft", ()),
             ({"prompt": [user("q")], "messages": [user("q"), assistant("a")]}, "prompt", ()),
-            ({"messages": [user("q"), assistant("a")], "system": "s"}, "sft", ()),
+            ({"messages": [user("q"), assistant("a")], "images": ["a.png"]}, "sft", ()),
             ({"messages": [user("q"), {"role": "tool", "name": "f", "content": "1"}, assistant("a")]}, "sft", ()),
             ({"conversations": [user("q"), assistant("a")]}, "sft", ()),
             ({"text": "t", "instruction": "x", "output": "y"}, "sft", ("text",)),  # tatsu-lab/alpaca
@@ -188,6 +201,140 @@ class TestRowsOfTRL:
     def test_no_rows(self):
         rows = Dataset.from_list([])
         assert trl_rows(rows, "sft") is rows and list(trl_rows(iter([]), "prompt")) == []
+
+
+class TestEmptyColumns:
+    """They say nothing, and to TRL an empty `tools` is no JSON, an empty `images` a row with pictures."""
+
+    @pytest.mark.parametrize("value", EMPTY, ids=repr)
+    @pytest.mark.parametrize("name", ["tools", "images", "videos", "audios", "rejected_tools", "kto_tag"])
+    @pytest.mark.parametrize("wanted", ["sft", "prompt"])
+    @pytest.mark.parametrize("kind", ["alpaca", "query and response", "sharegpt", "sharegpt of ms-swift", "messages"])
+    def test_are_none(self, kind, wanted, name, value):
+        row = {key: value for key, value in ANSWERED[kind][0].items() if key != "history"}
+        [expected] = trl_rows(iter([row]), wanted)
+        assert read(row | {name: value}, wanted) == expected
+
+    @pytest.mark.parametrize("value", EMPTY, ids=repr)
+    @pytest.mark.parametrize("kind", ["alpaca", "query and response"])
+    def test_no_history(self, kind, value):
+        row = {key: text for key, text in ANSWERED[kind][0].items() if key != "history"}
+        assert read(row | {"history": value}, "sft") == read(row, "sft")
+
+    @pytest.mark.parametrize("name", ["tools", "images"])
+    @pytest.mark.parametrize("kind", PAIRS)
+    def test_are_none_in_pairs(self, kind, name):
+        [expected] = trl_rows(iter([PAIRS[kind]]), "preference")
+        assert read(PAIRS[kind] | {name: ""}, "preference") == expected
+
+    def test_of_some_rows(self):
+        rows = [ANSWERED["sharegpt"][0] | {"tools": tools} for tools in ("", "[]", json.dumps(TOOLS), "")]
+        found = trl_rows(Dataset.from_list(rows), "sft")
+        assert found["tools"][:] == [None, None, json.dumps(TOOLS), None]
+        assert [row["messages"] for row in found] == [[*ANSWERED["sharegpt"][1], assistant("a")]] * 4
+        rows = [ANSWERED["alpaca"][0] | {"images": images} for images in ("", "a.png")]
+        for made in (Dataset.from_list, iter):
+            with pytest.raises(ValueError, match="Row 1, read as alpaca: `images` is not read"):
+                list(trl_rows(made(rows), "sft"))
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {key: {}}}}}
+    for name, key in (("weather", "city"), ("add", "numbers"))
+]
+
+
+def call(*calls):
+    calls = [{"type": "function", "function": {"name": name, "arguments": given}} for name, given in calls]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def result(text):
+    return {"role": "tool", "content": text}
+
+
+WEATHER, SUM = ("weather", {"city": "Oslo"}), ("add", {"numbers": [1, 2.5]})
+SAYS = [json.dumps({"name": name, "arguments": given}) for name, given in (WEATHER, SUM)]
+CALLED = [user("q"), call(WEATHER, SUM), result("snow"), result("3.5"), assistant("a")]
+CALLS = {
+    "sharegpt": {
+        "conversations": said(human="q", function_call=f"[{', '.join(SAYS)}]", observation="snow", observation_="3.5")
+        + said(gpt="a")
+    },
+    "ms-swift messages": {
+        "messages": [user("q"), *({"role": "tool_call", "content": text} for text in SAYS)]
+        + [{"role": "tool_response", "content": "snow"}, result("3.5"), assistant("a")],
+    },
+    "TRL's own": {"messages": CALLED},
+}
+
+
+class TestTools:
+    """What TRL passes to a chat template: functions as JSON, calls, and results of the role `tool`."""
+
+    @pytest.mark.parametrize("bare", [False, True])
+    @pytest.mark.parametrize("kind", CALLS)
+    def test_supervised(self, kind, bare):
+        tools = json.dumps([tool["function"] for tool in TOOLS] if bare else TOOLS)
+        rows = [CALLS[kind] | {"tools": tools}]
+        if kind != "TRL's own":  # whose rows Arrow has mixed up before
+            rows.append({next(iter(CALLS[kind])): CALLS[kind][next(iter(CALLS[kind]))][-1:], "tools": ""})
+        rows = Dataset.from_list(rows, on_mixed_types="use_json")
+        if kind == "sharegpt":
+            rows = rows.select([0])
+        found = trl_rows(rows, "sft")
+        assert found[0] == {"messages": CALLED, "tools": json.dumps(TOOLS)}
+        assert list(trl_rows(found, "sft")) == list(found) == list(trl_rows(rows.to_iterable_dataset(), "sft"))
+        if kind == "ms-swift messages":
+            assert found[1] == {"messages": [assistant("a")], "tools": None}
+
+    def test_a_thought_stays_before_its_call(self):
+        turns = said(human="q", function_call=f"<think>Hm.</think>{SAYS[0]}")
+        [found] = trl_rows(iter([{"conversations": turns, "tools": json.dumps(TOOLS)}]), "sft")
+        assert found["messages"][1] == call(WEATHER) | {"content": "<think>Hm.</think>"}
+        turns = [user("q"), assistant("Hm."), {"role": "tool_call", "content": SAYS[0]}]
+        [found] = trl_rows(iter([{"messages": turns, "tools": json.dumps(TOOLS)}]), "sft")
+        assert found["messages"][1:] == [call(WEATHER) | {"content": "Hm."}]
+
+    def test_preferences(self):
+        row = {
+            "conversations": said(human="q"),
+            "chosen": said(function_call=SAYS[0])[0],
+            "rejected": said(gpt="?")[0],
+        }
+        found = trl_rows(Dataset.from_list([row | {"tools": json.dumps(TOOLS)}]), "preference")
+        expected = {"prompt": [user("q")], "chosen": [call(WEATHER)], "rejected": [assistant("?")]}
+        assert found[0] == expected | {"tools": json.dumps(TOOLS)}
+
+    @pytest.mark.parametrize("template", ["qwen2_5", "qwen3", "llama3_1"])
+    def test_templates_show_each_call_with_its_own_arguments(self, template, tokenizer):
+        turns = [user("q"), call(WEATHER), result("snow"), call(SUM), result("3.5"), assistant("a")]
+        text = (resources.files("trl") / "chat_templates" / f"{template}.jinja").read_text()
+        rows = []
+        for first, second in (SAYS, reversed(SAYS)):
+            calls = said(function_call=first, observation="snow") + said(function_call=second, observation="3.5")
+            rows.append({"conversations": said(human="q") + calls + said(gpt="a"), "tools": json.dumps(TOOLS)})
+        found = trl_rows(Dataset.from_list(rows), "sft")[0]
+        shown, expected = (
+            tokenizer.apply_chat_template(messages, tools=TOOLS, chat_template=text, tokenize=False)
+            for messages in (found["messages"], turns)
+        )
+        assert shown == expected and "Oslo" in shown and "null" not in shown
+
+
+@pytest.mark.parametrize("wanted", ["sft", "prompt"])
+def test_system_beside_messages(wanted):
+    """TRL would learn the turns alone. A turn of the system wins."""
+    turns = [user("q"), assistant("a")]
+    for row, told in (
+        ({"messages": turns, "system": "s"}, [system("s")]),
+        ({"messages": [system("s"), *turns], "system": "other"}, [system("s")]),
+        ({"messages": turns, "system": ""}, []),
+    ):
+        found = read(row, wanted)
+        assert found.get("messages", found.get("prompt", []) + found.get("completion", [])) == told + turns
+    rows = Dataset.from_list([{"messages": turns, "system": text} for text in (None, "s")])
+    assert len(trl_rows(rows, "sft")[1]["messages"]) == 3
 
 
 class TestFiles:
@@ -241,14 +388,36 @@ class TestFiles:
         (
             {"conversations": said(human="q", function_call="f")},
             "prompt",
-            "Row 0, read as sharegpt: a turn is of",
+            "Row 0, read as sharegpt: a turn is of 'function_call', and calls of tools are read by `sft` and `dpo`",
         ),
         ({"conversations": said(human="q", observation="1")}, "sft", "a turn is of 'observation', and calls of tools"),
-        ({"conversations": said(human="q", tool="1")}, "sft", "write them as `messages` of TRL"),
+        ({"conversations": said(human="q", tool="1")}, "sft", "beside a column `tools` of functions. Add it"),
         ({"conversation": [{"tool": "1", "assistant": "a"}]}, "sft", "a turn is of 'tool', and calls of tools"),
-        ({"conversations": said(human="q", gpt="a"), "tools": "[{}]"}, "sft", "`tools` is not read from this format"),
+        ({"conversations": said(human="q", gpt="a"), "tools": "[{}]"}, "prompt", "`tools` is read by `sft` and `dpo`"),
+        ({"conversations": said(human="q", gpt="a"), "tools": "f"}, "sft", "`tools` must be the JSON text of a list"),
+        (
+            {"conversations": said(human="q", function_call="f"), "tools": "[{}]"},
+            "sft",
+            "a call must be JSON with `name`",
+        ),
+        (
+            {"messages": [user("q"), {"role": "tool_call", "content": SAYS[0]}]},
+            "prompt",
+            "a turn is of 'tool_call', and calls of tools",
+        ),
+        (
+            {"messages": CALLED, "rejected_messages": [user("q"), assistant("bad")]},
+            "preference",
+            "`rejected_messages` must be `messages` with another last answer",
+        ),
+        ({"messages": [user("q"), assistant("a")], "rejected_response": None}, "preference", "no rejected answer"),
         ({"instruction": "<image>?", "output": "a", "images": ["a.png"]}, "sft", "`images` is not read"),
-        ({"instruction": "q", "output": "a", "kto_tag": False}, "sft", "`kto_tag` is not read"),
+        (
+            {"instruction": "q", "output": "a", "kto_tag": False},
+            "sft",
+            "Row 0, read as alpaca: `kto_tag` marks an answer",
+        ),
+        ({"messages": [user("q"), assistant("a")], "kto_tag": True}, "sft", "no command learns from single marks"),
         (
             {"conversations": said(human="q", narrator="1")},
             "sft",
@@ -300,7 +469,7 @@ def test_what_was_recognised_is_said_once(caplog):
     assert caplog.messages == [
         "Rows of the format alpaca (instruction, input, output, system, history) are read as `prompt`, `completion`. "
         "Answers in `history` are read, not learned.",
-        "Rows of the format sharegpt (conversations, system) are read as `messages`. All of their text is learned; "
-        "with `assistant_only_loss` the answers are.",
+        "Rows of the format sharegpt (conversations, system) are read as `messages`. A turn of the system wins over "
+        "`system`. All of their text is learned; with `assistant_only_loss` the answers are.",
         "Rows of the format alpaca (instruction, input, chosen, rejected) are read as `prompt`, `chosen`, `rejected`.",
     ]

@@ -14,9 +14,8 @@
 
 """Distillation trainers and recipes that TRL does not have, built on TRL."""
 
+import importlib
 from typing import TYPE_CHECKING
-
-from .lazy import lazily
 
 
 __version__ = "0.1.0.dev0"
@@ -86,7 +85,10 @@ if TYPE_CHECKING:  # the modules themselves: the folders between import lazily, 
     from .zephyr.ultrafeedback import scored_rows
 
 
-__getattr__ = lazily(__name__, _MODULES)
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class CheckpointError(ValueError):
+    """There is no checkpoint from which this run could go on, or the one that was named is another run's."""
+
+
 def damage(checkpoint: Path) -> str | None:
     """
     What is wrong with a checkpoint, `None` if it was written to its end.
@@ -82,7 +86,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str 
         return resume_from_checkpoint
     checkpoint = first_decides(lambda: newest_checkpoint(folder))
     if checkpoint is None:
-        raise ValueError(f"nothing to resume: no checkpoint in {folder} that is whole.")
+        raise CheckpointError(f"nothing to resume: no checkpoint in {folder} that is whole.")
     return str(checkpoint)
 
 

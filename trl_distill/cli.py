@@ -142,6 +142,7 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
     module = f"trl_distill.scripts.{command}"
     parser = importlib.import_module(module).make_parser(prog=f"trl-distill {command}")
     values, config, flags = split_arguments(parser, argv, launch_fields())
+    check_fields(vars(values))  # each process would do so, too, but once it has imported what trains
 
     # The script gets what the launcher does not take. `flags` is an ordered part of `argv`.
     remaining = iter(flags)
@@ -161,7 +162,6 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
     args = strict(launch_command_parser()).parse_args([*launch_argv, "--module", module, *script_argv])
     if args.training_script != module:
         raise_error(stray(args.training_script))
-    check_fields(vars(values))  # each process would do so, too, but once it has imported what trains
     args.output_dir = values.output_dir or "trainer_output"  # for whoever stops the run
     return args
 

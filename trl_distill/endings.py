@@ -12,7 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Where an answer ends: what a chat template closes it with must be a token that ends generation, too."""
+"""
+What a chat template must do: close an answer with a token that ends generation, too, and show the tools of a row.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -90,6 +92,30 @@ def check_ending(
         f"The chat template closes an answer with {token}, and the model stops at {', '.join(known) or 'no token'} "
         f"only: what it learns here has no end. {remedy.format(token)}"
     )
+
+
+def check_tools(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    rows: Dataset | IterableDataset,
+    chat_template: str | None = None,
+) -> None:
+    """Refuse rows with `tools` if a chat template passes over them: a model would call what it does not know."""
+    if "tools" not in (rows.column_names or ()):
+        return
+    if not any(rows["tools"] if isinstance(rows, Dataset) else [next(iter(rows))["tools"]]):
+        return
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+    try:
+        text = processing_class.apply_chat_template(
+            _TURNS[:1], tools=[tool], chat_template=chat_template, tokenize=False
+        )
+    except TemplateError:  # one that wants other turns, or content in parts
+        return
+    if "look_up" not in text:
+        raise ValueError(
+            "The data have a column `tools`, and the chat template does not show it. Take a template that does "
+            "(`chat_template_path`), or leave the column and the rows with calls out."
+        )
 
 
 def check_trainer_ending(trainer: SFTTrainer, dataset: Dataset | IterableDataset) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # Loaders of `datasets` by the suffix of a file.
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_MADE = ("data/", "runs/")  # where recipes look for what an earlier step makes
 
 
 @contextlib.contextmanager
@@ -152,12 +153,21 @@ def file_format(path: str) -> str:
 
 @contextlib.contextmanager
 def data_errors(name: str) -> Iterator[None]:
-    """Turn what `datasets` raises of a file that is damaged or empty into a `ValueError` that says so."""
+    """
+    Turn what `datasets` raises of a file that is damaged or empty into a `ValueError` that says so. An error of the
+    Hub also says that nothing here has this name.
+    """
     from datasets.exceptions import DatasetsError
 
     try:
         yield
-    except OSError:  # says enough: a missing file or data set
+    except (ConnectionError, FileNotFoundError) as error:
+        if os.path.exists(name):
+            raise
+        raise FileNotFoundError(
+            f"{error}. There is no file or folder {name} here, either.{_who_makes(name)}"
+        ) from error
+    except OSError:  # says enough
         raise
     except (DatasetsError, StopIteration) as error:
         reason = " ".join(str(error.__cause__ or error).split()) or "it holds no rows"
@@ -165,11 +175,21 @@ def data_errors(name: str) -> Iterator[None]:
 
 
 def check_there(name: str) -> None:
-    """Raise `FileNotFoundError` for a file that is not there, before the Hub is asked for a data set of its name."""
-    is_file = name.removesuffix(".gz").endswith(tuple(_FORMATS))
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1  # names of the Hub are `owner/name`
-    if (is_file or is_path) and not os.path.exists(name):
-        raise FileNotFoundError(f"No such file: {name}")
+    """
+    Raise `FileNotFoundError` for a file or folder that is not there, before the Hub is asked for a data set or a model
+    of its name.
+    """
+    if os.path.exists(name):
+        return
+    if name.removesuffix(".gz").endswith(tuple(_FORMATS)):
+        raise FileNotFoundError(f"No such file: {name}.{_who_makes(name)}")
+    elsewhere = name.startswith((".", "/", "~")) or name.count("/") > 1  # names of the Hub are `owner/name`
+    if elsewhere or name.startswith(_MADE) and os.path.isdir(os.path.dirname(name)):
+        raise FileNotFoundError(f"No such file or folder: {name}.{_who_makes(name)}")
+
+
+def _who_makes(name: str) -> str:
+    return " If a recipe names it, the recipe's header says what makes it." if name.startswith(_MADE) else ""
 
 
 def load_rows(name: str, config: str | None = None, split: str | None = None) -> Iterable[dict[str, Any]]:

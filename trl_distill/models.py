@@ -73,15 +73,32 @@ def load_teacher(
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: Teacher in eval mode, without gradients.
+
+    Raises:
+        `ValueError`: If it is one of the two adapters of NAT.
+        `OSError`: If there is no such model, or no base of the adapter.
     """
     init_kwargs.setdefault("dtype", "auto")
     if isinstance(init_kwargs.get("quantization_config"), dict):
         init_kwargs["quantization_config"] = BitsAndBytesConfig(**init_kwargs["quantization_config"])
     init_kwargs.update(revision=revision, trust_remote_code=trust_remote_code)
-    if adapter_config(model_name_or_path, revision) is None:
+    adapter = adapter_config(model_name_or_path, revision)
+    if adapter is None:
         teacher = create_model_from_path(model_name_or_path, **init_kwargs)
     else:
-        teacher = AutoPeftModelForCausalLM.from_pretrained(model_name_or_path, **init_kwargs)
+        if adapter.get("nat_config"):
+            raise ValueError(
+                f"{model_name_or_path} is the positive adapter of a NAT model, which nobody trained to be without its "
+                f"gate. Name the folder that holds it."
+            )
+        try:
+            teacher = AutoPeftModelForCausalLM.from_pretrained(model_name_or_path, **init_kwargs)
+        except OSError as error:
+            raise OSError(
+                f"{model_name_or_path} is an adapter of {adapter['base_model_name_or_path']}, which is neither a "
+                "folder here nor to be had from the Hub. If it is a folder, it is named from where the adapter was "
+                f"trained; `trl-distill merge {model_name_or_path} --base FOLDER --output DIR` joins the two."
+            ) from error
         if getattr(teacher.base_model.model, "quantization_method", None) is None:
             teacher = teacher.merge_and_unload()
     return teacher.eval().requires_grad_(False)

@@ -20,10 +20,9 @@ Supervised fine-tuning with TRL's trainer, from fields that a library or a comma
 """
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .training import first_row, load_splits, quantization_config, run_training, set_model_init_kwargs
+from .training import first_row, load_splits, run_training, student_arguments
 
 
 if TYPE_CHECKING:
@@ -39,30 +38,6 @@ def without_text_prompt(rows: "Dataset", text_field: str) -> "Dataset":
     return rows.remove_columns("prompt") if "prompt" in first and isinstance(first.get("messages"), list) else rows
 
 
-def load_model(training_args: "SFTConfig", model_args: "ModelConfig") -> dict[str, Any]:
-    """What the trainer is given as model: a name for it to load, or an adapter on its base, whose training goes on."""
-    from trl import get_peft_config
-
-    from .models import adapter_config
-
-    name = model_args.model_name_or_path
-    quantization = quantization_config(model_args, training_args.trust_remote_code)
-    if not Path(name).is_dir() or adapter_config(name) is None:
-        return {"model": name, "quantization_config": quantization, "peft_config": get_peft_config(model_args)}
-    if model_args.use_peft:
-        raise ValueError(
-            f"{name} is an adapter. Leave `use_peft` out to go on training it; for a new one on top of it, put it "
-            "into its base first: `trl-distill merge`."
-        )
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
-
-    kwargs = training_args.model_init_kwargs | {"quantization_config": quantization}
-    training_args.model_init_kwargs = None  # the trainer has nothing to load
-    model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **kwargs)
-    return {"model": model, "processing_class": AutoTokenizer.from_pretrained(name)}
-
-
 def build_trainer(
     script_args: "ScriptArguments",
     training_args: "SFTConfig",
@@ -71,11 +46,10 @@ def build_trainer(
 ) -> "SFTTrainer":
     from .sft_trainer import CountingSFTTrainer
 
-    set_model_init_kwargs(training_args, model_args)
+    arguments = student_arguments(training_args, model_args)
     splits = load_splits(script_args, training_args, dataset_args, "sft", training_args.dataset_text_field)
     return CountingSFTTrainer(
-        args=training_args,
-        **load_model(training_args, model_args),
+        **arguments,
         **{name: without_text_prompt(rows, training_args.dataset_text_field) for name, rows in splits.items()},
     )
 

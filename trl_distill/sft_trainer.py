@@ -15,6 +15,7 @@
 """TRL's `SFTTrainer`, which says what `max_length` takes away."""
 
 import copy
+import json
 
 import trl
 from accelerate.logging import get_logger
@@ -22,7 +23,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoints import ResumableTrainer
-from .endings import check_trainer_ending
+from .endings import check_tools, check_trainer_ending
 
 
 logger = get_logger(__name__)
@@ -42,6 +43,7 @@ class CountingSFTTrainer(ResumableTrainer, trl.SFTTrainer):
 
     def __init__(self, *args, train_dataset: Dataset, **kwargs):
         super().__init__(*args, train_dataset=train_dataset, **kwargs)
+        check_tools(self.processing_class, train_dataset, self.chat_template)
         check_trainer_ending(self, train_dataset)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
@@ -78,7 +80,9 @@ class CountingSFTTrainer(ResumableTrainer, trl.SFTTrainer):
         first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
         if first == 0:
             return False
+        tools = row.get("tools")
         settings = {"add_generation_prompt": True, "return_dict": True, "chat_template": self.chat_template}
+        settings["tools"] = json.loads(tools) if isinstance(tools, str) else tools
         return len(processing_class.apply_chat_template(messages[:first], **settings)["input_ids"]) >= kept.stop
 
 

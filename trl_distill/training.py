@@ -36,7 +36,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .checkpoints import checkpoint_to_resume
+from .checkpoints import CheckpointError, checkpoint_to_resume
 from .extras import check_packages
 from .files import check_there, data_errors, file_format
 from .launcher import quiet
@@ -81,14 +81,15 @@ def quiet_without_a_reader() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def user_errors(prog: str) -> Iterator[None]:
+def user_errors(prog: str, kinds: tuple[type[Exception], ...] = (ValueError, OSError, ImportError)) -> Iterator[None]:
     """
-    Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only. Of
-    several processes each says its own: a file may be missing on one machine only.
+    Turn a user's mistake into one message on stderr and exit code 2; put it around parsing and building only, or name
+    the `kinds` that are no fault of a program. Of several processes each says its own: a file may be missing on one
+    machine only.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except kinds as error:
         if isinstance(error, BrokenPipeError) and nobody_reads():
             raise
         rank, processes = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
@@ -110,9 +111,11 @@ def metric_errors(prog: str) -> Iterator[None]:
 
 
 def _remedy(error: str) -> str:
-    """What to do about errors of PEFT that speak of its own parameters."""
+    """What an error of PEFT or of the Hub leaves out."""
     if "ParamWrapper does not work with lora_dropout" in error:  # `all-linear` and fused experts
         return " Set `lora_dropout: 0.0`, or name the layers in `lora_target_modules`."
+    if "couldn't find them in the cached files" in error:  # of a model: it names none
+        return " If a folder is meant, there is none of that name here."
     if "No `target_modules` passed" in error:
         return " PEFT knows no default for this architecture: set `lora_target_modules`, for example to all-linear."
     return ""
@@ -192,15 +195,7 @@ def launch_flags(values: dict[str, Any]) -> list[str]:
 def check_fields(fields: Mapping[str, Any]) -> None:
     """Refuse fields that name packages, files of data or folders of models that are not there, before any work."""
     check_packages(fields)
-    for name, value in fields.items():
-        if not isinstance(value, str):
-            continue
-        if name.endswith("dataset_name"):
-            check_there(value)
-        elif name.endswith("model_name_or_path") and not fields.get("base_url"):  # a server's names may be any
-            is_path = value.startswith((".", "/", "~")) or value.count("/") > 1  # names of the Hub are `owner/name`
-            if is_path and not os.path.isdir(value):
-                raise FileNotFoundError(f"No such folder: {value} (`{name}`)")
+    check_paths(fields)
 
 
 def check_launcher(values: Namespace) -> None:
@@ -212,6 +207,21 @@ def check_launcher(values: Namespace) -> None:
             raise ValueError(f"`use_cpu` is set, but the launcher's config asks for {name}, which shards over GPUs.")
         if getattr(values, other, None):
             raise ValueError(f"`{other}` is set, but the launcher's config asks for {name}. Leave one of them out.")
+
+
+def check_paths(values: Mapping[str, Any]) -> None:
+    """Refuse fields that name a file or folder which is not there, before anything is loaded."""
+    names = ["teacher_model_name_or_path", "nat_path", "lm_dataset_name"]
+    names += [] if values.get("base_url") else ["model_name_or_path"]  # a server's names may be any
+    names += [] if values.get("datasets") else ["dataset_name"]
+    for name in names:
+        try:
+            check_there(values.get(name) or ".")
+        except FileNotFoundError as error:
+            if name != "model_name_or_path":
+                raise
+            remedy = "If it is to be a merged model, `trl-distill merge ADAPTER --output DIR` makes it."
+            raise FileNotFoundError(f"{error} {remedy}") from None
 
 
 def end_children(patience: float = 10) -> None:
@@ -356,6 +366,12 @@ def set_model_init_kwargs(training_args: "TrainingArguments", model_args: "Model
     """Put the fields about the model where the trainer looks for them. The config file's own entries win."""
     if model_args.model_name_or_path is None:
         raise ValueError(f"no {role}: set `model_name_or_path`.")
+    if training_args.fp16 and (model_args.load_in_4bit or model_args.load_in_8bit):
+        raise ValueError(
+            "in float16 (`fp16`, or a GPU that does not multiply bfloat16) the loss is scaled, but TRL trains what is "
+            "added to a quantized model in bfloat16, whose gradients cannot be scaled. Set `bf16: false`, without "
+            "`fp16`, or leave the quantization out."
+        )
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -384,16 +400,52 @@ def quantization_config(model_args: "ModelConfig", trust_remote_code: bool = Fal
 def model_arguments(
     training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model"
 ) -> dict[str, Any]:
-    """What each trainer is given beside its data."""
+    """What each trainer is given beside its data, with a full model."""
     from trl import get_peft_config
 
     set_model_init_kwargs(training_args, model_args, role)
+    if is_adapter(model_args.model_name_or_path):
+        raise ValueError(
+            f"{model_args.model_name_or_path} is an adapter, and this training begins with a full model. Put it into "
+            "its base first: `trl-distill merge`."
+        )
     return {
         "model": model_args.model_name_or_path,
         "args": training_args,
         "quantization_config": quantization_config(model_args, training_args.trust_remote_code),
         "peft_config": get_peft_config(model_args),
     }
+
+
+def student_arguments(
+    training_args: "TrainingArguments", model_args: "ModelConfig", role: str = "model"
+) -> dict[str, Any]:
+    """The same where `model_name_or_path` may be the folder of an adapter, too: then its training goes on."""
+    name = model_args.model_name_or_path
+    if name is None or not is_adapter(name):
+        return model_arguments(training_args, model_args, role)
+    if model_args.use_peft:
+        raise ValueError(
+            f"{name} is an adapter. Leave `use_peft` out to go on training it; for a new one on top of it, put it "
+            "into its base first: `trl-distill merge`."
+        )
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    set_model_init_kwargs(training_args, model_args, role)
+    kwargs = training_args.model_init_kwargs | {
+        "quantization_config": quantization_config(model_args, training_args.trust_remote_code)
+    }
+    training_args.model_init_kwargs = None  # the trainer has nothing to load
+    model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **kwargs)
+    return {"model": model, "args": training_args, "processing_class": AutoTokenizer.from_pretrained(name)}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds an adapter. Ids of the Hub are not asked about."""
+    from .models import adapter_config
+
+    return Path(name).is_dir() and adapter_config(name) is not None
 
 
 def train_and_save(
@@ -403,6 +455,8 @@ def train_and_save(
     from .models import keep_4bit_trainable
 
     keep_4bit_trainable(trainer.model)
+    if isinstance(resume_from_checkpoint, str):
+        trainer.accelerator.print(f"Going on from {resume_from_checkpoint}.")
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     trainer.save_model(trainer.args.output_dir)
     trainer.save_state()  # with what was logged: checkpoints may be gone by now
@@ -462,7 +516,7 @@ def run_training(
             trainer = build_trainer(*args)
             if trainer.is_world_process_zero():
                 record_run(training_args.output_dir, run, str(trainer.args.device), trainer.args.world_size)
-        with metric_errors(prog):
+        with metric_errors(prog), user_errors(prog, (CheckpointError,)):
             train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
     except KeyboardInterrupt:  # who has launched this process says how to go on
         raise SystemExit(128 + signal.SIGINT) from None

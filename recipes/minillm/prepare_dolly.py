@@ -16,9 +16,9 @@
 Write `train.jsonl`, `validation.jsonl` and `test.jsonl` with the columns `prompt` and `completion`.
 
 ```bash
-python recipes/minillm/prepare_dolly.py --tokenizer MiniLLM/teacher-gpt2-1.5B --output_dir data/dolly
-python recipes/minillm/prepare_dolly.py --tokenizer Qwen/Qwen2.5-7B-Instruct --format messages \\
-    --output_dir data/dolly-chat
+trl-distill recipe minillm/prepare_dolly.py > prepare_dolly.py
+python prepare_dolly.py --tokenizer MiniLLM/teacher-gpt2-1.5B --output_dir data/dolly
+python prepare_dolly.py --tokenizer Qwen/Qwen2.5-7B-Instruct --format messages --output_dir data/dolly-chat
 ```
 
 The source is databricks-dolly-15k, or a local JSON Lines file (gzip too) with the columns `instruction` and

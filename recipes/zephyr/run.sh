@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Zephyr in three steps: supervised fine-tuning, preference pairs, DPO.
 #
-#   recipes/zephyr/run.sh                    one GPU: 4-bit base with LoRA
-#   GPUS=8 recipes/zephyr/run.sh             eight GPUs: all weights, DeepSpeed ZeRO-3
-#   FEEDBACK=1 recipes/zephyr/run.sh         with preference pairs of your own instead of ready ones
+#   trl-distill recipe zephyr/run.sh > run.sh
+#   bash run.sh                    one GPU: 4-bit base with LoRA
+#   GPUS=8 bash run.sh             eight GPUs: all weights, DeepSpeed ZeRO-3
+#   FEEDBACK=1 bash run.sh         with preference pairs of your own instead of ready ones
 #
 # Run it again after it was stopped: finished steps are skipped, the others go on from their last checkpoint. OUT is the
-# folder of the results. DSFT, DDPO and FEEDBACK_CONFIG are the YAML files, relative to the root of the repository.
+# folder of the results. DSFT, DDPO and FEEDBACK_CONFIG are the YAML files: recipes/... are found from anywhere.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 GPUS=${GPUS:-1}
 OUT=${OUT:-runs/zephyr}
@@ -77,7 +77,11 @@ if ((FEEDBACK)); then
         echo "$OUT/feedback: is done"
     else
         # The student is the model of step 1, wherever that is
-        config=$(< "$FEEDBACK_CONFIG")
+        if [[ -f $FEEDBACK_CONFIG ]]; then
+            config=$(< "$FEEDBACK_CONFIG")
+        else
+            config=$(trl-distill recipe "$FEEDBACK_CONFIG")
+        fi
         printf '%s\n' "${config//runs\/zephyr\/dsft-merged/"$start"}" > "$OUT/feedback.yaml"
         trl-distill feedback --config "$OUT/feedback.yaml" --output_dir "$OUT/feedback"
         touch "$OUT/feedback.done"

@@ -21,6 +21,7 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.laboratory import turn
+from benchmarks.zephyr import filters
 from benchmarks.zephyr.arms import ARMS, LEARNING_RATES, describe, feedback, folder_of
 from benchmarks.zephyr.laboratory import Laboratory
 from benchmarks.zephyr.rules import Shown, read_request, rouge_judge
@@ -171,3 +172,17 @@ def test_arms_come_after_those_that_they_start_from():
     for name, arm in ARMS.items():
         assert arm.start == "base" or order.index(arm.start) < order.index(name)
         assert arm.learning_rate in LEARNING_RATES.values()
+
+
+def test_filters_are_counted():
+    rows = [
+        {"asked": "hello. how are you?", "said": "I am well. You are kind. Thank you all."},
+        {"asked": "Good.", "said": "I don't have any feelings, since I am a model."},
+    ]
+    counts = filters.count(rows, ["asked"], ["said"])
+    assert counts["texts"] == 4 and counts["answers"] == 2
+    assert (counts["changed"], counts["places"]) == (1, 2)
+    assert counts["dropped"] == 1
+    # "I" is a pronoun, and no word of two letters with a small one behind it
+    assert (counts["starts"], counts["within"], counts["within back"]) == (0, 2, 2)
+    assert list(filters.texts([{"from": "gpt", "value": "a"}, {"output": "b"}, "c", None])) == ["a", "b", "c"]

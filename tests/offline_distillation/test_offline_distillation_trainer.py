@@ -386,7 +386,7 @@ def test_command_errors(record, tiny_model, tokenizer, tmp_path, capsys):
     error = error_of(capsys, command.run, *flags_of(tmp_path, eval_strategy="steps", eval_steps=1))
     assert error.endswith("`eval_strategy` is 'steps': set `test_split_size`.")
     error = error_of(capsys, command.run, *flags_of(tmp_path, dataset_config="x"))
-    assert "leave out `datasets`, `dataset_config` and `dataset_streaming`" in error
+    assert "Leave out `datasets`, `dataset_config` and `dataset_streaming`" in error
     error = error_of(capsys, command.run, *flags_of(tmp_path, dataset_name=tmp_path / "student"))
     assert "holds no recorded teacher" in error
     assert len(load_recorded(tmp_path / "recorded")) == 16

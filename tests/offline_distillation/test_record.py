@@ -220,14 +220,22 @@ def test_two_recordings_into_one_folder(record, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "hold no completions"),
+        ([], "hold no whole completions"),
         ([{"prompt": "a", "answer": "b"}], "Row 0 needs `prompt`, and `completion` or `completions`, but its columns"),
-        ([{"prompt": "a", "completions": []}], "hold no completions"),
+        ([{"prompt": "a", "completions": []}], "hold no whole completions"),
+        ([{"prompt": "a", "completions": ["b"], "truncated": [True]}], "hold no whole completions"),
     ],
 )
 def test_rows_without_completions(rows, message, record):
     with pytest.raises(ValueError, match=message):
         record(rows=rows)
+
+
+def test_answers_that_were_cut_off_are_left_out(record, caplog):
+    cut = record(rows=[{"prompt": "a", "completions": ["b", "c", "d"], "truncated": [False, True, False]}])
+    assert "1 of 3 completions were cut off and are left out" in caplog.text
+    whole = record(rows=[{"prompt": "a", "completions": ["b", "d"]}], output="whole")
+    assert [row["input_ids"] for row in cut] == [row["input_ids"] for row in whole]
 
 
 def test_settings_that_cannot_be(record, teacher, tmp_path):

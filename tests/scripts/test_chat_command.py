@@ -111,6 +111,13 @@ def test_what_the_system_says_opens_the_conversation(with_role, saved, tokenizer
     assert said.out == f"{expected}\n" * 2
 
 
+def test_what_is_no_whole_model_says_so(saved, tokenizer, capsys):
+    assert "the positive adapter of a NAT model" in error_of(capsys, chat.run, str(saved / "nat/nat"))
+    (saved / "full").rename(saved / "moved")
+    message = error_of(capsys, chat.run, str(saved / "adapter"))
+    assert f"is an adapter of {saved / 'full'}, which is neither a folder here" in message
+
+
 def test_without_a_chat_template_the_text_goes_on(saved, tokenizer, talk, capsys):
     (saved / "full/chat_template.jinja").unlink()
     model = KINDS["full"](saved / "full")

@@ -19,10 +19,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from peft import AutoPeftModelForCausalLM, get_peft_model, get_peft_model_state_dict
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.commands import error_of, run_python
+from tests.rationales.nat.adapters import lora
 from trl_distill import cli
-from trl_distill.scripts import dpo, minillm, sft
+from trl_distill.scripts import dpo, minillm, nat, sft
 from trl_distill.scripts.arguments import parse_strictly, present_day, read_config
 from trl_distill.training import accelerate_config_path, launch_fields
 
@@ -141,7 +144,7 @@ class TestStrictParsing:
             ("feedback", ["--student", "none"], "`student` has fields of its own"),
             ("feedback", ["--judges", "gpt-4.1"], "`judges` has fields of its own"),
             ("lion", ["--teacher=gpt-4.1"], "`teacher` has fields of its own"),
-            ("lion", ["--student", "none"], "unknown field `student` on the command line: use `student_model`."),
+            ("lion", ["--student", "none"], "unknown field `student` on the command line. Did you mean student_model"),
             ("recipe", ["minillm.yaml"], "no recipe 'minillm.yaml'"),
         ],
     )
@@ -251,10 +254,10 @@ class TestLaunch:
         [
             (["minillm", "--dataset_name", "none.jsonl"], "No such file: none.jsonl"),
             (["minillm", "--lm_dataset_name", "none.jsonl"], "No such file: none.jsonl"),
-            (["nce", "--teacher_model_name_or_path", "/none"], "No such folder: /none (`teacher_model_name_or_path`)"),
+            (["nce", "--teacher_model_name_or_path", "/none"], "No such file or folder: /none"),
             (["sft", "--report_to", "dvclive"], "needs the package dvclive"),
             (["record", "--config", "a.yaml", "--config", "b.yaml"], "--config names 2 files"),
-            (["evaluate", "--model_name_or_path", "m", "--dataset_name", "./none"], "No such file: ./none"),
+            (["evaluate", "--model_name_or_path", "m", "--dataset_name", "./none"], "No such file or folder: ./none"),
             (["lion", "--student_model", "m"], "`output_dir` is not set"),
         ],
     )
@@ -302,8 +305,13 @@ class TestScripts:
             ({"resume_from_checkpoint": True}, "nothing to resume"),
             ({"dataset_name": __file__}, "expected one of .json, .jsonl, .csv, .parquet"),
             ({"dataset_name": "data/none.parquet"}, "No such file: data/none.parquet"),
-            ({"dataset_name": "./none"}, "No such file: ./none"),
-            ({"model_name_or_path": "./none"}, "No such folder: ./none (`model_name_or_path`)"),
+            ({"dataset_name": "./none"}, "No such file or folder: ./none"),
+            (
+                {"dataset_name": "data/none"},
+                "no file or folder data/none here, either. If a recipe names it, the recipe's",
+            ),
+            ({"model_name_or_path": "runs/a/none"}, "No such file or folder: runs/a/none. If a recipe names it, the"),
+            ({"fp16": True, "load_in_4bit": True, "use_peft": True}, "cannot be scaled. Set `bf16: false`"),
             ({"report_to": ["dvclive"]}, "needs the package dvclive. Install it with `pip install dvclive`."),
             ({"report_to": "wandbb"}, "`report_to` must name trackers, got 'wandbb'. Did you mean wandb"),
         ],
@@ -311,6 +319,19 @@ class TestScripts:
     @pytest.mark.parametrize("command", SCRIPTS)
     def test_data_and_resume_errors(self, command, changes, expected, sft_config, capsys):
         assert expected in error_of(capsys, SCRIPTS[command].run, "--config", sft_config(**changes))
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("runs/none", "If a folder is meant, there is none of that name here."),
+            ("runs/a/none", "No such file or folder: runs/a/none."),
+        ],
+    )
+    def test_a_model_that_is_nowhere(self, name, expected, sft_config, capsys):
+        config = sft_config(model_name_or_path=name)
+        assert expected in error_of(capsys, sft.run, "--config", config)
+        if expected.startswith("No such"):  # said before a process is started
+            assert expected in error_of(capsys, cli.main, "sft", "--config", config)
 
     @pytest.mark.parametrize(
         ("changes", "expected"),
@@ -348,7 +369,7 @@ class TestScripts:
         message = error_of(capsys, minillm.run, "--config", config)
         assert "has no column 'text', only prompt, completion: set `lm_dataset_text_field`" in message
 
-    def test_minillm_resumes_from_the_last_checkpoint(self, sft_config, tmp_path):
+    def test_minillm_resumes_from_the_last_checkpoint(self, sft_config, tmp_path, capsys):
         changes = {
             "teacher_model_name_or_path": str(tmp_path / "student"),
             "max_completion_length": 4,
@@ -362,3 +383,29 @@ class TestScripts:
         minillm.run(["--config", sft_config(**changes, resume_from_checkpoint=True), "--max_steps", "2"])
         assert json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
         assert first.stat().st_mtime_ns == written  # step 1 was not done again
+        others = ["--resume_from_checkpoint=latest", "--gamma=0.9", "--max_completion_length=5"]
+        message = error_of(capsys, minillm.run, "--config", sft_config(**changes), *others)
+        assert "other settings: " in message and "`gamma` was 1.0 and is now 0.9" in message
+        assert "`max_completion_length` was 4 and is now 5" in message
+
+    @pytest.mark.parametrize("base_teaches", [False, True])
+    def test_minillm_goes_on_with_an_adapter(self, base_teaches, sft_config, tmp_path, capsys):
+        base = tmp_path / "student"
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora(init_lora_weights=False))
+        model.save_pretrained(tmp_path / "adapter")
+        AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "adapter")
+        teacher = {"teacher_is_base": True} if base_teaches else {"teacher_model_name_or_path": str(base)}
+        changes = {"model_name_or_path": str(tmp_path / "adapter"), "max_completion_length": 4, "num_iterations": 1}
+        config = sft_config(**teacher, **changes, learning_rate=1e-2, logging_steps=1)
+        assert "Leave `use_peft` out" in error_of(capsys, minillm.run, "--config", config, "--use_peft")
+        minillm.run(["--config", config])
+        trained = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert trained.peft_config["default"].base_model_name_or_path == str(base)
+        before, after = (get_peft_model_state_dict(one) for one in (model, trained))
+        assert before.keys() == after.keys() and all((before[name] != after[name]).any() for name in before)
+
+    def test_what_begins_with_a_full_model_says_so(self, sft_config, tmp_path, capsys):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+        get_peft_model(model, lora()).save_pretrained(tmp_path / "adapter")
+        message = error_of(capsys, nat.run, "--config", sft_config(model_name_or_path=str(tmp_path / "adapter")))
+        assert "is an adapter, and this training begins with a full model" in message

@@ -14,9 +14,12 @@
 
 """Commands on rows of LLaMA-Factory and ms-swift do what they do on the same rows in the words of TRL."""
 
+import json
+from importlib import resources
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig
 
 from tests.commands import error_of, read_rows, write_rows
@@ -101,6 +104,47 @@ class TestTrainings:
     @pytest.mark.parametrize("kind", ["alpaca pairs", "sharegpt pairs", "ms-swift pairs"])
     def test_dpo(self, kind, trained):
         assert_same(trained(dpo, "trl pairs"), trained(dpo, kind))
+
+    @pytest.mark.parametrize(
+        ("command", "kind"),
+        [
+            (sft, "ms-swift"),
+            (sft, "sharegpt"),
+            (sft, "trl messages"),
+            (dpo, "sharegpt pairs"),
+            (dpo, "ms-swift pairs"),
+        ],
+        ids=lambda value: getattr(value, "__name__", value).rpartition(".")[2],
+    )
+    def test_empty_columns_change_nothing(self, command, kind, trained, monkeypatch):
+        expected = trained(command, kind)
+        make = FORMATS[kind]
+        empty = {"tools": "", "images": [], "history": [], "kto_tag": None}
+        monkeypatch.setitem(FORMATS, kind, lambda q, a: make(q, a) | empty)
+        assert_same(expected, trained(command, kind))
+
+    @pytest.mark.parametrize("command", [sft, dpo], ids=["sft", "dpo"])
+    def test_tools(self, command, sft_config, tmp_path, capsys):
+        """Under the template of a model that knows them. One that does not would lose them in silence."""
+        functions = [{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]
+        call = json.dumps({"name": "weather", "arguments": {"city": "Oslo"}})
+        turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": call}]
+        row = {"conversations": turns, "tools": json.dumps(functions)}
+        if command is dpo:
+            row |= {"conversations": turns[:1], "chosen": turns[1], "rejected": {"from": "gpt", "value": "Cold."}}
+        settings = {"dataset_name": write_rows(tmp_path / "tools.jsonl", [row] * 2), "max_length": None}
+        error = error_of(capsys, command.run, "--config", sft_config(**settings))
+        assert "The data have a column `tools`, and the chat template does not show it." in error
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+        tokenizer.chat_template = (resources.files("trl") / "chat_templates" / "qwen3.jinja").read_text()
+        tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+        tokenizer.eos_token = "<|im_end|>"
+        tokenizer.save_pretrained(tmp_path / "student")
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.save_pretrained(tmp_path / "student")
+        command.run(["--config", sft_config(**settings)])
+        assert (tmp_path / "out" / "model.safetensors").is_file()
 
     def test_what_cannot_be_read_stops_the_command(self, sft_config, tmp_path, capsys):
         rows = [{"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f"}]}]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..extras import need
+from ..files import check_there
 from .models import BaseChatModel, ChatRequest, Completion, FailedCall, at_least, digest, fold_system
 from .thoughts import marking_tokens
 
@@ -73,6 +74,7 @@ def local_folder(model_name_or_path: str, revision: str | None = None, trust_rem
     """Folder of a model, downloaded first if it is on the Hub."""
     if Path(model_name_or_path).is_dir():
         return Path(model_name_or_path)
+    check_there(model_name_or_path)
     from huggingface_hub import snapshot_download
 
     patterns = [*_WEIGHTS, "*.json", "*.jinja", "tokenizer*", "*.model", *(["*.py"] if trust_remote_code else [])]

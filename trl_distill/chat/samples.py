@@ -114,7 +114,7 @@ def samples_to_file(
 
     Args:
         path (`str` or `os.PathLike`):
-            File to write, such as `samples.jsonl`.
+            File to write, such as `runs/samples.jsonl`. Its folder is made.
         model ([`BaseChatModel`]), num_samples (`int`), sampling ([`Sampling`]):
             As for [`draw_samples`].
         dataset ([`~datasets.Dataset`] or `list[dict]`):
@@ -138,13 +138,15 @@ def samples_to_file(
     model.check(requests[::num_samples])
     calls = path.with_name(f"{path.name}.calls.sqlite")
     other = (
-        f"{path} exists and holds something else than these samples. Set back what changed, or choose another file."
+        f"{path} exists and holds something else than these samples. Set back what changed, choose another file, or "
+        f"remove it: what was drawn is kept in {calls.name}, and only what is new is drawn."
     )
     if path.exists() and not calls.exists():
         raise ValueError(
             f"{path} exists without its calls in {calls.name}: another release or program made it. Choose another "
             "file, or take it as it is, without drawing anew."
         )
+    calls.absolute().parent.mkdir(parents=True, exist_ok=True)
     with CallStore(calls, progress=progress) as store:
         stored = store.model(model, role="sampler")
         if path.exists() and stored.missing(requests).calls:

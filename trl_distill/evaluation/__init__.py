@@ -14,7 +14,7 @@
 
 """Metrics of a model's answers. They know no training method."""
 
-from ..lazy import lazily
+import importlib
 
 
 # Where each name lives. A module is imported when one of its names is first used: answers are compared without torch.
@@ -31,4 +31,9 @@ _MODULES = {
 }
 
 __all__ = list(_MODULES)
-__getattr__ = lazily(__name__, _MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

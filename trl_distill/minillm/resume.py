@@ -21,7 +21,7 @@ from typing import Any
 
 from trl.trainer.utils import RepeatSampler
 
-from ..checkpoints import checkpoint_to_resume
+from ..checkpoints import CheckpointError, checkpoint_to_resume
 from .minillm_config import MiniLLMConfig
 
 
@@ -72,17 +72,17 @@ def check_resumable(checkpoint: Path, settings: dict[str, Any]):
     """Refuse a checkpoint of another trainer or of other settings. Files of older versions hold fewer fields."""
     path = checkpoint / RESUME_FILE
     if not path.exists():
-        raise ValueError(
+        raise CheckpointError(
             f"{checkpoint} holds no {RESUME_FILE}, so it is no checkpoint of a MiniLLM run. To start from its "
-            "weights, pass it as `model`."
+            "weights, pass it as the model."
         )
     saved = json.loads(path.read_text())
     changed = [name for name, value in settings.items() if name in saved and saved[name] != value]
     if changed:
-        first = f"`{changed[0]}` was {saved[changed[0]]!r} and is now {settings[changed[0]]!r}"
-        raise ValueError(
-            f"{checkpoint} was made with other settings: {', '.join(changed)}; {first}. Resume with the old settings, "
-            "or start a new run with this checkpoint as `model`."
+        changes = (f"`{name}` was {saved[name]!r} and is now {settings[name]!r}" for name in changed)
+        raise CheckpointError(
+            f"{checkpoint} was made with other settings: {', '.join(changes)}. Resume with the old ones, or start "
+            "a new run with this checkpoint as the model."
         )
 
 

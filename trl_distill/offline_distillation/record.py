@@ -61,11 +61,12 @@ logger = logging.getLogger(__name__)
 def completion_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     Rows of `prompt` and `completion`, and of the columns that a chat template reads: of `completions`, one row each.
+    Answers that `truncated` says were cut off are left out: a student would learn to stop where they do.
 
     Raises:
         `ValueError`: If a row lacks one of them, or there are no rows.
     """
-    found = []
+    found, cut_off = [], 0
     for number, row in enumerate(rows):
         if row.get("prompt") is None or row.get("completion") is None and row.get("completions") is None:
             raise ValueError(
@@ -74,12 +75,18 @@ def completion_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             )
         kept = {name: row[name] for name in ("tools", "chat_template_kwargs") if row.get(name)}
         completions = [row["completion"]] if row.get("completion") is not None else row["completions"]
-        for completion in completions:
+        truncated = row.get("truncated") or [False] * len(completions)
+        for completion, is_cut in zip(completions, truncated, strict=True):
+            if is_cut:
+                cut_off += 1
+                continue
             if isinstance(completion, str) and not isinstance(row["prompt"], str):
                 completion = [{"role": "assistant", "content": completion}]
             found.append({"prompt": row["prompt"], "completion": completion, **kept})
+    if cut_off:
+        logger.warning("%d of %d completions were cut off and are left out.", cut_off, cut_off + len(found))
     if not found:
-        raise ValueError("The data hold no completions, so there is nothing to record.")
+        raise ValueError("The data hold no whole completions, so there is nothing to record.")
     return found
 
 

@@ -48,14 +48,7 @@ def refuse_adapter(model_name_or_path: str, revision: str | None) -> None:
     """Raise `ValueError` if the model is an adapter: the reference would be something else than its user means."""
     from trl_distill.models import adapter_config
 
-    try:
-        adapter = adapter_config(model_name_or_path, revision)
-    except OSError as error:
-        raise ValueError(
-            f"no model {model_name_or_path}: it is neither a folder nor a name that the Hub could have. If it is to "
-            "be a merged model, `trl-distill merge ADAPTER --output DIR` makes it."
-        ) from error
-    if adapter is not None:
+    if adapter_config(model_name_or_path, revision) is not None:
         raise ValueError(
             f"{model_name_or_path} is an adapter, and the reference of DPO is the model without its adapter. Put it "
             f"into its base first: `trl-distill merge {model_name_or_path} --output DIR`, then set "
@@ -117,7 +110,7 @@ def build_trainer(
 ) -> "DPOTrainer":
     import torch
 
-    from trl_distill.endings import check_model_ending
+    from trl_distill.endings import check_model_ending, check_tools
     from trl_distill.models import keep_4bit_trainable
     from trl_distill.zephyr.dpo_trainer import DPOTrainer
     from trl_distill.zephyr.reference_check import ReferenceCheckCallback
@@ -130,6 +123,7 @@ def build_trainer(
         revision, trust = training_args.model_init_kwargs["revision"], training_args.trust_remote_code
         check_model_ending(model_args.model_name_or_path, revision, trust, remedy=ENDING_REMEDY)
     trainer = DPOTrainer(**arguments, callbacks=[ReferenceCheckCallback()], **splits)
+    check_tools(trainer.processing_class, splits["train_dataset"])
     keep_4bit_trainable(trainer.model)  # a precomputed reference may have made that impossible
     report_lengths(splits, trainer)
     if script_args.ignore_bias_buffers:

@@ -25,7 +25,7 @@ accelerate launch -m trl_distill.scripts.labeled_sft --config recipes/nat_nce_as
 import sys
 
 from trl_distill.scripts.training import run_command, training_parser
-from trl_distill.training import load_splits, model_arguments
+from trl_distill.training import load_splits, student_arguments
 
 
 def make_parser(prog: str | None = None):
@@ -37,7 +37,7 @@ def make_parser(prog: str | None = None):
 def build_trainer(script_args, training_args, model_args, dataset_args):
     from trl_distill import LabeledSFTTrainer
 
-    arguments = model_arguments(training_args, model_args)
+    arguments = student_arguments(training_args, model_args)
     return LabeledSFTTrainer(**arguments, **load_splits(script_args, training_args, dataset_args))
 
 

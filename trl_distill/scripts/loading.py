@@ -18,7 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import load_split
+from ..files import check_there, load_split
 from ..row_formats import trl_rows
 
 
@@ -33,6 +33,7 @@ def load_model(
     """A full model, a PEFT adapter, or the two adapters of NAT on their base; and the tokenizer saved beside it."""
     from ..models import adapter_config, load_teacher, load_teacher_tokenizer, placement
 
+    check_there(path)
     kwargs = placement(args.dtype, args.device, in_4bit, args.trust_remote_code)
     nat_config = adapter_config(path, revision, subfolder="nat")
     if nat_config is None:
@@ -50,6 +51,7 @@ def nat_folder(path: str, revision: str | None = None) -> str:
     """Folder of a NAT model, downloaded first if it is on the Hub."""
     if Path(path).is_dir():
         return path
+    check_there(path)
     from huggingface_hub import snapshot_download
 
     return snapshot_download(path, revision=revision, allow_patterns=["nat/*", "neg/*"])

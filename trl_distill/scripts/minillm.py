@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trl_distill.files import load_split
 from trl_distill.scripts.training import run_command, training_parser
-from trl_distill.training import load_splits, model_arguments
+from trl_distill.training import load_splits, student_arguments
 
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def build_trainer(
     from trl_distill import MiniLLMTrainer
 
     # The teacher keeps its checkpoint's dtype: a frozen model needs no fp32 weights
-    arguments = model_arguments(training_args, model_args, role="student")
+    arguments = student_arguments(training_args, model_args, role="student")
     if model_args.attn_implementation is not None and not training_args.teacher_is_base:
         training_args.teacher_model_init_kwargs = {"attn_implementation": model_args.attn_implementation} | (
             training_args.teacher_model_init_kwargs or {}

@@ -28,7 +28,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from trl_distill.scripts.training import run_command, training_parser
-from trl_distill.training import model_arguments, split_by_question
+from trl_distill.training import split_by_question, student_arguments
 
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def load_rows(
     size = dataset_args.test_split_size
     if dataset_args.datasets or script_args.dataset_config or script_args.dataset_streaming:
         raise ValueError(
-            "recorded rows come from the folder that `dataset_name` names: leave out `datasets`, `dataset_config` and "
-            "`dataset_streaming`."
+            "recorded rows come from the folder that `trl-distill record` has written: name it as `dataset_name`. It "
+            "is no file. Leave out `datasets`, `dataset_config` and `dataset_streaming`."
         )
     rows = load_recorded(script_args.dataset_name)
     if training_args.eval_strategy == "no" and size is None:
@@ -78,7 +78,7 @@ def build_trainer(
     from trl_distill import OfflineDistillationTrainer
 
     rows = load_rows(script_args, training_args, dataset_args)
-    return OfflineDistillationTrainer(**model_arguments(training_args, model_args, role="student"), **rows)
+    return OfflineDistillationTrainer(**student_arguments(training_args, model_args, role="student"), **rows)
 
 
 def make_parser(prog: str | None = None):

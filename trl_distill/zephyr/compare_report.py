@@ -182,4 +182,4 @@ def draw_comparison(path: Path, report: dict[str, Any], pairs: Sequence[dict[str
     axes["lengths"].set(
         xlabel=f"characters minus those of {plain(names[1])}", ylabel=f"score minus that of {plain(names[1])}"
     )
-    figure.savefig(path, format="png", dpi=120)
+    figure.savefig(path, format="png", dpi=200)

@@ -136,7 +136,7 @@ def draw_report(path: Path, report: dict[str, Any], pairs: Sequence[dict[str, An
     lengths.plot(ends, ends, color="gray", linewidth=1)
     lengths.set_title(f"Lengths: chosen is longer in {report['pair_statistics']['chosen_longer']:.0%}")
     lengths.set(xlabel="characters of rejected", ylabel="characters of chosen", xscale="log", yscale="log")
-    figure.savefig(path, format="png", dpi=120)
+    figure.savefig(path, format="png", dpi=200)
 
 
 def _in_words(row: dict[str, Any]) -> str:

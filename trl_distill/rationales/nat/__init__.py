@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from ...lazy import lazily
+import importlib
 
 
 # Where each name lives. A module is imported when one of its names is first used: `--help` needs the configs alone.
@@ -26,4 +26,9 @@ _MODULES = {
 }
 
 __all__ = list(_MODULES)
-__getattr__ = lazily(__name__, _MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

@@ -36,7 +36,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from ...checkpoints import ResumableTrainer, checkpoint_to_resume, first_decides, newest_checkpoint
+from ...checkpoints import CheckpointError, ResumableTrainer, checkpoint_to_resume, first_decides, newest_checkpoint
 from ...endings import check_trainer_ending
 from ..data import (
     PAPER,
@@ -269,11 +269,11 @@ class NegativeAssistedTrainer(ResumableTrainer, SFTTrainer):
             where = folder if finished else of_negative
             checkpoint = first_decides(lambda: newest_checkpoint(where))
             if not finished and checkpoint is None:
-                raise ValueError(f"Nothing to resume: no checkpoint in {of_negative} or {folder}.")
+                raise CheckpointError(f"Nothing to resume: no checkpoint in {of_negative} or {folder}.")
         elif checkpoint and Path(checkpoint).resolve().parent == of_negative.resolve():
             finished = False
         elif checkpoint and not finished:
-            raise ValueError(
+            raise CheckpointError(
                 f"{checkpoint} belongs to the positive stage, but the negative adapter that it was trained beside is "
                 f"not in {folder / NEG}. Resume a checkpoint in {of_negative}, or start anew."
             )
@@ -304,7 +304,7 @@ class NegativeAssistedTrainer(ResumableTrainer, SFTTrainer):
 
     def _compare_negative(self, found: str, checkpoint: str) -> None:
         if found != self._negative_sha256:
-            raise ValueError(
+            raise CheckpointError(
                 f"The negative adapter in {checkpoint} is not the one of this run (hash {found[:12]} instead of "
                 f"{self._negative_sha256[:12]}). Resume with the `negative_adapter_path` of that run."
             )
