@@ -193,7 +193,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     """Refuse fields that name packages, files of data or folders of models that are not there, before any work."""
     check_packages(fields)
     for name, value in fields.items():
-        if not isinstance(value, str):
+        if not isinstance(value, str) or name == "dataset_name" and fields.get("datasets"):
             continue
         if name.endswith("dataset_name"):
             check_there(value)

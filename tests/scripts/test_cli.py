@@ -141,7 +141,7 @@ class TestStrictParsing:
             ("feedback", ["--student", "none"], "`student` has fields of its own"),
             ("feedback", ["--judges", "gpt-4.1"], "`judges` has fields of its own"),
             ("lion", ["--teacher=gpt-4.1"], "`teacher` has fields of its own"),
-            ("lion", ["--student", "none"], "unknown field `student` on the command line: use `student_model`."),
+            ("lion", ["--student", "none"], "unknown field `student` on the command line. Did you mean student_model"),
             ("recipe", ["minillm.yaml"], "no recipe 'minillm.yaml'"),
         ],
     )
