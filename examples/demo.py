@@ -210,6 +210,10 @@ def check(args) -> None:
         raise ValueError(f"--teacher_mix_alpha must be in [0, 1), got {args.teacher_mix_alpha}.")
     if args.student is not None and args.student_layers is not None:
         raise ValueError("--student_layers prunes the teacher, so it does not go together with --student.")
+    for role in ("teacher", "student"):  # before one of them is loaded
+        name = getattr(args, role)
+        if name is not None and not Path(name).is_dir() and name.count("/") != 1:
+            raise ValueError(f"--{role} {name} is neither a folder nor a model of the Hub, OWNER/NAME.")
     for package in ("matplotlib", "rouge_score", *([] if args.teacher else ["gguf"])):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"the demo needs {package}: pip install -e .[demo]")

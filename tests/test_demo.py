@@ -183,7 +183,8 @@ def test_prompts_are_distinct_and_split():
         (["--teacher_mix_alpha", "1"], "--teacher_mix_alpha must be in [0, 1), got 1.0"),
         (["--student", "x", "--student_layers", "3"], "--student_layers prunes the teacher"),
         (["--techer", "x"], "Did you mean teacher"),
-        (["--teacher", "no/such/folder"], "no/such/folder"),
+        (["--teacher", "no/such/folder"], "--teacher no/such/folder is neither a folder nor a model of the Hub"),
+        (["--student", "none"], "--student none is neither a folder nor a model of the Hub"),
     ],
 )
 def test_bad_input_stops_before_anything_is_written(argv, message, tmp_path, monkeypatch, capsys):

@@ -12,12 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import re
 import sys
 
 import pytest
 
+from tests.commands import error_of, write_rows
 from trl_distill.chat import EndpointChatModel, LocalChatModel
-from trl_distill.extras import check_training_packages, missing, need
+from trl_distill.extras import _OPTIMIZERS, _TRACKERS, check_packages, missing, need
+from trl_distill.scripts import augment, evaluate, label, record, sample
 
 
 @pytest.fixture
@@ -34,7 +37,13 @@ def without(monkeypatch):
         ({"optim": "paged_adamw_8bit"}, "bitsandbytes"),
         ({"optim": "adamw_8bit"}, "bitsandbytes"),
         ({"optim": "rmsprop_bnb_32bit"}, "bitsandbytes"),
+        ({"optim": "adamw_torch_4bit"}, "torchao"),
+        ({"optim": "schedule_free_adamw"}, "schedulefree"),
         ({"answer_checker": "math"}, "math_verify"),
+        ({"metric_for_best_model": "eval_rougeL"}, "rouge_score"),
+        ({"load_ranker_in_4bit": True}, "bitsandbytes"),
+        ({"student": {"model_name_or_path": "m", "load_in_4bit": True}}, "bitsandbytes"),
+        ({"models": [{"model": "m", "engine": "vllm"}]}, "vllm"),
         ({"report_to": "mlflow"}, "mlflow"),
         ({"report_to": ["none", "swanlab"]}, "swanlab"),
     ],
@@ -42,13 +51,24 @@ def without(monkeypatch):
 def test_what_a_training_needs_is_looked_for(fields, package, without):
     without(package)
     with pytest.raises(ImportError, match=rf"needs the package {package.replace('_', '-')}\. Install it with `pip"):
-        check_training_packages({"optim": "adamw_torch", "report_to": "none"} | fields)
+        check_packages({"optim": "adamw_torch", "report_to": "none"} | fields)
 
 
 def test_what_is_not_needed_is_not_asked_for(without):
     without("bitsandbytes", "math_verify", "wandb")
-    check_training_packages({"load_in_4bit": False, "optim": "adamw_torch_8bit", "report_to": ["all"]})
-    check_training_packages({})
+    check_packages({"load_in_4bit": False, "optim": "adamw_torch", "report_to": ["all"]})
+    check_packages({})
+
+
+def test_all_trackers_and_optimizers_of_transformers_are_known():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.training_args import OptimizerNames
+
+    assert _TRACKERS.keys() == INTEGRATION_TO_CALLBACK.keys()
+    of_torch = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
+    of_machines = {"adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision"}
+    matches = {name.value: [p for p in _OPTIMIZERS if re.search(p, name.value)] for name in OptimizerNames}
+    assert {name for name, found in matches.items() if len(found) != 1} == of_torch | of_machines
 
 
 def test_the_line_names_the_extra(without):
@@ -58,6 +78,8 @@ def test_the_line_names_the_extra(without):
     )
     assert missing("sys", "x") is None
     need("sys", "x")
+    without("rouge_score", "optimi")
+    assert "trl-distill[eval]" in missing("rouge_score", "x") and "install torch-optimi`" in missing("optimi", "x")
 
 
 def test_models_say_what_they_need_before_they_are_asked(without):
@@ -67,3 +89,19 @@ def test_models_say_what_they_need_before_they_are_asked(without):
     with pytest.raises(ImportError, match=r"trl-distill\[qlora\]"):
         LocalChatModel("m", load_in_4bit=True)
     LocalChatModel("m")
+
+
+def test_a_command_looks_before_it_reads_rows(without, capsys, tmp_path):
+    without("bitsandbytes", "math_verify")
+    rows = write_rows(tmp_path / "rows.jsonl", ["no JSON"])
+    common = ["--dataset_name", rows, "--output_file", str(tmp_path / "out.jsonl")]
+    model = ["--model_name_or_path", "m", *common]
+    quantized = "needs the package bitsandbytes. Install it with `pip install trl-distill[qlora]`."
+    for run, arguments in (
+        (record.run, ["--teacher_model_name_or_path", "m", "--dataset_name", rows, "--output_dir", str(tmp_path)]),
+        (sample.run, model),
+        (evaluate.run, model),
+        (augment.run, model),
+    ):
+        assert quantized in error_of(capsys, run, *arguments, "--load_in_4bit")
+    assert "needs the package math-verify" in error_of(capsys, label.run, *common)

@@ -25,7 +25,7 @@ from trl.trainer.utils import generate_model_card
 
 import trl_distill
 from trl_distill import __version__
-from trl_distill.model_card import _VERSIONS, _name, add_tag
+from trl_distill.model_card import _NO_BASE, _NO_MODEL, _SNIPPET, _TABLE, _VERSIONS, _name, add_loop
 
 
 TRAINERS = [getattr(trl_distill, name) for name in trl_distill.__all__ if name.endswith("Trainer")]
@@ -46,9 +46,10 @@ def test_each_trainer_adds_to_the_card(trainer):
     assert trainer.create_model_card is not _BaseTrainer.create_model_card
 
 
-def test_the_heading_before_which_we_write_is_in_the_card_of_trl():
-    card = generate_model_card(None, "m", "me/m", None, ["trl"], None, None, "SFT")
-    assert _VERSIONS in card.content
+def test_what_we_look_for_is_in_the_card_of_trl():
+    card = generate_model_card(None, "m", None, None, ["trl"], None, None, "SFT")
+    assert _VERSIONS in card.content and _NO_BASE in card.content and _NO_MODEL in card.content
+    assert "pipeline(" in _SNIPPET.search(card.content)[0]
 
 
 def test_the_card_of_a_trainer(tmp_path, tiny_model, tokenizer, prompts):
@@ -68,18 +69,38 @@ def test_the_card_of_a_trainer(tmp_path, tiny_model, tokenizer, prompts):
     assert {"trl", "minillm"} <= set(data.tags) and data.datasets == "me/rows"
 
 
+def test_the_card_names_no_base_that_nobody_can_load(tmp_path, tiny_model, tokenizer, prompts):
+    from tests.runs import TINY_RUN, make
+    from trl_distill.sft_config import SFTConfig
+    from trl_distill.sft_trainer import CountingSFTTrainer
+
+    tiny_model(vocab_size=264).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    prompts.info.dataset_name, prompts.info.builder_name = "dolly", "parquet"
+    settings = TINY_RUN | dict(output_dir=str(tmp_path / "run"), model=str(tmp_path / "base"))
+    trainer = make(CountingSFTTrainer, SFTConfig, train_dataset=prompts, processing_class=tokenizer, **settings)
+    trainer.create_model_card(model_name="run")
+    text = (tmp_path / "run/README.md").read_text()
+    assert "None" not in text and str(tmp_path) not in text
+    assert "a fine-tuned version of `base`" in text and 'model="run"' in text
+    assert f"Trained by trl-distill {__version__} with `SFTTrainer`." in text and "| data | `dolly` |" in text
+
+
 def test_names_that_others_can_read(tmp_path):
     names = ["Qwen/Qwen2.5-7B", str(tmp_path / "teacher"), "/gone/teacher", "http://me:key@host:8000", None]
     assert list(map(_name, names)) == ["Qwen/Qwen2.5-7B", "teacher", "teacher", "on a server", None]
 
 
-def test_a_tag_is_added_once(tmp_path):
+def test_what_a_loop_knows_is_added_once(tmp_path):
     path = tmp_path / "README.md"
-    add_tag(path, "lion")
+    add_loop(path, "lion/student", "lion", {})
     assert not path.exists()
-    generate_model_card(None, "m", "me/m", None, ["trl", "sft"], None, None, "SFT").save(path)
-    before = ModelCard.load(path).text
+    card = generate_model_card(None, "run", "run", None, ["trl", "sft"], None, None, "SFT")
+    card.content += f"{_TABLE}| seed | `1` |\n"
+    card.save(path)
     for _ in range(2):
-        add_tag(path, "lion")
+        add_loop(path, "lion/student", "lion", {"teacher": "/home/me/gpt", "loop": "Lion, round 1"})
     card = ModelCard.load(path)
-    assert card.data.tags == ["generated_from_trainer", "trl", "sft", "lion"] and card.text == before
+    assert card.data.tags == ["generated_from_trainer", "trl", "sft", "lion"]
+    assert "# Model Card for lion/student\n" in card.text and 'model="lion/student"' in card.text
+    assert card.text.count("| teacher | `gpt` |") == 1 and card.text.count("| loop | `Lion, round 1` |") == 1

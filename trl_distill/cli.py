@@ -39,7 +39,7 @@ from trl_distill.scripts.arguments import raise_error, split_arguments, stray, s
 from trl_distill.text import closest
 from trl_distill.training import (
     accelerate_config_path,
-    check_paths,
+    check_fields,
     end_children,
     launch_fields,
     launch_flags,
@@ -142,7 +142,7 @@ def launch_arguments(command: str, argv: list[str]) -> argparse.Namespace:
     module = f"trl_distill.scripts.{command}"
     parser = importlib.import_module(module).make_parser(prog=f"trl-distill {command}")
     values, config, flags = split_arguments(parser, argv, launch_fields())
-    check_paths(vars(values))
+    check_fields(vars(values))  # each process would do so, too, but once it has imported what trains
 
     # The script gets what the launcher does not take. `flags` is an ordered part of `argv`.
     remaining = iter(flags)
@@ -174,7 +174,6 @@ def launch(command: str, argv: list[str]) -> int:
 
     with user_errors(f"trl-distill {command}"):
         args = launch_arguments(command, argv)
-    launcher.quiet()
     try:
         launch_command(args)
     except (KeyboardInterrupt, SignalException):
@@ -237,6 +236,7 @@ def start(argv: list[str] | None) -> int:
     args = parser.parse_args(argv)
     if not sys.stderr.isatty():  # bars that are drawn over each other on a terminal are lines in a file
         os.environ.setdefault("TQDM_DISABLE", "1")
+    launcher.quiet()
     if argv is None and args.command in TRAINING:
         sys.modules.setdefault("peft", None)  # seconds to import, and this process trains nothing
     try:

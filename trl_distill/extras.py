@@ -17,7 +17,7 @@
 import importlib.util
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .text import closest
@@ -25,15 +25,31 @@ from .text import closest
 
 logger = logging.getLogger(__name__)
 
-_EXTRAS = {"bitsandbytes": "qlora", "math_verify": "eval", "openai": "api"}
-_TRACKERS = {"azure_ml": "azureml", "flyte": "flytekit"}  # where the package has another name than in `report_to`
+_EXTRAS = {"bitsandbytes": "qlora", "math_verify": "eval", "openai": "api", "rouge_score": "eval"}
+_IN_INDEX = {"optimi": "torch-optimi"}  # where a package is installed by another name
+_OPTIMIZERS = {
+    r"bnb|paged|^ademamix|^(adamw|lion)_(8|32)bit": "bitsandbytes",
+    r"^adamw_torch_\dbit": "torchao",
+    r"^galore": "galore_torch",
+    r"^apollo": "apollo_torch",
+    r"lomo$": "lomo_optim",
+    r"^grokadamw": "grokadamw",
+    r"^schedule_free": "schedulefree",
+    r"^stable_adamw": "optimi",
+}
+# Written down, since the module of transformers that knows them takes seconds to import
+_TRACKERS = {
+    name: name
+    for name in "clearml codecarbon comet_ml dagshub dvclive kubeflow mlflow neptune swanlab tensorboard trackio "
+    "wandb".split()
+} | {"azure_ml": "azureml", "flyte": "flytekit"}
 
 
 def missing(package: str, what: str) -> str | None:
     """Sentence that says that `what` needs a package and how to install it, `None` if it is there."""
     if importlib.util.find_spec(package) is not None:
         return None
-    name = package.replace("_", "-")
+    name = _IN_INDEX.get(package, package.replace("_", "-"))
     line = f"trl-distill[{_EXTRAS[package]}]" if package in _EXTRAS else name
     return f"{what} needs the package {name}. Install it with `pip install {line}`."
 
@@ -52,31 +68,47 @@ def warn_of_pictures() -> None:
         logger.warning("No report.png: it needs matplotlib. Install it with `pip install trl-distill[plot]`.")
 
 
-def check_training_packages(fields: Mapping[str, Any]) -> None:
+def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Fields, and those of the fields that have some of their own, such as the entries of models."""
+    for name, value in fields.items():
+        yield name, value
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Mapping):
+                yield from _flat(inner)
+
+
+def check_packages(fields: Mapping[str, Any]) -> None:
     """
-    Raise `ImportError` if a training with these fields needs a package that is missing, which it would find out once
-    its model is loaded, and `ValueError` for an unknown tracker.
+    Raise `ImportError` if a run with these fields needs a package that is missing, which it would find out once its
+    rows are read and its models loaded, and `ValueError` for an unknown tracker.
     """
-    for name in ("load_in_4bit", "load_in_8bit"):
-        if fields.get(name):
+    for name, value in _flat(fields):
+        if not value:
+            continue
+        if re.search(r"load_(\w+_)?in_[48]bit$", name):
             need("bitsandbytes", f"`{name}`")
-    optimizer = fields.get("optim") or ""
-    if re.search(r"bnb|paged|^ademamix|^(adamw|lion)_(8|32)bit", optimizer):
-        need("bitsandbytes", f"`optim: {optimizer}`")
-    if fields.get("answer_checker") == "math":
-        need("math_verify", "`answer_checker: math`")
-    trackers = fields.get("report_to") or []
-    for tracker in [trackers] if isinstance(trackers, str) else trackers:
-        if tracker not in ("none", "all"):
-            _check_tracker(tracker)
+        elif name == "optim":
+            for pattern, package in _OPTIMIZERS.items():
+                if re.search(pattern, value):
+                    need(package, f"`optim: {value}`")
+        elif name == "answer_checker" and value == "math":
+            need("math_verify", "`answer_checker: math`")
+        elif name == "metric_for_best_model" and "rouge" in value:
+            need("rouge_score", f"`metric_for_best_model: {value}`")
+        elif name == "use_liger_kernel":
+            need("liger_kernel", f"`{name}`")
+        elif name == "use_vllm" or (name, value) == ("engine", "vllm"):
+            need("vllm", "vLLM")
+        elif name == "report_to":
+            for tracker in [value] if isinstance(value, str) else value:
+                _check_tracker(tracker)
 
 
 def _check_tracker(tracker: str) -> None:
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    if tracker not in INTEGRATION_TO_CALLBACK:
-        known = ", ".join(INTEGRATION_TO_CALLBACK)
-        hint = closest(tracker, INTEGRATION_TO_CALLBACK) or f"Choose from {known}, all, none."
+    if tracker in ("none", "all"):
+        return
+    if tracker not in _TRACKERS:
+        hint = closest(tracker, _TRACKERS) or f"Choose from {', '.join(_TRACKERS)}, all, none."
         raise ValueError(f"`report_to` must name trackers, got {tracker!r}. {hint}")
     if tracker != "tensorboard" or importlib.util.find_spec("tensorboardX") is None:
-        need(_TRACKERS.get(tracker, tracker), f"`report_to: {tracker}`")
+        need(_TRACKERS[tracker], f"`report_to: {tracker}`")

@@ -31,14 +31,15 @@ import select
 import signal
 import sys
 from argparse import Action, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .checkpoints import CheckpointError, checkpoint_to_resume
-from .extras import check_training_packages
+from .extras import check_packages
 from .files import check_there, data_errors, file_format
+from .launcher import quiet
 from .row_formats import trl_rows
 
 
@@ -95,6 +96,18 @@ def user_errors(prog: str, kinds: tuple[type[Exception], ...] = (ValueError, OSE
         where = f" in process {rank} of {processes}, on {platform.node()}" if processes > 1 else ""
         sys.stderr.write(f"{prog}: error{where}: {error}{_remedy(str(error))}\n")
         raise SystemExit(2) from error
+
+
+@contextlib.contextmanager
+def metric_errors(prog: str) -> Iterator[None]:
+    """Tell a `metric_for_best_model` that the first evaluation does not give as other mistakes are told."""
+    try:
+        yield
+    except KeyError as error:
+        if "`metric_for_best_model`" not in str(error):
+            raise
+        with user_errors(prog):
+            raise ValueError(error.args[0]) from error
 
 
 def _remedy(error: str) -> str:
@@ -179,6 +192,12 @@ def launch_flags(values: dict[str, Any]) -> list[str]:
     return flags
 
 
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Refuse fields that name packages, files of data or folders of models that are not there, before any work."""
+    check_packages(fields)
+    check_paths(fields)
+
+
 def check_launcher(values: Namespace) -> None:
     """Refuse fields of a training that contradict how it was launched."""
     for name, other in {"FSDP": "deepspeed", "DeepSpeed": "fsdp"}.items():
@@ -190,9 +209,10 @@ def check_launcher(values: Namespace) -> None:
             raise ValueError(f"`{other}` is set, but the launcher's config asks for {name}. Leave one of them out.")
 
 
-def check_paths(values: dict[str, Any]) -> None:
-    """Refuse fields of a training that name a file or folder which is not there, before anything is loaded."""
-    names = ["model_name_or_path", "teacher_model_name_or_path", "nat_path", "lm_dataset_name"]
+def check_paths(values: Mapping[str, Any]) -> None:
+    """Refuse fields that name a file or folder which is not there, before anything is loaded."""
+    names = ["teacher_model_name_or_path", "nat_path", "lm_dataset_name"]
+    names += [] if values.get("base_url") else ["model_name_or_path"]  # a server's names may be any
     names += [] if values.get("datasets") else ["dataset_name"]
     for name in names:
         try:
@@ -480,14 +500,13 @@ def run_training(
     """
     from .report import describe_run, record_run
 
+    quiet()
     end_with_launcher()
     try:
         with user_errors(prog):
             args = parse()
             script_args, training_args, _, dataset_args, *_ = args
-            values = {name: value for part in args for name, value in vars(part).items()}
-            check_paths(values)
-            check_training_packages(values)
+            check_fields({name: value for part in args for name, value in vars(part).items()})
             run = describe_run(prog, args)  # before anything is changed in them
             goes_on = finds_checkpoint and str(training_args.resume_from_checkpoint).lower() in LATEST
             if goes_on:
@@ -497,7 +516,7 @@ def run_training(
             trainer = build_trainer(*args)
             if trainer.is_world_process_zero():
                 record_run(training_args.output_dir, run, str(trainer.args.device), trainer.args.world_size)
-        with user_errors(prog, (CheckpointError,)):
+        with metric_errors(prog), user_errors(prog, (CheckpointError,)):
             train_and_save(trainer, goes_on or training_args.resume_from_checkpoint, dataset_name, what)
     except KeyboardInterrupt:  # who has launched this process says how to go on
         raise SystemExit(128 + signal.SIGINT) from None

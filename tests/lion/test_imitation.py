@@ -179,7 +179,10 @@ class TestFull:
             assert same(students[k], trained(str(begin), rows[k], tmp_path))
         assert not same(students[1], trained(base, rows[1], tmp_path))
         assert not list(tmp_path.rglob("run/round_*/training*")) and not list(tmp_path.rglob("checkpoint-*"))
-        assert all("lion" in ModelCard.load(student / "README.md").data.tags for student in students)
+        for k, card in enumerate(ModelCard.load(student / "README.md") for student in students):
+            assert "lion" in card.data.tags and f"# Model Card for run/round_{k}/student\n" in card.text
+            assert f"| loop | `Lion, round {k}` |" in card.text and "with `SFTTrainer`" in card.text
+            assert f"| teacher | `{toy.teacher().name}` |" in card.text and "None" not in card.text
         assert result.report["rounds"][1]["heldout"]["counts"]["scored"] == 2
         assert sum(row["calls"] for row in result.report["ledger"] if row["role"] == "student") == 7 + 2 * 2
 

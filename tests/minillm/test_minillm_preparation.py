@@ -90,6 +90,19 @@ class TestData:
         assert trainer.state.global_step < 8  # nothing improves at learning rate 0
         assert trainer.state.best_metric is not None
 
+    @pytest.mark.parametrize(
+        ("metric", "expected"),
+        [
+            ("rougeL", "no evaluation row has a `completion`"),
+            ("eval_accuracy", "which only an `answer_checker` gives"),
+        ],
+    )
+    def test_a_best_metric_that_will_not_be_known_is_refused(self, make_trainer, prompts, metric, expected):
+        settings = dict(eval_dataset=prompts.remove_columns("completion"), metric_for_best_model=metric)
+        make_trainer(**settings)  # nothing is evaluated in training
+        with pytest.raises(ValueError, match=expected):
+            make_trainer(**settings, eval_strategy="steps", eval_steps=1)
+
     def test_long_prompts_are_dropped_and_counted(self, make_trainer, prompts, tiny_model, caplog):
         lengths = [len(prompt) for prompt in prompts["prompt"]]
         limit = sorted(lengths)[10]  # bytes are tokens here

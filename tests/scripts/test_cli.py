@@ -144,6 +144,7 @@ class TestStrictParsing:
             ("feedback", ["--student", "none"], "`student` has fields of its own"),
             ("feedback", ["--judges", "gpt-4.1"], "`judges` has fields of its own"),
             ("lion", ["--teacher=gpt-4.1"], "`teacher` has fields of its own"),
+            ("lion", ["--student", "none"], "unknown field `student` on the command line. Did you mean student_model"),
             ("recipe", ["minillm.yaml"], "no recipe 'minillm.yaml'"),
         ],
     )
@@ -222,6 +223,24 @@ class TestLaunch:
         done = run_python("-m", "trl_distill.cli", "sft", "--config", sft_config(), "--accelerate_config", "cpu")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "out" / "model.safetensors").is_file()
+        for noise in ("is deprecated", "Setting accelerator to CPU", "Failed to load CPU gemm_4bit_forward"):
+            assert noise not in done.stdout + done.stderr
+
+    def test_only_what_nobody_can_change_is_left_unsaid(self):
+        script = (
+            "import logging, warnings; from trl_distill.launcher import _SAID_BY, quiet; quiet(); quiet()\n"
+            "logging.basicConfig(format='%(message)s')\n"
+            "for name, begin in _SAID_BY.items():\n"
+            "    logging.getLogger(name).warning(begin + ' and more', *['x'] * begin.count('%s'))\n"
+            "    logging.getLogger(name).warning('another of %s', name)\n"
+            "for old in ('gradient_checkpointing', 'is_gradient_checkpointing', 'use_reentrant'):\n"
+            "    warnings.warn(f'`{old}` is deprecated and will be removed.', FutureWarning)\n"
+            "warnings.warn('`gradient_checkpointing` is deprecated', UserWarning)"
+        )
+        said = run_python("-c", script).stderr
+        assert said.count("another of ") == 4 and "and more" not in said
+        assert "`use_reentrant` is deprecated" in said and "FutureWarning: `gradient" not in said
+        assert "UserWarning: `gradient_checkpointing`" in said
 
     def test_failed_script_gives_its_exit_code_without_traceback(self, sft_config):
         config = sft_config(resume_from_checkpoint="latest")
@@ -229,6 +248,25 @@ class TestLaunch:
         assert done.returncode == 2
         assert "trl-distill sft: error: nothing to resume: no checkpoint in" in done.stderr
         assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["minillm", "--dataset_name", "none.jsonl"], "No such file: none.jsonl"),
+            (["minillm", "--lm_dataset_name", "none.jsonl"], "No such file: none.jsonl"),
+            (["nce", "--teacher_model_name_or_path", "/none"], "No such file or folder: /none"),
+            (["sft", "--report_to", "dvclive"], "needs the package dvclive"),
+            (["record", "--config", "a.yaml", "--config", "b.yaml"], "--config names 2 files"),
+            (["evaluate", "--model_name_or_path", "m", "--dataset_name", "./none"], "No such file or folder: ./none"),
+            (["lion", "--student_model", "m"], "`output_dir` is not set"),
+        ],
+    )
+    def test_what_is_missing_is_told_within_three_seconds_of_processor_time(self, arguments, expected):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = run_python("-m", "trl_distill.cli", *arguments)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
     def test_help_answers_at_once(self):
         def seconds():
@@ -316,6 +354,12 @@ class TestScripts:
     )
     def test_minillm_errors(self, changes, expected, sft_config, capsys):
         assert expected in error_of(capsys, minillm.run, "--config", sft_config(**changes))
+
+    def test_a_metric_that_no_evaluation_gives(self, sft_config, capsys):
+        evaluated = dict(eval_strategy="steps", eval_steps=1, test_split_size=4, metric_for_best_model="rougeL")
+        error = error_of(capsys, sft.run, "--config", sft_config(**evaluated))
+        assert "trl-distill sft: error: The `metric_for_best_model` training argument is set to" in error
+        assert "'eval_loss'" in error
 
     def test_corpus_without_its_column(self, sft_config, tmp_path, capsys):
         config = sft_config(

@@ -44,15 +44,18 @@ def groups(text):
 
 
 class TestGroups:
-    def test_ours_come_first_then_those_of_trl(self):
+    def test_what_every_run_names_and_ours_come_first_then_those_of_trl(self):
         text, seconds = helped("minillm", "--help")
         first = groups("\n".join(text.splitlines()[:60]))
-        assert [*first] == ["options", "rollouts", "credit of each token", "language-modelling loss", "teacher"]
-        assert {"teacher_mix_alpha", "num_iterations"} <= {*first["rollouts"]}
-        assert "loss_chunk_tokens" in first["teacher"]
+        named = ["model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir", "learning_rate"]
+        assert first.pop("what every run names") == [*named, "num_train_epochs", "max_steps"]
+        assert [*first] == ["options", "rollouts", "credit of each token"]
+        assert {"teacher_mix_alpha", "num_iterations"} <= {*first["rollouts"]} and len(sum(first.values(), [])) >= 15
         found = groups(text)
-        assert "lm_dataset_name" in found["corpus"] and "dataset_name" in found["ScriptArguments (trl)"]
-        assert found["MiniLLMConfig"] == ["learning_rate", "disable_dropout", "max_completion_length"]  # declared anew
+        assert [*found][4:7] == ["language-modelling loss", "teacher", "corpus"]
+        assert "loss_chunk_tokens" in found["teacher"] and "lm_dataset_name" in found["corpus"]
+        assert "dataset_config" in found["ScriptArguments (trl)"]
+        assert found["with another default than TRL's"] == ["disable_dropout", "max_completion_length"]
         ours = [title for title in found if not title.endswith("(trl)")]
         assert [*found][: len(ours)] == ours
         fields = sum(found.values(), [])
@@ -74,6 +77,13 @@ class TestGroups:
         found = groups(helped("lion", "--help")[0])
         assert [*found][:4] == ["options", "Pools", "Models", "Sampling"] and "LionConfig" not in found
         assert "hard_share" in found["Generation"]
+
+    @pytest.mark.parametrize("command", [*TRAINING, "calibrate"])
+    def test_every_training_begins_alike_and_ours_have_headings(self, command):
+        found = groups(helped(command, "--help")[0])
+        assert [*found][:2] == ["options", "what every run names"]
+        assert {"model_name_or_path", "dataset_name", "output_dir", "max_steps"} <= {*found["what every run names"]}
+        assert not [title for title in found if title.endswith(("Config", "Arguments"))]
 
     @pytest.mark.parametrize("command", TRAINING | OTHERS)
     def test_answers_within_three_seconds_of_processor_time(self, command):
@@ -101,6 +111,7 @@ class TestCompletion:
             ("trl-distill nce --max_st", {"--max_steps"}),
             ("trl-distill sft --conf", {"--config"}),
             ("trl-distill lion --seed 1 --strat", {"--strategy"}),
+            ("trl-distill recipe minillm/qwen3_0", {"minillm/qwen3_0.6b_qlora_8gb.yaml"}),
             ("trl-distill sample --seed 3 --dtype x", set()),
             ("trl-distill sample --dtype bfl", {"bfloat16"}),
         ],

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import CPU, error_of, write_rows
+from tests.commands import CPU, error_of, run_python, write_rows
 from trl_distill import cli
 from trl_distill.scripts import memory
 from trl_distill.scripts.arguments import parse_strictly
@@ -109,6 +109,7 @@ def test_table_and_json(fields, capsys):
     assert "in a rollout: keys and values of the teacher" in text and "Cards that have room, of 8, 12," in text
     memory.run([*argv, "--json"])
     facts = json.loads(capsys.readouterr().out)
+    assert facts == json.loads(run_python("-m", "trl_distill.cli", "memory", *argv, "--json").stdout)  # and no more
     assert facts["peak"] == sum(facts["always"].values()) + max(
         sum(facts[phase].values()) for phase in ("step", "rollout")
     )

@@ -85,6 +85,15 @@ class TestStoppedTraining:
         assert "were not passed to `accelerate launch`" not in said
         assert "There is no checkpoint yet. To begin anew: trl-distill sft --config" in said.splitlines()[-1]
 
+    def test_several_processes_are_stopped_in_one_line(self, sft_config, tmp_path):
+        launch = ("--accelerate_config", "ddp", "--num_processes", "2", "--main_process_port", "0")
+        process = start("sft", "--config", sft_config(**LONG), *launch)
+        wait_for(process, lambda: list(tmp_path.glob("out/checkpoint-*/trainer_state.json")))
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Traceback" not in said and "torch/distributed/elastic" not in said, said
+        assert said.splitlines()[-1].startswith("trl-distill sft: stopped. To go on:")
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_loop_ends_the_training_that_it_has_started(self, number, sft_config, tmp_path):
         values = yaml.safe_load(Path(sft_config(**LONG)).read_text())

@@ -29,7 +29,7 @@ from typing import IO, Any
 
 from ..chat.local import weights_digest
 from ..checkpoints import damage
-from ..extras import check_training_packages
+from ..extras import check_packages
 from ..files import file_digest, write_json
 from ..text import closest
 from ..training import accelerate_config_path, check_value, end_children, launch_fields, launch_flags
@@ -50,7 +50,7 @@ _SET_BY_THE_LOOP += ("teacher_model_name_or_path",)
 
 def check_training(where: str, training: dict[str, Any], module: str = SFT) -> None:
     """Raise `ValueError` unless all are fields of the training that may be set here, each of its type."""
-    check_training_packages(training)
+    check_packages(training)
     for name in training:
         if name in _SET_BY_THE_LOOP:
             raise ValueError(f"`{where}` holds `{name}`, which the loop sets in each round. Remove it.")
@@ -208,7 +208,6 @@ class Training:
 
     def _finish(self, run: Path, output: Path) -> None:
         """Make the student of what the training has saved."""
-        from ..model_card import add_tag
         from ..models import adapter_config, merge_adapter
 
         if self.merge and adapter_config(str(run)):
@@ -224,7 +223,6 @@ class Training:
                 shutil.rmtree(output.with_name(checkpoint.name), ignore_errors=True)  # of a run that was killed here
                 checkpoint.rename(output.with_name(checkpoint.name))
             run.rename(output)
-        add_tag(output / "README.md", "lion")
 
 
 def lock_of(work: Path) -> Path:

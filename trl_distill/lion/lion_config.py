@@ -317,6 +317,12 @@ class LionConfig:
     )
     seed: int = field(default=42, metadata={"help": "Random seed."})
 
+    def check_named(self):
+        """Raise `ValueError` unless it is said what is trained, and where it is kept."""
+        for name in ("output_dir", "student_model"):
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` is not set.")
+
     def __post_init__(self):
         for name in (*_AT_LEAST_0, *_AT_LEAST_1):
             value, least = getattr(self, name), int(name in _AT_LEAST_1)

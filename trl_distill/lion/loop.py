@@ -117,9 +117,7 @@ class LionLoop:
         student: Callable[[Path], BaseChatModel] | None = None,
         progress: bool = False,
     ):
-        for name in ("output_dir", "student_model"):
-            if getattr(config, name) is None:
-                raise ValueError(f"`{name}` is not set.")
+        config.check_named()
         rouge_scorer()  # a missing package shall be found before the first call
         if config.student_load_in_4bit:
             need("bitsandbytes", "`student_load_in_4bit`")

@@ -128,6 +128,8 @@ def minillm(folder: LionFolder, roles: Roles, store: CallStore, round: int) -> N
 
 
 def _train(folder: LionFolder, roles: Roles, round: int, stage: str, start: str, rows: Path, **facts: Any) -> None:
+    from ..model_card import add_loop
+
     manifest, student = folder.begin(round), folder.student(round, stage)
     work, made = manifest.folder / stage, folder.made_with(round, stage)
     note = student / "made_with.json"
@@ -137,6 +139,9 @@ def _train(folder: LionFolder, roles: Roles, round: int, stage: str, start: str,
         shutil.rmtree(work / "student", ignore_errors=True)
         work.mkdir(exist_ok=True)
         roles.train["sft" if stage == "training" else stage](start, rows, work / "student")
+        name = Path(folder.path.name, student.relative_to(folder.path)).as_posix()
+        rows_of_card = {"teacher": roles.teacher.name, "loop": f"Lion, round {round}"}
+        add_loop(work / "student" / "README.md", name, "lion", rows_of_card)
         write_json(work / "student" / note.name, made)
         (work / "student").rename(student)
     shutil.rmtree(work, ignore_errors=True)

@@ -56,6 +56,7 @@ from .metrics import (
 from .minillm_config import MiniLLMConfig
 from .preparation import (
     Corpus,
+    check_best_metric,
     check_datasets,
     check_readable,
     check_teacher,
@@ -175,6 +176,7 @@ class MiniLLMTrainer(ResumableTrainer, DistillationTrainer):
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         check_teacher(teacher_model, args, has_adapter=peft_config is not None or isinstance(model, PeftModel))
         check_datasets(train_dataset, eval_dataset, lm_dataset, args)
+        check_best_metric(eval_dataset, args, answer_checker)
         tokenizers = prepare_tokenizers(processing_class, model, teacher_model, args)
         self._server, tokenizers = connect_teacher(args, tokenizers)
 

@@ -231,6 +231,24 @@ def check_datasets(train_dataset, eval_dataset, lm_dataset, args: MiniLLMConfig)
         )
 
 
+def check_best_metric(eval_dataset, args: MiniLLMConfig, answer_checker: Callable | None):
+    """Refuse a `metric_for_best_model` that no evaluation will give, which would end the run after its first one."""
+    metric = args.metric_for_best_model or ""
+    if args.eval_strategy == "no" or eval_dataset is None:
+        return
+    if metric.endswith("rougeL"):
+        if not HAS_ROUGE:
+            raise ImportError(f"`metric_for_best_model: {metric}` needs rouge-score: `pip install trl-distill[eval]`.")
+        datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        if not any("completion" in (dataset.column_names or ["completion"]) for dataset in datasets):
+            raise ValueError(
+                f"`metric_for_best_model` is {metric!r}, but no evaluation row has a `completion` to compare with. "
+                "Add that column, or choose `kl`."
+            )
+    if metric.endswith("accuracy") and answer_checker is None:
+        raise ValueError(f"`metric_for_best_model` is {metric!r}, which only an `answer_checker` gives. Set it.")
+
+
 def check_prompts(dataset: Dataset | IterableDataset, name: str, rollout_size: int = 1):
     """Refuse a dataset without text prompts, or with fewer than one rollout set takes. A stream is not read."""
     columns = dataset.column_names or []

@@ -28,6 +28,8 @@ class OfflineDistillationConfig(SFTConfig):
     Extends [`~trl.SFTConfig`]. Parameters of the parent class that are not listed keep their meaning.
 
     Parameters:
+        > Parameters that control the objective
+
         beta (`float`, *optional*, defaults to `0.0`):
             As in [`~trl.DistillationConfig`]: `0.0` is the forward KL(teacher || student), `1.0` the reverse
             KL(student || teacher), in between the generalized Jensen-Shannon divergence. All are taken over the
@@ -35,6 +37,9 @@ class OfflineDistillationConfig(SFTConfig):
         alpha (`float`, *optional*, defaults to `1.0`):
             Share of the distillation in the loss, in `[0, 1]`. The rest is the cross-entropy on the completions, and
             `0.0` is supervised fine-tuning.
+
+        > Parameters that control the memory
+
         loss_chunk_tokens (`int`, *optional*, defaults to `256`):
             Tokens projected to the vocabulary at a time. The workspace is 8 bytes a token and vocabulary entry.
 

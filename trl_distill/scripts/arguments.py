@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..text import closest
-from ..training import check_launcher, check_value, launch_fields, shipped
+from ..training import check_fields, check_launcher, check_value, launch_fields, shipped
 
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def split_arguments(
             Arguments of the command, with or without `--config FILE`.
         extra_fields (`Container[str]`, *optional*):
             Names that belong to `accelerate launch`: they are handed back instead of being an error. A command
-            without them runs in one process.
+            without them runs in one process, here, so what its fields need is looked for.
 
     Returns:
         `tuple[argparse.Namespace, dict, list[str]]`: Values of the parser's fields, and what the config file and the
@@ -251,6 +251,8 @@ def split_arguments(
     values, extra_argv = parser.parse_known_args(argv)
     if extra_argv and not extra_argv[0].startswith("--"):
         raise ValueError(stray(extra_argv[0]))
+    if not extra_fields:
+        check_fields(vars(values))
     return values, {name: value for name, value in config.items() if name not in fields}, extra_argv
 
 

@@ -209,8 +209,6 @@ def run(argv: list[str]) -> None:
     with user_errors("trl-distill asc"):
         args, _, _ = split_arguments(make_parser("trl-distill asc"), argv)
         need("math_verify", "Comparing answers")
-        if args.load_ranker_in_4bit:
-            need("bitsandbytes", "`load_ranker_in_4bit`")
         check_outputs(args.samples_file, args.votes_file, args.output_file)
         result, votes = _vote(args)
         if args.votes_file is not None:

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl_distill.extras import check_packages
 from trl_distill.files import whole_path
 from trl_distill.scripts.arguments import check_one_process, check_outputs, parse_strictly
 from trl_distill.scripts.nce import NCEScriptArguments, load_nat_model
@@ -47,6 +48,8 @@ class CalibrateScriptArguments:
     Arguments of the calibration script that the training script does not have.
 
     Args:
+        > Parameters that control the output
+
         output_file (`str`):
             JSON Lines file to write: the rows, with `weight` and `weight_hash`. Until all is done, the weights stand
             in `<output_file>.part`.
@@ -92,6 +95,7 @@ def run(argv: list[str]) -> None:
     with user_errors(prog):
         check_one_process(prog)
         *args, calibrate_args = parse_strictly(make_parser(prog), argv)
+        check_packages(vars(args[2]))  # those of the model: nothing is trained
         if calibrate_args.output_file is None:
             raise ValueError("no output: set `output_file`.")
         output = Path(calibrate_args.output_file)

@@ -31,7 +31,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..extras import need
 from ..training import user_errors
 from .arguments import add_loading_arguments, add_sampling_arguments, split_arguments
 from .loading import load_model
@@ -153,9 +152,8 @@ def run(argv: list[str]) -> None:
     """Parse `argv`, load the model and talk."""
     with user_errors("trl-distill chat"):
         args, _, _ = split_arguments(make_parser("trl-distill chat"), argv)
-        if args.load_in_4bit:
-            need("bitsandbytes", "A 4-bit model")
-        model, tokenizer = load_model(args, args.model, args.model_revision, args.load_in_4bit)
+        with contextlib.redirect_stdout(sys.stderr):  # which is for answers, also from what is imported here
+            model, tokenizer = load_model(args, args.model, args.model_revision, args.load_in_4bit)
         if tokenizer is None:
             raise ValueError(f"No tokenizer in {args.model}. Save it beside the model.")
         conversation = Conversation(model, tokenizer, args)

@@ -106,13 +106,11 @@ def _evaluate(args: argparse.Namespace) -> dict:
     """The result of [`~trl_distill.evaluation.evaluate_model`] for the models and the rows that the user names."""
     from ..evaluation import check_answer, evaluate_model
 
-    if args.load_in_4bit or args.load_teacher_in_4bit:
-        need("bitsandbytes", "A 4-bit model")
+    if args.check_answers:
+        need("math_verify", "--check_answers")
     rows = _load_rows(args)
     if "completion" in rows.column_names:
         rouge_scorer()
-    if args.check_answers:
-        need("math_verify", "--check_answers")
     model, tokenizer = load_model(args, args.model_name_or_path, args.model_revision, args.load_in_4bit)
     if tokenizer is None:
         raise ValueError(f"No tokenizer in {args.model_name_or_path}. Save it beside the model.")

@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""`--help` of commands whose fields are those of dataclasses: ours come first, in the groups of their docstrings."""
+"""
+`--help` of commands whose fields are those of dataclasses: first what every training names, then ours, in the groups
+of their docstrings.
+"""
 
 import dataclasses
 import inspect
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 WHOLE = "--help-all"
 _FLAGS = ("-h", "--help"), (WHOLE, "--help_all")
+_EVERY_RUN = "what every run names"
+_NAMED = "model_name_or_path teacher_model_name_or_path dataset_name output_dir learning_rate".split()
+_NAMED += ["num_train_epochs", "max_steps"]
 _PACKAGES = ("trl_distill", "trl")  # in their order in the help; fields of others are in `--help-all`
 
 
@@ -34,10 +40,12 @@ def _group(config_class: type, field: str) -> tuple[int, bool, str]:
     Where a field stands in the help, by the class that declares it, or declares it anew: the place of its package,
     whether ours has no heading for it in its docstring, and the title of the group.
     """
-    owner = next(base for base in config_class.__mro__ if field in inspect.get_annotations(base))
+    owner, *parents = (base for base in config_class.__mro__ if field in inspect.get_annotations(base))
     package = owner.__module__.partition(".")[0]
     place = _PACKAGES.index(package) if package in _PACKAGES else len(_PACKAGES)
     heading = _headings(owner).get(field)
+    if parents and not (heading or place):
+        return place, True, "with another default than TRL's"
     return place, not (heading or place), (heading or owner.__name__.strip("_")) + (f" ({package})" if place else "")
 
 
@@ -80,9 +88,12 @@ class _Help(Action):
             for config_class in parser.dataclass_types
             for field in dataclasses.fields(config_class)
         }
+        if "learning_rate" in group_of:
+            group_of |= {name: (-1, False, _EVERY_RUN) for name in _NAMED if name in group_of}
         _, rest = parser._action_groups[:2]  # positional arguments, of which there are none, and options
         grouped: dict[tuple, list[Action]] = {}
-        for action in rest._group_actions:
+        place_in = {name: place for place, name in enumerate(_NAMED)}
+        for action in sorted(rest._group_actions, key=lambda action: place_in.get(action.dest, len(_NAMED))):
             if action.dest in group_of and action.nargs != 0:  # `--no_...` says nothing that the field does not
                 grouped.setdefault(group_of[action.dest], []).append(action)
         rest._group_actions = [action for action in rest._group_actions if action.dest not in group_of]
@@ -95,7 +106,7 @@ class _Help(Action):
             else:
                 hidden += len(actions)
         if hidden:
-            parser.epilog = f"--help-all shows {hidden} more, of transformers, such as `output_dir` and `max_steps`."
+            parser.epilog = f"--help-all shows {hidden} more, of transformers, such as `warmup_steps`."
         parser.print_help()
         parser.exit()
 

@@ -39,6 +39,7 @@ import multiprocessing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..extras import need
 from ..files import read_rows, whole_file, write_json
 from ..training import user_errors
 from .arguments import add_config, add_rule, check_outputs, split_arguments
@@ -184,6 +185,7 @@ def run(argv: list[str]) -> None:
         for name in ("num_proc", "max_characters"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(args, name)}.")
+        need("math_verify", "Comparing answers")
         check_outputs(args.output_file, args.report_file)
         report = label(args)
         if args.report_file is not None:

@@ -101,6 +101,7 @@ def run(argv: list[str]) -> None:
         from ..lion import LionConfig, LionLoop, trainings
 
         config = parse_config(LionConfig, make_parser(prog), argv)
+        config.check_named()  # before the trainings are imported
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trl_distill.lion").setLevel(logging.INFO)
         train = trainings(config, {stage: _MODULES[stage] for stage in config.stages})

@@ -365,7 +365,8 @@ def run(argv: list[str]) -> None:
         own = strict(argparse.ArgumentParser(add_help=False))
         _add_own(own)
         args, fields = own.parse_known_args(argv[1:])
-        counted, (rows, tokens) = estimate(argv[0], fields, args.row_tokens)
+        with contextlib.redirect_stdout(sys.stderr):  # libraries that are imported log where they like
+            counted, (rows, tokens) = estimate(argv[0], fields, args.row_tokens)
     measured = None
     if args.measure:
         import torch

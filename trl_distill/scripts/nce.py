@@ -43,6 +43,8 @@ class NCEScriptArguments:
     Arguments of the NCE scripts that are neither the trainer's nor common to all scripts.
 
     Args:
+        > Parameters that control the teacher
+
         nat_path (`str`, *optional*):
             Folder or Hub repository of a NAT model, with the sub-folders `nat` and `neg`. Needed by `objective: kd`
             and by `trl-distill calibrate`.

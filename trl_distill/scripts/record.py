@@ -53,9 +53,11 @@ def run(argv: list[str]) -> None:
     """Parse `argv` and record."""
     prog = "trl-distill record"
     with user_errors(prog):
-        from ..offline_distillation import RecordConfig, record_teacher
+        from ..offline_distillation import RecordConfig
 
         config = parse_config(RecordConfig, make_parser(prog), argv)
+        from ..offline_distillation import record_teacher
+
         manifest = record_teacher(config, progress=True)
     show(
         f"{config.output_dir}: {manifest.tokens:,} tokens of {manifest.rows:,} completions, the likeliest "

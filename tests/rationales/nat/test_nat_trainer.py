@@ -177,6 +177,18 @@ class TestStages:
         card = Path(trainer.args.output_dir, "README.md").read_text()
         assert "li2024turning" in card and "2312.12832" in card
 
+    @pytest.mark.parametrize("stages", ["both", "negative"])
+    def test_model_card_shows_code_that_loads_it(self, run, base_folder, stages, tmp_path, monkeypatch, capsys):
+        trainer = run(model=str(base_folder), stages=stages)
+        trainer.create_model_card()
+        [code] = re.findall(r"```python\n(.*?)```", Path(trainer.args.output_dir, "README.md").read_text(), re.S)
+        assert "pipeline" not in code and str(tmp_path) not in code
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        exec(code, names := {})
+        assert capsys.readouterr().out.startswith("What is 3 + 4?")
+        assert set(names["model"].peft_config) == ({"neg", "nat"} if stages == "both" else {"default"})
+
 
 class TestModels:
     def test_gpt2(self, run, tiny_gpt2):

@@ -29,12 +29,17 @@ class NegativeAssistedConfig(SFTConfig):
     are dropped and counted instead of being cut: what would be cut is the answer.
 
     Parameters:
+        > Parameters that control the stages
+
         stages (`str`, *optional*, defaults to `"both"`):
             What `train()` does: `"negative"` trains an adapter on the rows whose `label` is false, `"positive"` trains
             the positive adapter and its gate on the others, beside the frozen adapter in `negative_adapter_path`, and
             `"both"` does one after the other.
         negative_adapter_path (`str`, *optional*):
             Folder or Hub repository of a trained negative LoRA, for `stages="positive"`.
+
+        > Parameters that control the gate
+
         integration_value (`str`, *optional*, defaults to `"mlp"`):
             `"mlp"` is the published form, Eq. (5): a small network on the outputs of both adapters. `"identity"` adds
             the weighted adapters themselves; it is lighter and not the paper's.
@@ -108,6 +113,8 @@ class LabeledSFTConfig(SFTConfig):
     cut: what would be cut is the answer.
 
     Parameters:
+        > Parameters that control the objective
+
         objective (`str`, *optional*, defaults to `"cot_kd"`):
             What the rows with a false `label` do, in the words of [NAT](https://huggingface.co/papers/2312.12832):
             `"cot_kd"` leaves them out, `"mix"` trains on them like on the others, `"nt"` (negative training) subtracts

@@ -15,6 +15,7 @@
 import copy
 import json
 import os
+import textwrap
 from pathlib import Path
 
 import torch
@@ -313,6 +314,21 @@ class NegativeAssistedTrainer(ResumableTrainer, SFTTrainer):
             # What ZeRO-3 has gathered, for the process that writes, leaves out the adapter that is not trained
             state_dict = (state_dict or {}) | adapter_state(self.model, NEG)
         super()._save(output_dir, state_dict)
+
+    def _quick_start(self, base: str, name: str) -> str:
+        """Python code for the model card, which loads what a pipeline cannot."""
+        imported, load = f"{__name__.partition('.')[0]} import load_nat", f'load_nat(base, "{name}")'
+        if self.args.stages == "negative":
+            imported, load = "peft import PeftModel", f'PeftModel.from_pretrained(base, "{name}", subfolder="{NEG}")'
+        return textwrap.dedent(f"""\
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from {imported}
+
+            base = AutoModelForCausalLM.from_pretrained("{base}")
+            model = {load}
+            tokenizer = AutoTokenizer.from_pretrained("{name}")
+            inputs = tokenizer("What is 3 + 4?", return_tensors="pt")
+            print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))""")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -29,6 +29,8 @@ class NCEConfig(SFTConfig):
     cut: what would be cut is the answer.
 
     Parameters:
+        > Parameters that control the objective
+
         objective (`str`, *optional*, defaults to `"kd"`):
             `"kd"` adds to the cross-entropy a distillation from NAT that weighs each row by `0.5 + beta`. It is the
             published method. `"weighted_ce"` weighs the cross-entropy of each row by `1 + beta` and needs no teacher
@@ -42,6 +44,9 @@ class NCEConfig(SFTConfig):
         kd_weight (`float`, *optional*):
             One weight for all rows in place of `0.5 + beta`: distillation without calibration, the baseline, for which
             `weight` and `weight_hash` are neither needed nor read. The paper's constant is not known.
+
+        > Parameters that control the memory
+
         loss_chunk_tokens (`int`, *optional*, defaults to `1024`):
             Tokens projected to the vocabulary at a time, in the distillation and in the calibration. The workspace is
             256 KiB a token on GPUs.
