@@ -153,7 +153,7 @@ class TestPage:
         html = write_report(tmp_path).read_text()
         page = Page(html)
         assert "<script>alert(1)</script>" in page.text and "6 of 9 recorded steps" in page.text
-        assert "Answers in evaluation, after 0 and after 9 steps" in page.text and "newer" in page.text
+        assert "Answers before training and after 9 steps" in page.text and "newer" in page.text
         assert '<span class="n4" title="teacher -3.00, student -1.00, credit 0.50">&lt;b&gt;</span>' in html
         assert '<span title="not finite">\N{SYMBOL FOR BACKSPACE}</span>' in html
         assert html.count("<summary>after ") == 6

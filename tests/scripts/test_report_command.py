@@ -51,7 +51,7 @@ def test_minillm_leaves_a_page(sft_config, tmp_path, monkeypatch, tiny_model, to
     expected = f"eval_kl {number(kl[0])} {number(min(kl))} {steps[kl.index(min(kl))]} {number(kl[-1])}"
     assert len(kl) == 2 and expected in page.text
     assert "steps 6 of 6" in page.text and "status finished" in page.text and "trl-distill minillm" in page.text
-    assert "Answers in evaluation, after 3 and after 6 steps" in page.text and "after 0 steps" in page.text
+    assert "Answers after 3 steps and after 6 steps" in page.text and "after 0 steps" in page.text
     assert "<script>" not in html and "Say <script>alert(" in page.text
     rollouts = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
     assert any(f"reward {number(row['reward'])}" in page.text for row in rollouts if row["mode"] == "eval")
