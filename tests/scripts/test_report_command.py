@@ -77,7 +77,7 @@ def test_a_killed_run(sft_config, tmp_path, capsys):
 
 
 def test_without_logs_of_completions_nothing_is_recorded(sft_config, tmp_path):
-    sft.run(["--config", sft_config()])
+    sft.run(["--config", sft_config(log_completions=False)])
     assert (tmp_path / "out/report.html").is_file() and not (tmp_path / "out/rollouts.jsonl").exists()
     assert "trl-distill" in (tmp_path / "out/README.md").read_text()
 
