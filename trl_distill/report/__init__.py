@@ -16,7 +16,7 @@
 """What a run leaves behind: one page, made of the files in its folder alone."""
 
 from .curves import Curve, curve, number
-from .page import Table, calls_table, render, settings_tables, write_report
+from .page import Table, calls_table, read_json, render, settings_tables, write_report
 from .record import RUN_FILE, describe_run, record_run
 from .rollouts import Answer, Compared, Token, shown
 
@@ -32,6 +32,7 @@ __all__ = [
     "curve",
     "describe_run",
     "number",
+    "read_json",
     "record_run",
     "render",
     "settings_tables",

@@ -84,7 +84,7 @@ def render(path: str | PathLike, title: str, **parts: Any) -> None:
         file.write(without_secrets(page))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing where it is not there, or cut off by a kill."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def _state(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     """The newest state that a run has written. Those of an earlier run in the same folder do not count."""
     since = _since(run)
     files = [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
-    states = [(path.stat().st_mtime, _json(path)) for path in files if path.is_file()]
+    states = [(path.stat().st_mtime, read_json(path)) for path in files if path.is_file()]
     states = [(time, state) for time, state in states if time >= since and "log_history" in state]
     return max(states, key=lambda state: (state[0], len(state[1]["log_history"])), default=(0.0, {}))[1]
 
@@ -192,7 +192,7 @@ def write_report(folder: str | PathLike) -> Path:
         `ValueError`: If it holds neither of the first two.
     """
     folder = Path(folder)
-    run = _json(folder / RUN_FILE)
+    run = read_json(folder / RUN_FILE)
     state = _state(folder, run)
     if not run and not state:
         raise ValueError(
