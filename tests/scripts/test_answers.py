@@ -16,6 +16,7 @@
 """Answers before and after a training: they are those of the model, and writing them down changes nothing else."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,6 +152,18 @@ def test_an_older_run_in_the_folder_is_forgotten(train, tmp_path):
     train("sft")
     train("sft", log_completions=False)
     assert "Answers before" not in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(("mode", "count"), [("zero2", 8), ("zero3", 0), ("fsdp2", 0)])
+def test_answers_of_sharded_models(mode, count, on_one_and_two_processes, tiny_model, tokenizer, prompts, tmp_path):
+    """There are none, and nobody waits for the others."""
+    if mode.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    tiny_model(vocab_size=264).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    prompts.to_json(tmp_path / "rows.jsonl")
+    one, two = on_one_and_two_processes(Path(__file__).parents[1] / "distributed/run_answers.py", tmp_path, mode)
+    assert (one["rows"], two["rows"]) == (8, count) and one["loss"] == pytest.approx(two["loss"], rel=1e-3)
 
 
 def test_two_processes_write_them_once(sft_config, tmp_path):

@@ -159,7 +159,7 @@ class LionLoop:
         if self.config.dry_run:
             raise ValueError("`dry_run` is set, so nothing may be asked. Call `estimate`, or leave it out.")
         warn_of_pictures()
-        run = describe_run("trl-distill lion", [self.config]) | {"teacher": self.roles.teacher.name}
+        run = describe_run("lion", [self.config]) | {"teacher": self.roles.teacher.name}
         status, last = "finished", 0
         with self.folder.open_store() as store:
             if self._restart_from is not None:

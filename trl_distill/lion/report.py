@@ -159,7 +159,6 @@ def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     student, versions = run["settings"]["student_model"], run["versions"].items()
     return [
-        ("command", run["command"]),
         ("data", ", ".join(run["data"]) or "given in Python"),
         ("teacher", run["teacher"]),
         ("student", student),
