@@ -113,7 +113,9 @@ def read_rollouts(path: Path, since: float) -> dict[str, Any]:
         of = next((row["of"] for row in first.values() if "of" in row), None)
         found["compared"] = {
             "title": f"Answers {_after(steps[0])} and {_after(steps[-1])}",
-            "note": f"Drawn greedily, to the first prompts of the {of}." if of else "Drawn in evaluation, by the student alone.",
+            "note": f"Drawn greedily, to the first prompts of the {of}."
+            if of
+            else "Drawn in evaluation, by the student.",
             "rows": [_compared(*pair) for pair in pairs],
         }
     return found
