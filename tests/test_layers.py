@@ -48,6 +48,7 @@ FOUNDATIONS = {
     "sft",
     "sft_config",
     "sft_trainer",
+    "script_arguments",
     "hardware",
     "launcher",
     "model_card",

@@ -153,10 +153,31 @@ class TestPage:
         html = write_report(tmp_path).read_text()
         page = Page(html)
         assert "<script>alert(1)</script>" in page.text and "6 of 9 recorded steps" in page.text
-        assert "Answers in evaluation, after 0 and after 9 steps" in page.text and "newer" in page.text
+        assert "Answers before training and after 9 steps" in page.text and "newer" in page.text
         assert '<span class="n4" title="teacher -3.00, student -1.00, credit 0.50">&lt;b&gt;</span>' in html
         assert '<span title="not finite">\N{SYMBOL FOR BACKSPACE}</span>' in html
-        assert html.count("<summary>after ") == 6
+        assert html.count("<summary>after ") == 6 and "Underlined" not in page.text
+
+    def test_who_drew_a_token(self, tmp_path):
+        state(tmp_path, [{"step": 9, "loss": 1.0}])
+        row = {
+            "mode": "train",
+            "step": 3,
+            "row": 0,
+            "prompt": "p",
+            "reward": 2.0,
+            "length": 3,
+            "tokens": ["a", "b", "c"],
+        }
+        row |= {"student": [-1.0, -1.0, -1.0], "teacher": [-1.0, 0.0, -3.0], "by_teacher": [True, True, False]}
+        (tmp_path / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
+        html = write_report(tmp_path).read_text()
+        assert '<span class="t" title="teacher -1.00, student -1.00, drawn by the teacher">a</span>' in html
+        assert '<span class="p3 t" title="teacher 0.00, student -1.00, drawn by the teacher">b</span>' in html
+        assert '<span class="n4" title="teacher -3.00, student -1.00, drawn by the student">c</span>' in html
+        page = Page(html)
+        assert "3 tokens 2 of 3 by the teacher reward 2" in page.text and ".t { text-decoration: underline" in html
+        assert "Underlined tokens were drawn by the teacher, the others by the student." in page.text
 
 
 class TestSecrets:

@@ -93,7 +93,8 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str 
 class ResumableTrainer:
     """
     Goes before a trainer of TRL: `train(resume_from_checkpoint=True)` takes the newest whole checkpoint, adapters go
-    on in the data type that they had, and the model card says what a run was.
+    on in the data type that they had, and the model card says what a run was. `save_model` writes what was logged,
+    too, so that a page can be made of the folder.
     """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -107,6 +108,11 @@ class ResumableTrainer:
         for name, weight in self.model.named_parameters():
             if weight.dtype != dtypes[name]:
                 weight.data = weight.data.to(dtypes[name])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.args.should_save:  # what was logged, beside a model that has no checkpoint
+            self.state.save_to_json(str(Path(output_dir or self.args.output_dir, "trainer_state.json")))
 
     def create_model_card(self, *args, **kwargs):
         super().create_model_card(*args, **kwargs)

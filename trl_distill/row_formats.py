@@ -105,6 +105,16 @@ def trl_rows(rows: Rows, wanted: Wanted, *known: str) -> Rows:
     return rows.map(_converted, with_indices=True, fn_kwargs=settings, remove_columns=gone, features=features)
 
 
+def question_of(row: dict[str, Any]) -> Any:
+    """What the rows of one question share: the prompt, or the turns before the first answer. `None` if it has none."""
+    from trl.data_utils import maybe_extract_prompt
+
+    row = maybe_extract_prompt(row)  # of a pair without one: what both answers begin with
+    turns = row.get("messages") or row.get("conversations") or []
+    opening = itertools.takewhile(lambda turn: turn.get("role", turn.get("from")) not in ("assistant", "gpt"), turns)
+    return row.get("prompt") or list(opening) or None
+
+
 def _mark(row: dict[str, Any], wanted: Wanted, known: tuple[str, ...]) -> str | None:
     """The column that tells the format of a row, `None` if there is nothing to convert."""
     marks = [name for name in _FORMATS if name in row]

@@ -55,8 +55,9 @@ def build_trainer(
 
 
 def make_parser(prog: str | None = None) -> "TrlParser":
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+    from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
+    from .script_arguments import ScriptArguments
     from .sft_config import SFTConfig
 
     return TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig), prog=prog)

@@ -47,6 +47,8 @@ class CountingSFTTrainer(ResumableTrainer, trl.SFTTrainer):
         check_trainer_ending(self, train_dataset)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if packing:
+            self.unpacked = getattr(self, "unpacked", {}) | {dataset_name: dataset}  # by name, for who wants prompts
         known = "input_ids" in (dataset.column_names or ())
         if args.max_length is not None and isinstance(dataset, Dataset) and not known:
             whole = copy.copy(args)

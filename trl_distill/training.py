@@ -40,7 +40,7 @@ from .checkpoints import CheckpointError, checkpoint_to_resume
 from .extras import check_packages
 from .files import check_there, data_errors, file_format
 from .launcher import quiet
-from .row_formats import trl_rows
+from .row_formats import question_of, trl_rows
 
 
 if TYPE_CHECKING:
@@ -268,16 +268,6 @@ def resolve(
         training_args.resume_from_checkpoint = checkpoint_to_resume(True, training_args.output_dir)
 
 
-def _question(row: dict[str, Any]) -> Any:
-    """What the rows of one question share: the prompt, or the turns before the first answer. `None` if it has none."""
-    from trl.data_utils import maybe_extract_prompt
-
-    row = maybe_extract_prompt(row)  # of a pair without one: what both answers begin with
-    turns = row.get("messages") or row.get("conversations") or []
-    opening = itertools.takewhile(lambda turn: turn.get("role", turn.get("from")) not in ("assistant", "gpt"), turns)
-    return row.get("prompt") or list(opening) or None
-
-
 def split_by_question(rows: "Dataset", test_size: int | float) -> "DatasetDict":
     """
     Draw rows for `test`, the others for `train`, so that no question has rows in both: a model would be chosen for
@@ -296,7 +286,7 @@ def split_by_question(rows: "Dataset", test_size: int | float) -> "DatasetDict":
     columns = [name for name in named if name in rows.column_names] or rows.column_names[:1]
     of_question: dict[Any, list[int]] = {}
     for number, row in enumerate(rows.select_columns(columns)):
-        question = _question(row)
+        question = question_of(row)
         key = number if question is None else json.dumps(question, sort_keys=True, default=str)
         of_question.setdefault(key, []).append(number)
     numbers = list(of_question.values())
@@ -499,6 +489,7 @@ def run_training(
             Whether the trainer knows better than [`resolve`] where the last run has stopped.
     """
     from .report import describe_run, record_run
+    from .script_arguments import answers_wanted
 
     quiet()
     end_with_launcher()
@@ -514,6 +505,10 @@ def run_training(
             resolve(script_args, training_args, dataset_args)
             dataset_name = script_args.dataset_name
             trainer = build_trainer(*args)
+            if answers_wanted(script_args, training_args):
+                from .report.answers import AnswersCallback
+
+                trainer.add_callback(AnswersCallback(trainer))
             if trainer.is_world_process_zero():
                 record_run(training_args.output_dir, run, str(trainer.args.device), trainer.args.world_size)
         with metric_errors(prog), user_errors(prog, (CheckpointError,)):

@@ -25,6 +25,7 @@ from toy import files, ids
 from tests.test_report import Page
 from trl_distill.chat import BudgetReached, CallStore, FunctionChatModel, Prices
 from trl_distill.lion import LionConfig, LionLoop
+from trl_distill.lion.pools import Instruction
 from trl_distill.lion.report import draw_report
 from trl_distill.report import number
 from trl_distill.scripts import report as command
@@ -225,6 +226,41 @@ class TestReport:
         assert f"Calls so far calls {total}" in page.text
         assert f"student ahead {number(row['heldout']['win_rate'])}" in page.text
         assert f"hard {number(row['hard_share'])}" in page.text and "discrimination referee" in page.text
+        rates = [number(row["heldout"][f"{name}_rate"]) for name in ("win", "tie", "loss")]
+        assert f"round 1 4 4 {' '.join(rates)} {number(row['heldout']['mean_gap'])}" in page.text
+        assert "teacher teacher student none" in page.text and "n_new 4" in page.text
+
+    def test_heldout_answers_side_by_side(self, world, tmp_path, read):
+        world(models={"student": toy.stubborn}, rounds=2).run()
+        page = Page((tmp_path / "run/report.html").read_text())
+        assert "4 of 4 held-out instructions, with the scores of the judge." in page.text
+        scores = [{row["id"]: row for row in read(f"round_{k}/evaluation.json")["scores"]} for k in (0, 2)]
+        for line in (tmp_path / "run/round_0/heldout.jsonl").read_text().splitlines():
+            text = json.loads(line)["text"]
+            first, last = (rows[Instruction(text).id] for rows in scores)
+            parts = [text, f"teacher score {first['teacher']:g}, then {last['teacher']:g}", f"right {text}"]
+            for k, row in ((0, first), (2, last)):
+                parts += [f"student, round {k} score {row['student']:g}", row["answers"][1]]
+            assert " ".join(parts) in page.text
+
+    def test_a_page_of_an_older_release(self, world, tmp_path, read):
+        world(rounds=1).run()
+        (tmp_path / "run/run.json").unlink()
+        for k in (0, 1):
+            found = read(f"round_{k}/evaluation.json")
+            found["scores"] = [
+                {name: value for name, value in row.items() if name != "answers"} for row in found["scores"]
+            ]
+            (tmp_path / f"run/round_{k}/evaluation.json").write_text(json.dumps(found))
+        command.run([str(tmp_path / "run")])
+        page = Page((tmp_path / "run/report.html").read_text())
+        assert "Held-out answers" not in page.text and "status finished" in page.text
+
+    def test_no_key_is_on_the_page(self, world, tmp_path):
+        world(rounds=0, training={"run_name": "sk-proj-abcdefghijkl"}).run()
+        for name in ("report.html", "run.json"):
+            text = (tmp_path / "run" / name).read_text()
+            assert "abcdefgh" not in text and "[key]" in text
 
     def test_while_it_runs(self, world, tmp_path, read):
         """After each stage the report says what is done."""

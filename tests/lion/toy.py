@@ -207,11 +207,11 @@ class Watch:
 
 
 def files(folder):
-    """All that a run writes but for the calls, the picture and the page, as bytes."""
+    """All that a run writes but for the calls, the picture, the page and when it began, as bytes."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(("calls.sqlite", "report.png", "report.html"))
+        if path.is_file() and not path.name.startswith(("calls.sqlite", "report.png", "report.html", "run.json"))
     }
 
 

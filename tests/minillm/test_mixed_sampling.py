@@ -500,11 +500,12 @@ def test_answers_to_one_prompt_toss_their_own_coins(pair, make_trainer):
     trainer.model.train()
     prompts = [prompt for prompt in ([1], [2, 3, 1, 4]) for _ in range(3)]
     with recorded(student, teacher) as calls:
-        completions, student_states, teacher_states, metrics = roll_out(trainer, prompts, rollout_set=0)
+        completions, student_states, teacher_states, drew, metrics = roll_out(trainer, prompts, rollout_set=0)
     starts = [i for i, (_, width, read, _) in enumerate(calls) if width == 4 and read == 4]
     coins = [tuple(call[0] for call in calls[a:b]) for a, b in itertools.pairwise([*starts, len(calls)])]
     assert metrics["mix/teacher_calls"][0] + metrics["mix/student_calls"][0] == len(calls)
     assert len(set(coins)) > 1
+    assert all(torch.equal(drew[row], drew[row + 3]) for row in range(3)) and drew[:3].unique(dim=0).shape[0] > 1
     for row, (prompt, ids) in enumerate(zip(prompts, completions, strict=True)):
         whole = torch.tensor([prompt + ids])
         with torch.no_grad():

@@ -99,3 +99,43 @@ def test_recording_changes_no_result(make_trainer):
         trainer.train()
         weights.append(torch.cat([weight.flatten() for weight in trainer.model.parameters()]))
     assert torch.equal(*weights)
+
+
+def only(model, token, tokenizer):
+    """The model, which draws nothing but this token."""
+    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    head.weight.data.zero_()
+    head.bias.data.zero_()[tokenizer(token).input_ids[0]] = 60.0
+    model.set_output_embeddings(head)
+    return model
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"num_generations": 2}, {"score_from": "forward", "gradient_accumulation_steps": 2}],
+)
+def test_who_drew_each_token(values, make_trainer, tiny_model, tokenizer):
+    student, teacher = (only(tiny_model(seed=seed), "st"[seed], tokenizer) for seed in (0, 1))
+    values |= dict(teacher_mix_alpha=0.5, max_completion_length=24, max_steps=2, learning_rate=0.0)
+    trainer = make_trainer(student, teacher, log_completions=True, num_completions_to_print=8, **values)
+    trainer.train()
+    rows = recorded(trainer)
+    assert all(row["by_teacher"] == [text == "t" for text in row["tokens"]] for row in rows)
+    drawn = [drew for row in rows for drew in row["by_teacher"]]
+    assert 0 < sum(drawn) < len(drawn)
+
+
+def test_of_the_student_alone_nothing_is_said_of_who_drew(make_trainer, prompts):
+    values = dict(eval_strategy="steps", eval_steps=4, eval_dataset=prompts.select(range(4)))
+    trainer = make_trainer(log_completions=True, **values)
+    trainer.train()
+    assert all(("by_teacher" in row) == (row["mode"] == "train") for row in recorded(trainer))
+    trainer = make_trainer(log_completions=True, teacher_mix_alpha=0.0)
+    trainer.train()
+    assert not any("by_teacher" in row for row in recorded(trainer))
+
+
+def test_nothing_is_carried_without_a_record(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    assert "teacher_drew" not in trainer._buffered_inputs[0]

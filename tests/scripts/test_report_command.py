@@ -20,8 +20,10 @@ import os
 import signal
 
 from tests.commands import error_of
+from tests.runs import TINY_RUN
 from tests.scripts.test_stopping import LONG, start, wait_for
 from tests.test_report import Page
+from trl_distill import MiniLLMConfig, MiniLLMTrainer
 from trl_distill.report import number
 from trl_distill.scripts import minillm, report, sft
 
@@ -51,7 +53,7 @@ def test_minillm_leaves_a_page(sft_config, tmp_path, monkeypatch, tiny_model, to
     expected = f"eval_kl {number(kl[0])} {number(min(kl))} {steps[kl.index(min(kl))]} {number(kl[-1])}"
     assert len(kl) == 2 and expected in page.text
     assert "steps 6 of 6" in page.text and "status finished" in page.text and "trl-distill minillm" in page.text
-    assert "Answers in evaluation, after 3 and after 6 steps" in page.text and "after 0 steps" in page.text
+    assert "Answers after 3 steps and after 6 steps" in page.text and "after 0 steps" in page.text
     assert "<script>" not in html and "Say <script>alert(" in page.text
     rollouts = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
     assert any(f"reward {number(row['reward'])}" in page.text for row in rollouts if row["mode"] == "eval")
@@ -77,9 +79,33 @@ def test_a_killed_run(sft_config, tmp_path, capsys):
 
 
 def test_without_logs_of_completions_nothing_is_recorded(sft_config, tmp_path):
-    sft.run(["--config", sft_config()])
+    sft.run(["--config", sft_config(log_completions=False)])
     assert (tmp_path / "out/report.html").is_file() and not (tmp_path / "out/rollouts.jsonl").exists()
     assert "trl-distill" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_training_in_python(tmp_path, tiny_model, tokenizer, prompts):
+    values = TINY_RUN | dict(max_steps=3, max_completion_length=8, log_completions=True, eval_strategy="steps")
+    trainer = MiniLLMTrainer(
+        model=tiny_model(),
+        teacher_model=tiny_model(seed=1),
+        args=MiniLLMConfig(str(tmp_path / "run"), **values, eval_steps=3, eval_on_start=True),
+        train_dataset=prompts,
+        eval_dataset=prompts.select(range(4)),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    for folder in (None, str(tmp_path / "elsewhere")):
+        trainer.save_model(folder)
+        report.run([folder or str(tmp_path / "run")])
+    page = Page((tmp_path / "run/report.html").read_text()).text
+    kl = [entry["eval_kl"] for entry in trainer.state.log_history if "eval_kl" in entry]
+    assert len(kl) == 2 and f"eval_kl {number(kl[0])} {number(min(kl))}" in page and "steps 3 of 3" in page
+    assert (
+        "Answers before training and after 3 steps" in page and "Underlined tokens were drawn by the teacher" in page
+    )
+    assert "by the teacher reward" in page and "All settings" not in page
+    assert "steps 3 of 3" in Page((tmp_path / "elsewhere/report.html").read_text()).text
 
 
 def test_a_folder_of_something_else(tmp_path, capsys):

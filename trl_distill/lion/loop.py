@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from ..chat import BaseChatModel, BudgetReached, CallStore
 from ..extras import need, warn_of_pictures
 from ..files import write_json
+from ..report import RUN_FILE, describe_run
 from ..text import rouge_scorer
 from . import stages
 from .estimate import Estimate, estimate
@@ -156,11 +157,13 @@ class LionLoop:
         if self.config.dry_run:
             raise ValueError("`dry_run` is set, so nothing may be asked. Call `estimate`, or leave it out.")
         warn_of_pictures()
+        run = describe_run("lion", [self.config]) | {"teacher": self.roles.teacher.name}
         status, last = "finished", 0
         with self.folder.open_store() as store:
             if self._restart_from is not None:
                 self.folder.restart(*self._restart_from)
                 self._restart_from = None
+            write_json(self.folder.path / RUN_FILE, run)
             if self.config.rehearse and not self.folder.manifest(0).finished("answers"):
                 rehearse(self.folder, self.roles)
             begins = "training" not in self.folder.manifest(0).stages

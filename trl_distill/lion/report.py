@@ -20,7 +20,34 @@ from pathlib import Path
 from typing import Any
 
 from ..chat import LedgerRow
-from ..report import Curve, calls_table, render
+from ..chat.thoughts import split_thoughts
+from ..report import (
+    RUN_FILE,
+    Answer,
+    Compared,
+    Curve,
+    Table,
+    Token,
+    calls_table,
+    number,
+    read_json,
+    render,
+    settings_tables,
+    shown,
+)
+from .pools import read_pool
+
+
+_COMPARED = 12  # held-out instructions on a page
+_EVALUATION = {  # columns of the table, by their keys in a round's `heldout`
+    "win_rate": "student ahead",
+    "tie_rate": "tie",
+    "loss_rate": "teacher ahead",
+    "mean_gap": "teacher minus student",
+    "mean_gap_se": "standard error",
+    "relative_score": "student / teacher",
+    "rouge_l_to_teacher": "Rouge-L in %",
+}
 
 
 def make_report(rounds: Sequence[dict[str, Any]], ledger: Sequence[LedgerRow], status: str) -> dict[str, Any]:
@@ -82,9 +109,11 @@ def warnings_of(round: int, stages: dict[str, dict[str, Any]]) -> list[str]:
 
 def write_page(path: Path) -> Path:
     """
-    Write `report.html` into the folder of a loop, of its `report.json`: by rounds what [`draw_report`] draws, and
-    calls and cost by model.
+    Write `report.html` into the folder of a loop, of its `report.json`: by rounds what [`draw_report`] draws, the
+    evaluations, answers of teacher and student to held-out instructions, calls and cost by model, and of `run.json`
+    the settings.
     """
+    run = read_json(path / RUN_FILE)
     report = json.loads((path / "report.json").read_text(encoding="utf-8"))
     rows = report["rounds"]
 
@@ -115,12 +144,65 @@ def write_page(path: Path) -> Path:
     render(
         path / "report.html",
         path.resolve().name,
-        facts=[("status", report["status"]), ("rounds", len(rows))],
+        facts=[*_facts(run), ("status", report["status"]), ("rounds", len(rows))],
         warnings=report["warnings"],
         groups=[(title, [one for one in curves if one.lines]) for title, curves in groups.items()],
-        tables=[calls_table(report["ledger"])],
+        evaluation=_evaluation(rows),
+        compared=_heldout(path, [row["round"] for row in rows if "heldout" in row]),
+        tables=[calls_table(report["ledger"]), *settings_tables(run)],
     )
     return path / "report.html"
+
+
+def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
+    if not run:
+        return []
+    student, versions = run["settings"]["student_model"], run["versions"].items()
+    return [
+        ("data", ", ".join(run["data"]) or "given in Python"),
+        ("teacher", run["teacher"]),
+        ("student", student),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions)),
+    ]
+
+
+def _evaluation(rows: Sequence[dict[str, Any]]) -> Table | None:
+    """What the judge said of each round's student."""
+    body = []
+    for row in rows:
+        if heldout := row.get("heldout"):
+            counts = [heldout["counts"][name] for name in ("heldout", "scored")]
+            body.append((f"round {row['round']}", *counts, *map(heldout.get, _EVALUATION)))
+    title = "Evaluation on the held-out instructions"
+    return Table(title, ("", "instructions", "scored", *_EVALUATION.values()), body) if body else None
+
+
+def _heldout(path: Path, rounds: Sequence[int]) -> dict[str, Any] | None:
+    """Answers of the teacher and of the students of the first and the last round that were evaluated."""
+    ends = {round: read_json(path / f"round_{round}" / "evaluation.json") for round in {*rounds[:1], *rounds[-1:]}}
+    known = {
+        round: {row["id"]: row for row in ends[round].get("scores", ()) if row.get("answers")}
+        for round in sorted(ends)
+    }
+    pool = path / "round_0" / "heldout.jsonl"
+    asked = [
+        item for item in (read_pool(pool) if pool.is_file() else ()) if all(item.id in of for of in known.values())
+    ]
+    compared = []
+    for item in asked[:_COMPARED] if known else ():
+        found = {round: rows[item.id] for round, rows in known.items()}
+        teacher = next(iter(found.values()))["answers"][0]
+        answers = [_answer(teacher, "teacher", *(row["teacher"] for row in found.values()))]
+        answers += [_answer(row["answers"][1], f"student, round {k}", row["student"]) for k, row in found.items()]
+        compared.append(Compared(shown(item.text), answers))
+    note = f"{len(compared)} of {len(asked)} held-out instructions, with the scores of the judge."
+    return {"title": "Held-out answers", "note": note, "rows": compared}
+
+
+def _answer(text: str, who: str, *scores: float | None) -> Answer:
+    """An answer without its thoughts, which the judge does not see either."""
+    given = ", then ".join(map(number, scores))  # the judge sees both answers, and each round has another student
+    return Answer([who, f"score {given}"], [Token(shown(split_thoughts(text)[1]))])
 
 
 def draw_report(path: Path, report: dict[str, Any]) -> None:

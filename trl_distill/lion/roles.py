@@ -58,7 +58,7 @@ class Compared(NamedTuple):
     scores: dict[str, tuple[float | None, float | None, str | None]]
     unscored: Counter
     report: dict[str, Any]
-    answers: list[list[str]]
+    answers: dict[str, list[str]]
 
 
 class ReleasedReferee(Judge):
@@ -174,7 +174,7 @@ class Roles:
             scores[item.id] = (*judgement.scores, None) if reason is None else (None, None, reason)
         unscored = Counter(reason.partition(":")[0] for *_, reason in scores.values() if reason is not None)
         report = judge_report(items, judgements, judge.name)
-        return Compared(scores, unscored, report, [item.answers for item in items])
+        return Compared(scores, unscored, report, {item.id: item.answers for item in items})
 
     def items(self, pool: Pool, theirs: Answers, ours: Answers) -> tuple[list[JudgeItem], dict[str, str]]:
         """What the referee compares, and by id why it cannot compare the others."""

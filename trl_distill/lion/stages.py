@@ -245,10 +245,12 @@ def evaluation(folder: LionFolder, roles: Roles, store: CallStore, round: int) -
             "relative_score": sum(student for _, student in scored) / sum(teacher for teacher, _ in scored),
         }
     if compared.answers:
-        facts["rouge_l_to_teacher"] = mean(rouge_l(ours, theirs, UNICODE) for theirs, ours in compared.answers)
+        facts["rouge_l_to_teacher"] = mean(
+            rouge_l(ours, theirs, UNICODE) for theirs, ours in compared.answers.values()
+        )
     facts |= {"unscored": dict(compared.unscored), "referee": compared.report}
     rows = [
-        {"id": id, "teacher": teacher, "student": student, "unscored": reason}
+        {"id": id, "teacher": teacher, "student": student, "unscored": reason, "answers": compared.answers.get(id)}
         for id, (teacher, student, reason) in sorted(compared.scores.items())
     ]
     write_json(manifest.folder / "evaluation.json", facts | {"scores": rows})

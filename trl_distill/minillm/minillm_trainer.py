@@ -220,6 +220,7 @@ class MiniLLMTrainer(ResumableTrainer, DistillationTrainer):
         self._longest_prompt = fit_datasets(self, models)
         # Of student and teacher, from the sampler to `_score`: in between, TRL makes tensors of token ids alone
         self._sampled_states: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._teacher_drew: Tensor | None = None
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -306,7 +307,8 @@ class MiniLLMTrainer(ResumableTrainer, DistillationTrainer):
     def _roll_out(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         from .mixed_sampling import roll_out  # not needed where vLLM draws every token
 
-        completion_ids, *self._sampled_states, metrics = roll_out(self, prompt_ids, self._step // self._reads_per_set)
+        rollouts = roll_out(self, prompt_ids, self._step // self._reads_per_set)
+        completion_ids, *self._sampled_states, self._teacher_drew, metrics = rollouts
         self._averages[self._mode].update(metrics)
         return completion_ids
 
@@ -325,6 +327,7 @@ class MiniLLMTrainer(ResumableTrainer, DistillationTrainer):
         real = len(inputs) if self.model.training else real_rows(self.accelerator, len(inputs))
         rollouts |= without_idle_rows(rollouts, self._tokenizer.eos_token_id, real)
         rollouts |= self._score(rollouts, [row["prompt"] for row in inputs])
+        rollouts |= self._rollout_log.drawn_by(self._teacher_drew, rollouts["completion_mask"].shape[1])
 
         metrics = rollout_metrics(rollouts, inputs[:real], self.processing_class, self._mode, self.answer_checker)
         self._averages[self._mode].update(metrics)

@@ -41,6 +41,7 @@ class MixedRollout(NamedTuple):
     student_states: Tensor | None  # (B, T, H_s), the hidden states that predict the tokens; arbitrary behind the end
     teacher_states: Tensor | None  # (B, T, H_t); `None` without states, or without a teacher
     teacher_tokens: int  # how many of them the teacher drew
+    teacher_drew: Tensor  # (T,) bool, on the CPU: which of them, in every row
     teacher_calls: int  # forward passes
     student_calls: int  # forward passes, or calls of `draw_run`
 
@@ -266,6 +267,7 @@ def mixed_generate(
         student_states=states.get(False),
         teacher_states=states.get(True),
         teacher_tokens=int(teacher_tokens),
+        teacher_drew=torch.tensor(coins[:step], dtype=torch.bool),
         teacher_calls=calls.get(True, 0),
         student_calls=calls.get(False, runs),
     )
@@ -330,6 +332,7 @@ class RolloutSet(NamedTuple):
     completion_ids: list[list[int]]
     student_states: Tensor | None  # as in `MixedRollout`
     teacher_states: Tensor | None
+    teacher_drew: Tensor | None  # (B, T) bool, on the CPU: which tokens the teacher drew, arbitrary behind the end
     metrics: dict[str, tuple[int, int]]
 
 
@@ -395,6 +398,9 @@ def roll_out(trainer, prompt_ids: list[list[int]], rollout_set: int) -> RolloutS
         [ids[:length] for ids, length in zip(completions, lengths, strict=True)],
         _in_turn([rollout.student_states for rollout in rollouts]),
         _in_turn([rollout.teacher_states for rollout in rollouts]),
+        _in_turn([rollout.teacher_drew.expand(len(rollout.lengths), -1) for rollout in rollouts])
+        if alpha > 0
+        else None,
         metrics if alpha > 0 else {},
     )
 

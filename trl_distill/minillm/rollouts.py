@@ -22,7 +22,7 @@ from pathlib import Path
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from ..divergence import TokenScores
+from ..divergence import TokenScores, pad_states
 
 
 ROLLOUTS_FILE = "rollouts.jsonl"
@@ -33,7 +33,8 @@ class RolloutLog:
     """
     Writes the first rows of a micro-batch to `rollouts.jsonl`, some twenty times a run, if `args.log_completions` is
     set: `mode`, `step`, `row`, `prompt`, `reward` (the sum over the answer of teacher minus student, in nats),
-    `length`, and for each token its text and both log-probabilities, in `credit` its credit where that is known.
+    `length`, and for each token its text and both log-probabilities, in `credit` its credit where that is known, and
+    in `by_teacher` whether the teacher drew it, where it drew any.
 
     `args.num_completions_to_print` is the number of rows. Only the first process writes, of what it has drawn.
     """
@@ -43,6 +44,12 @@ class RolloutLog:
         self.on = trainer.args.log_completions and trainer.accelerator.is_main_process
         self.last: dict[str, int] = {}  # step of the last set, by mode
         self.tokenizer = trainer.processing_class
+
+    def drawn_by(self, teacher_drew: Tensor | None, width: int) -> dict[str, Tensor]:
+        """What rows carry to `watch`: which tokens the teacher drew, `(B, T)`, as wide as their masks."""
+        if not self.on or teacher_drew is None:
+            return {}
+        return {"teacher_drew": pad_states(teacher_drew[..., None], slice(None), width)[..., 0]}
 
     def watch(self, scores: TokenScores, inputs: dict[str, Tensor]):
         """Perhaps note the scores `(N,)` of the completion tokens of a micro-batch, of whose `inputs` they are."""
@@ -75,13 +82,19 @@ class RolloutLog:
             prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist()
             ids = inputs["completion_ids"][row][mask[row]].tolist()
             reward = sum(values["teacher"]) - sum(values["student"])
+            drawn = {}
+            if "teacher_drew" in inputs:
+                drew = inputs["teacher_drew"][row].to(mask.device)[mask[row]]
+                drawn["by_teacher"] = drew[:_TOKENS].tolist()
             yield {
                 "row": row,
                 "prompt": self.tokenizer.decode(prompt),
                 "reward": _rounded(reward),
                 "length": length,
                 "tokens": self._texts(ids[:_TOKENS]),
-            } | {name: [_rounded(value) for value in part[:_TOKENS]] for name, part in values.items()}
+                **{name: [_rounded(value) for value in part[:_TOKENS]] for name, part in values.items()},
+                **drawn,
+            }
 
     def _texts(self, ids: list[int]) -> list[str]:
         """The text of each token; of a character of several tokens the last one has it."""

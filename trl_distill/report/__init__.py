@@ -16,19 +16,26 @@
 """What a run leaves behind: one page, made of the files in its folder alone."""
 
 from .curves import Curve, curve, number
-from .page import Table, calls_table, render, write_report
+from .page import Table, calls_table, read_json, render, settings_tables, write_report
 from .record import RUN_FILE, describe_run, record_run
+from .rollouts import Answer, Compared, Token, shown
 
 
 __all__ = [
     "RUN_FILE",
+    "Answer",
+    "Compared",
     "Curve",
     "Table",
+    "Token",
     "calls_table",
     "curve",
     "describe_run",
     "number",
+    "read_json",
     "record_run",
     "render",
+    "settings_tables",
+    "shown",
     "write_report",
 ]

@@ -25,16 +25,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..chat.credentials import without_secrets
-from ..files import read_rows, whole_file
+from ..files import whole_file
 from .curves import Curve, curve, number
 from .record import RUN_FILE
+from .rollouts import ROLLOUTS_FILE, read_rollouts
 
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-ROLLOUTS_FILE = "rollouts.jsonl"
-_SETS = 6  # of rollouts, on a page
 _SUMS = re.compile(r"epoch|step|total_flos|train_.*|eval_(.*_)?(runtime|\w+_per_second)")
 _LOSS = re.compile(r"loss(/.*)?")
 _TRL = re.compile(
@@ -43,10 +42,6 @@ _TRL = re.compile(
 )
 _LOWER = re.compile(r"(?<!time/)loss|kl|(^|_)ce$|repetition|clipped")
 _HIGHER = re.compile(r"accura|rouge|auc|margin|distinct|reward")
-_SHADES = (0.1, 0.5, 1.0, 2.0)  # nats from which on a token is coloured, and more strongly
-
-
-_SHOWN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}  # control characters, as signs
 
 
 class Table(NamedTuple):
@@ -80,15 +75,16 @@ def render(path: str | PathLike, title: str, **parts: Any) -> None:
             Its heading.
         parts (*optional*):
             `facts` (pairs of label and text), `warnings` (texts), `groups` (pairs of heading and a list of
-            [`Curve`]s), `tables` (of `Table`), `rollouts` and `compared`, as `_rollouts` gives them. All that is not
-            a `Markup` is escaped.
+            [`Curve`]s), `evaluation` (a `Table`), `compared` (`title`, `note` and `rows`, each a [`Compared`]),
+            `rollouts`, `recorded` and `mixed`, as `read_rollouts` gives them, and `tables` (of `Table`). All that is
+            not a `Markup` is escaped.
     """
     page = _template().render(title=title, **parts)
     with whole_file(path) as file:
         file.write(without_secrets(page))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing where it is not there, or cut off by a kill."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -97,11 +93,16 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _since(run: dict[str, Any]) -> float:
+    """From when on a file belongs to a run: one that goes on has older ones, too."""
+    return 0.0 if (run.get("settings") or {}).get("resume_from_checkpoint") else run.get("started", 0.0)
+
+
 def _state(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     """The newest state that a run has written. Those of an earlier run in the same folder do not count."""
-    since = 0.0 if (run.get("settings") or {}).get("resume_from_checkpoint") else run.get("started", 0.0)
+    since = _since(run)
     files = [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
-    states = [(path.stat().st_mtime, _json(path)) for path in files if path.is_file()]
+    states = [(path.stat().st_mtime, read_json(path)) for path in files if path.is_file()]
     states = [(time, state) for time, state in states if time >= since and "log_history" in state]
     return max(states, key=lambda state: (state[0], len(state[1]["log_history"])), default=(0.0, {}))[1]
 
@@ -159,51 +160,6 @@ def _ledger(path: Path) -> Table:
     return calls_table(row._asdict() for row in (read_ledger(path) if path.is_file() else ()))
 
 
-def _token(text: str, student: float | None, teacher: float | None, credit: float | None) -> tuple[str, str, str]:
-    """A token, its shade, and what is known of it."""
-    if student is None or teacher is None:
-        return text.translate(_SHOWN), "", "not finite"
-    ratio = teacher - student
-    strength = sum(abs(ratio) >= bound for bound in _SHADES)
-    about = f"teacher {teacher:.2f}, student {student:.2f}" + ("" if credit is None else f", credit {credit:.2f}")
-    return text.translate(_SHOWN), ("" if strength == 0 else f"{'p' if ratio > 0 else 'n'}{strength}"), about
-
-
-def _answer(row: dict[str, Any]) -> dict[str, Any]:
-    credit = row.get("credit") or [None] * len(row["tokens"])
-    tokens = [_token(*token) for token in zip(row["tokens"], row["student"], row["teacher"], credit, strict=True)]
-    return {
-        "prompt": row["prompt"].translate(_SHOWN),
-        "tokens": tokens,
-        "reward": row["reward"],
-        "length": row["length"],
-    }
-
-
-def _rollouts(path: Path) -> dict[str, Any]:
-    """
-    Of the recorded rollouts `rollouts`, pairs of a step and its answers, and `compared`, pairs of answers of the first
-    and the last evaluation with the two steps. A step that was done again after a resume counts once.
-    """
-    sets: dict[str, dict[int, dict[int, dict[str, Any]]]] = {"train": {}, "eval": {}}
-    try:
-        for row in read_rows(path) if path.is_file() else ():
-            sets[row["mode"]].setdefault(row["step"], {})[row["row"]] = _answer(row)
-    except (ValueError, KeyError):  # a kill has cut the last line off
-        pass
-    found: dict[str, Any] = {}
-    if steps := sorted(sets["train"]):
-        last = len(steps) - 1
-        shown = sorted({steps[round(last * place / (_SETS - 1))] for place in range(_SETS)})
-        found["rollouts"] = [(step, list(sets["train"][step].values())) for step in shown]
-        found["recorded"] = len(steps)
-    if len(steps := sorted(sets["eval"])) > 1:
-        first, last = (sets["eval"][steps[place]] for place in (0, -1))
-        found["compared"] = [(first[row], last[row]) for row in first if row in last]
-        found["compared_steps"] = steps[0], steps[-1]
-    return found
-
-
 def _facts(run: dict[str, Any], state: dict[str, Any]) -> list[tuple[str, str]]:
     history, facts = state.get("log_history", ()), []
     ends = [entry for entry in history if "train_runtime" in entry]
@@ -236,7 +192,7 @@ def write_report(folder: str | PathLike) -> Path:
         `ValueError`: If it holds neither of the first two.
     """
     folder = Path(folder)
-    run = _json(folder / RUN_FILE)
+    run = read_json(folder / RUN_FILE)
     state = _state(folder, run)
     if not run and not state:
         raise ValueError(
@@ -247,17 +203,22 @@ def write_report(folder: str | PathLike) -> Path:
     groups = _groups(history)
     for inner in sorted({path.parent.parent for path in folder.glob("*/checkpoint-*/trainer_state.json")}):
         groups += _groups(_state(inner, run).get("log_history", []), f" ({inner.name})")
-    settings = run.get("settings", {})
-    lines = {name: [name, _shown(value)] for name, value in settings.items()}
-    tables = [
-        _ledger(folder / "calls.sqlite"),
-        Table("Settings that differ from their defaults", (), [lines[name] for name in run.get("changed", ())], 2),
-        Table("All settings", (), sorted(lines.values()), 2, folded=True),
-    ]
+    tables = [_ledger(folder / "calls.sqlite"), *settings_tables(run)]
     parts = {"facts": _facts(run, state), "groups": groups, "evaluation": _evaluation(history), "tables": tables}
-    render(folder / "report.html", folder.resolve().name, **parts, **_rollouts(folder / ROLLOUTS_FILE))
+    render(
+        folder / "report.html", folder.resolve().name, **parts, **read_rollouts(folder / ROLLOUTS_FILE, _since(run))
+    )
     return folder / "report.html"
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def settings_tables(run: dict[str, Any]) -> list[Table]:
+    """Settings of a run as [`describe_run`] gives them: those that differ from their defaults, and all."""
+
+    def line(name: str) -> list[str]:
+        value = run["settings"][name]
+        return [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+
+    return [
+        Table("Settings that differ from their defaults", (), [line(name) for name in run.get("changed", ())], 2),
+        Table("All settings", (), [line(name) for name in sorted(run.get("settings", ()))], 2, folded=True),
+    ]

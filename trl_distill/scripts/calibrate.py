@@ -64,7 +64,7 @@ class CalibrateScriptArguments:
 def make_parser(prog: str | None = None):
     from trl_distill import NCEConfig
 
-    return training_parser(prog, NCEConfig, NCEScriptArguments, CalibrateScriptArguments)
+    return training_parser(prog, NCEConfig, NCEScriptArguments, CalibrateScriptArguments, answers=False)
 
 
 def calibrate(script_args, training_args, model_args, dataset_args, nat_args, journal: Path) -> "tuple[Dataset, int]":

@@ -116,7 +116,7 @@ def build_trainer(
 def make_parser(prog: str | None = None):
     from trl_distill import MiniLLMConfig
 
-    return training_parser(prog, MiniLLMConfig, MiniLLMScriptArguments)
+    return training_parser(prog, MiniLLMConfig, MiniLLMScriptArguments, answers=False)
 
 
 def run(argv: list[str]) -> None:

@@ -30,7 +30,7 @@ from trl_distill.training import load_splits, model_arguments
 def make_parser(prog: str | None = None):
     from trl_distill import ASCRankerConfig
 
-    return training_parser(prog, ASCRankerConfig)
+    return training_parser(prog, ASCRankerConfig, answers=False)
 
 
 def build_trainer(script_args, training_args, model_args, dataset_args):

@@ -27,11 +27,18 @@ if TYPE_CHECKING:
     from trl import TrlParser
 
 
-def training_parser(prog: str | None, config_class: type, *more: type) -> "TrlParser":
-    """Parser of a trainer's config, of the fields that all training scripts have, and of `more` dataclasses."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+def training_parser(prog: str | None, config_class: type, *more: type, answers: bool = True) -> "TrlParser":
+    """
+    Parser of a trainer's config, of the fields that all training scripts have, and of `more` dataclasses. `answers`
+    says whether what is trained can answer before and after it, and has no `log_completions` of its own.
+    """
+    import trl
+    from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
-    classes = (ScriptArguments, config_class, ModelConfig, DatasetMixtureConfig, *more)
+    from ..script_arguments import ScriptArguments
+
+    first = ScriptArguments if answers else trl.ScriptArguments
+    classes = (first, config_class, ModelConfig, DatasetMixtureConfig, *more)
     return add_help(TrlParser(classes, prog=prog))
 
 
