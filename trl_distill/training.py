@@ -488,11 +488,11 @@ def run_training(
         finds_checkpoint (`bool`, *optional*, defaults to `False`):
             Whether the trainer knows better than [`resolve`] where the last run has stopped.
     """
+    quiet()  # before anything large is imported
+    end_with_launcher()
     from .report import describe_run, record_run
     from .script_arguments import answers_wanted
 
-    quiet()
-    end_with_launcher()
     try:
         with user_errors(prog):
             args = parse()
