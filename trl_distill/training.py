@@ -458,7 +458,7 @@ def train_and_save(
         from .report import write_report
 
         write_report(folder)
-    trainer.accelerator.print(f"{what} saved to {trainer.args.output_dir}.")
+    trainer.accelerator.print(f"{what} saved to {folder}. The page of the run: {folder / 'report.html'}.")
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     trainer.end()

@@ -33,7 +33,7 @@ def test_all_are_listed_with_what_they_are(capsys):
     assert all(len(text) > 20 and "Licensed" not in text for text in listed.values())
 
 
-@pytest.mark.parametrize("name", ["lion/local", "lion/local.yaml", "recipes/lion/local.yaml"])
+@pytest.mark.parametrize("name", ["lion/local", "lion/local.yaml", "recipes/lion/local.yaml", "local"])
 def test_one_is_printed_as_it_is(name, capsys):
     recipe.run([name])
     assert capsys.readouterr().out == (recipe_folder() / "lion/local.yaml").read_text()

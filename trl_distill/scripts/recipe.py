@@ -24,6 +24,7 @@ trl-distill minillm --config my.yaml
 
 import argparse
 import ast
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -39,7 +40,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description="Without NAME, list the recipes; with it, print one, to be saved and changed. A command takes a "
         "recipe as it is, too: `trl-distill minillm --config recipes/NAME.yaml`.",
     )
-    name = parser.add_argument("name", nargs="?", metavar="NAME", help="As it is listed, with or without its suffix.")
+    name = parser.add_argument("name", nargs="?", metavar="NAME", help="As it is listed, with or without folder and suffix.")
     name.completer = lambda **_: recipes()  # of argcomplete
     return parser
 
@@ -53,11 +54,11 @@ def recipes() -> dict[str, Path]:
 
 
 def about(path: Path) -> str:
-    """What a file says of itself first, on a line."""
+    """The first sentence that a file says of itself, on a line."""
     text = path.read_text(encoding="utf-8")
     lines = (ast.get_docstring(ast.parse(text)) or "").splitlines() if path.suffix == ".py" else text.splitlines()
-    said = (line.strip('#{}-" ') for line in lines if not line.startswith("#!"))
-    return textwrap.shorten(next(filter(None, said), ""), 120, placeholder=" ...")
+    said = " ".join(line.strip('#{}-" ') for line in lines if not line.startswith("#!")).strip()
+    return textwrap.shorten(re.split(r"(?<=\.)\s", said, maxsplit=1)[0], 120, placeholder=" ...")
 
 
 def run(argv: list[str]) -> None:
@@ -71,6 +72,8 @@ def run(argv: list[str]) -> None:
             return
         name = args.name.removeprefix("recipes/")
         path = known.get(name) or known.get(f"{name}.yaml")
+        if path is None and len(named := [path for path in known.values() if name in (path.name, path.stem)]) == 1:
+            [path] = named
         if path is None:
             raise ValueError(f"no recipe {name!r}. {closest(name, known) or '`trl-distill recipe` lists them.'}")
     sys.stdout.write(path.read_text(encoding="utf-8"))
