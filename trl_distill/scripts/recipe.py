@@ -40,7 +40,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description="Without NAME, list the recipes; with it, print one, to be saved and changed. A command takes a "
         "recipe as it is, too: `trl-distill minillm --config recipes/NAME.yaml`.",
     )
-    name = parser.add_argument("name", nargs="?", metavar="NAME", help="As it is listed, with or without folder and suffix.")
+    name = parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="As it is listed, with or without folder and suffix."
+    )
     name.completer = lambda **_: recipes()  # of argcomplete
     return parser
 
