@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from trl import ModelConfig
 
 from trl_distill import (
     ASCRankerConfig,
@@ -30,6 +31,7 @@ from trl_distill import (
 )
 from trl_distill.hardware import Hardware, choose_precision
 from trl_distill.sft_config import SFTConfig
+from trl_distill.training import set_model_init_kwargs
 from trl_distill.zephyr.dpo_config import DPOConfig
 
 
@@ -64,6 +66,23 @@ def test_what_is_chosen(hardware, given, chosen):
     args = SimpleNamespace(**{"bf16": None, "fp16": False, "use_cpu": False} | given)
     choose_precision(args, hardware)
     assert (args.bf16, args.fp16, args.use_cpu) == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "left"), [({}, (False, False, "no")), ({"fp16": True}, None), ({"bf16": False}, (False, False, "bf16"))]
+)
+def test_a_quantized_student_is_not_scaled(given, left):
+    """What is added to it trains in bfloat16. A float16 that was chosen is taken back, one that was set is refused."""
+    values = {"bf16": None, "fp16": False, "use_cpu": False, "model_init_kwargs": None, "mixed_precision": "bf16"}
+    args = SimpleNamespace(**values | given)
+    choose_precision(args, TURING)
+    model = ModelConfig("model", load_in_4bit=True)
+    if left is None:
+        with pytest.raises(ValueError, match="gradients cannot be scaled. Leave `fp16`"):
+            set_model_init_kwargs(args, model)
+    else:
+        set_model_init_kwargs(args, model)
+        assert (args.bf16, args.fp16, args.mixed_precision) == left
 
 
 @pytest.mark.parametrize("config", CONFIGS)

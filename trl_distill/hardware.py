@@ -64,9 +64,21 @@ def choose_precision(args: "TrainingArguments", hardware: Hardware | None = None
         return
     args.bf16 = hardware.cpu_multiplies_bf16 if args.use_cpu else hardware.gpu_multiplies_bf16
     args.fp16 = not (args.bf16 or args.use_cpu) and hardware.gpu_multiplies_fp16
+    args._chose_fp16 = args.fp16
     if args.use_cpu or not args.bf16:
         precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
         _say(f"Training in {precision} on the {'CPU' if args.use_cpu else 'GPU'}, by what is here.")
+
+
+def without_scaling(args: "TrainingArguments") -> bool:
+    """
+    Take back, in place, an `fp16` that [`choose_precision`] has chosen: it scales the loss, and gradients in bfloat16
+    cannot be scaled back. False if a user has set it.
+    """
+    if getattr(args, "_chose_fp16", False):
+        args.fp16, args.mixed_precision = False, "no"
+        _say("No mixed precision after all, on a quantized model.")
+    return not args.fp16
 
 
 @functools.cache

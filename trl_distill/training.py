@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .checkpoints import CheckpointError, checkpoint_to_resume
 from .extras import check_packages
 from .files import check_there, data_errors, file_format
+from .hardware import without_scaling
 from .launcher import quiet
 from .row_formats import question_of, trl_rows
 
@@ -356,11 +357,10 @@ def set_model_init_kwargs(training_args: "TrainingArguments", model_args: "Model
     """Put the fields about the model where the trainer looks for them. The config file's own entries win."""
     if model_args.model_name_or_path is None:
         raise ValueError(f"no {role}: set `model_name_or_path`.")
-    if training_args.fp16 and (model_args.load_in_4bit or model_args.load_in_8bit):
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not without_scaling(training_args):
         raise ValueError(
-            "in float16 (`fp16`, or a GPU that does not multiply bfloat16) the loss is scaled, but TRL trains what is "
-            "added to a quantized model in bfloat16, whose gradients cannot be scaled. Set `bf16: false`, without "
-            "`fp16`, or leave the quantization out."
+            "with `fp16` the loss is scaled, but TRL trains what is added to a quantized model in bfloat16, whose "
+            "gradients cannot be scaled. Leave `fp16` or the quantization out."
         )
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,

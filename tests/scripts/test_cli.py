@@ -311,7 +311,7 @@ class TestScripts:
                 "no file or folder data/none here, either. If a recipe names it, the recipe's",
             ),
             ({"model_name_or_path": "runs/a/none"}, "No such file or folder: runs/a/none. If a recipe names it, the"),
-            ({"fp16": True, "load_in_4bit": True, "use_peft": True}, "cannot be scaled. Set `bf16: false`"),
+            ({"fp16": True, "load_in_4bit": True, "use_peft": True}, "cannot be scaled. Leave `fp16`"),
             ({"report_to": ["dvclive"]}, "needs the package dvclive. Install it with `pip install dvclive`."),
             ({"report_to": "wandbb"}, "`report_to` must name trackers, got 'wandbb'. Did you mean wandb"),
         ],
