@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from tests.chat.chat_server import ChatServer, completion_body
 from tests.commands import run_python, write_rows
 from tests.minillm.test_families import build
+from tests.newcomer import CHATML, save_model
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -83,11 +84,13 @@ def test_rationales(tiny, tmp_path):
     AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out/nce")
 
 
-def test_offline_distillation(tiny, tmp_path, capsys):
+def test_offline_distillation(tmp_path, capsys):
+    for name in ("student", "teacher"):
+        save_model(tmp_path / name, 264, "<|im_end|>", CHATML)  # whose answers end
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Count to {word}."} for word in WORDS])
-    flags = {"student": tiny("student"), "teacher": tiny("teacher", num_hidden_layers=3), "prompts": data}
-    run("offline_distillation", **flags, output_dir=tmp_path / "out", max_tokens=6, num_train_epochs=1)
-    assert int(re.search(r"(\d+) tokens of the teacher", capsys.readouterr().out).group(1)) >= len(WORDS)
+    flags = {"student": tmp_path / "student", "teacher": tmp_path / "teacher", "prompts": data}
+    run("offline_distillation", **flags, output_dir=tmp_path / "out", max_tokens=60, num_train_epochs=1)
+    assert int(re.search(r"(\d+) tokens of the teacher", capsys.readouterr().out).group(1)) > len(WORDS)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 

@@ -394,10 +394,10 @@ def model_arguments(
     from trl import get_peft_config
 
     set_model_init_kwargs(training_args, model_args, role)
-    if is_adapter(model_args.model_name_or_path):
+    if is_adapter(name := model_args.model_name_or_path):
         raise ValueError(
-            f"{model_args.model_name_or_path} is an adapter, and this training begins with a full model. Put it into "
-            "its base first: `trl-distill merge`."
+            f"{name} is an adapter, and this training begins with a full model. Put it into its base first: "
+            f"`trl-distill merge {name} --output DIR`, then set `model_name_or_path` to DIR."
         )
     return {
         "model": model_args.model_name_or_path,
