@@ -451,7 +451,7 @@ class TestKilledTraining:
         pool = [Instruction(toy.task(0, i)) for i in range(6)]
         answers, _ = training_rows(pool, [Completion(f"right {item.text}") for item in pool])
         write_rows(rows, answers)
-        fields = FIELDS | {"max_steps": 240, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+        fields = FIELDS | {"max_steps": 80, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
         output = tmp_path / "training/student"
         output.parent.mkdir()
         process = self.start(fields, base, rows, output)
@@ -473,7 +473,7 @@ class TestKilledTraining:
         rows = tmp_path / "rows.jsonl"
         pool = [Instruction(toy.task(0, i)) for i in range(6)]
         write_rows(rows, training_rows(pool, [Completion(f"right {item.text}") for item in pool])[0])
-        fields = FIELDS | {"max_steps": 240, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+        fields = FIELDS | {"max_steps": 80, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
         output = tmp_path / "training/student"
         output.parent.mkdir()
         process = self.start(fields, base, rows, output)

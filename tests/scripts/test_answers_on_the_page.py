@@ -154,7 +154,9 @@ def test_an_older_run_in_the_folder_is_forgotten(train, tmp_path):
     assert "Answers before" not in (tmp_path / "out/report.html").read_text()
 
 
-@pytest.mark.parametrize(("mode", "count"), [("zero2", 8), ("zero3", 0), ("fsdp2", 0)])
+@pytest.mark.parametrize(
+    ("mode", "count"), [pytest.param("zero2", 8, marks=pytest.mark.slow), ("zero3", 0), ("fsdp2", 0)]
+)
 def test_answers_of_sharded_models(mode, count, on_one_and_two_processes, tiny_model, tokenizer, prompts, tmp_path):
     """There are none, and nobody waits for the others."""
     if mode.startswith("zero"):
