@@ -135,6 +135,7 @@ class TestOtherCommands:
             process = start(*arguments)
             silent.settimeout(60)
             connection, _ = silent.accept()
+            connection.recv(1)  # the request is sent, and its client waits
             process.send_signal(signal.SIGINT)
             said, _ = process.communicate(timeout=60)
             connection.close()
@@ -151,6 +152,8 @@ class TestOtherCommands:
             process = start(*arguments, "--dataset_name", prompts, "--output_file", tmp_path / "samples.jsonl")
             silent.settimeout(60)
             connections = [silent.accept()[0] for _ in range(2)]
+            for connection in connections:
+                connection.recv(1)
             process.send_signal(signal.SIGINT)
             line = next(line for line in process.stdout if "Waiting" in line)
             assert "Waiting for the 2 requests that are under way" in line and "Ctrl-C again ends at once" in line
