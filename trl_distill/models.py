@@ -17,6 +17,7 @@
 import copy
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def load_teacher(
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: Teacher in eval mode, without gradients.
 
     Raises:
-        `ValueError`: If it is one of the two adapters of NAT.
+        `ValueError`: If it is the positive adapter of NAT alone.
         `OSError`: If there is no such model, or no base of the adapter.
     """
     init_kwargs.setdefault("dtype", "auto")
@@ -89,13 +90,15 @@ def load_teacher(
         if adapter.get("nat_config"):
             raise ValueError(
                 f"{model_name_or_path} is the positive adapter of a NAT model, which nobody trained to be without its "
-                f"gate. Name the folder that holds it."
+                "gate. Name the folder that holds it."
             )
         try:
             teacher = AutoPeftModelForCausalLM.from_pretrained(model_name_or_path, **init_kwargs)
         except OSError as error:
+            if os.path.isdir(base := adapter["base_model_name_or_path"]):  # it is there, and something else is wrong
+                raise
             raise OSError(
-                f"{model_name_or_path} is an adapter of {adapter['base_model_name_or_path']}, which is neither a "
+                f"{model_name_or_path} is an adapter of {base}, which is neither a "
                 "folder here nor to be had from the Hub. If it is a folder, it is named from where the adapter was "
                 f"trained; `trl-distill merge {model_name_or_path} --base FOLDER --output DIR` joins the two."
             ) from error

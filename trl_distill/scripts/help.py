@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-`--help` of commands whose fields are those of dataclasses: first what every training names, then ours, in the groups
-of their docstrings.
+`--help` of commands whose fields are those of dataclasses: ours first, in the groups of their docstrings, then what
+every training names.
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ class _Help(Action):
             for field in dataclasses.fields(config_class)
         }
         if "learning_rate" in group_of:
-            group_of |= {name: (-1, False, _EVERY_RUN) for name in _NAMED if name in group_of}
+            group_of |= {name: (0, True, _EVERY_RUN) for name in _NAMED if name in group_of}
         _, rest = parser._action_groups[:2]  # positional arguments, of which there are none, and options
         grouped: dict[tuple, list[Action]] = {}
         place_in = {name: place for place, name in enumerate(_NAMED)}
